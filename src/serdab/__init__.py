@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Serdab: programs in sealed, measured images, booted through a chain that verifies each stage."""
