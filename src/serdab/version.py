@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The version of Serdab: the one place that says it (the wheel, the CLI and the descriptor read it)."""
+"""The version of Serdab; the only place that states it."""
 
 from __future__ import annotations
 
