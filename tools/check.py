@@ -24,7 +24,7 @@ CHECKS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
         (*_PYTHON, "ruff", "format", "--check", "--quiet", "."),
     ),
     "types": ((*_PYTHON, "mypy"),),
-    "imports": ((str(_SCRIPTS / "lint-imports"),),),
+    "imports": ((str(_SCRIPTS / "lint-imports"), "--no-logo"),),
     "docs": ((*_PYTHON, "mkdocs", "build", "--strict", "--quiet", "--site-dir", "site"),),
     # Last, so that pytest's own summary stands at the end of the output.
     "tests": ((*_PYTHON, "pytest"),),

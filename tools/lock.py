@@ -25,7 +25,7 @@ def main() -> int:
         bin_dir = Path(scratch) / "bin"
         subprocess.run([bin_dir / "pip", "install", "--quiet", "uv"], check=True)
         for name, groups in (("runtime", []), ("dev", ["--group", "dev"])):
-            command = [
+            command: list[str | Path] = [
                 bin_dir / "uv", "pip", "compile", "--quiet",
                 "--universal", "--python-version", FLOOR, "--generate-hashes", "--upgrade",
                 "--no-emit-index-url", "--no-emit-find-links",

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every test shares: the fixtures of ``tests/harness``, skips that count, nothing left behind.
+
+* ``serdab``       the real command, with state, runtime and cache directories of its own
+* ``as_user``      the same machine seen by an ordinary user
+* ``compile_c``    small C programs, linked statically
+* ``make_instance`` instances built by the real verbs
+
+In CI (``CI=true``) a skipped test fails unless ``tests/allowed-skips.txt`` names it with a reason.
+At the end of the session a mount or a process that a test left behind fails the run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness.leftovers import SESSION_VARIABLE, find_mounts, find_processes
+from tests.harness.skips import is_allowed, load_allowed
+
+pytest_plugins = [
+    "tests.harness.command",
+    "tests.harness.cprogram",
+    "tests.harness.user",
+    "tests.harness.instances",
+]
+
+_ALLOWED_SKIPS = load_allowed(Path(__file__).parent / "allowed-skips.txt")
+
+
+def _refuse_skip(report: pytest.TestReport | pytest.CollectReport, nodeid: str) -> None:
+    if os.environ.get("CI") != "true" or not report.skipped or hasattr(report, "wasxfail"):
+        return
+    if is_allowed(nodeid, _ALLOWED_SKIPS):
+        return
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    report.outcome = "failed"
+    report.longrepr = (
+        f"{nodeid} was skipped in CI, and tests/allowed-skips.txt does not name it: {reason}"
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    _refuse_skip(report, item.nodeid)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    _refuse_skip(report, collector.nodeid)
+    return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fail the session if a mount or a process of ours outlives it."""
+    mark = os.environ.setdefault(SESSION_VARIABLE, f"{os.getpid()}-{os.urandom(4).hex()}")
+    base = tmp_path_factory.getbasetemp()
+    mounts_before = find_mounts(base)
+    yield
+    mounts = find_mounts(base) - mounts_before
+    processes = find_processes(mark, base, patience_s=5.0)
+    problems = [f"mount left behind: {where}" for where in sorted(mounts)]
+    problems += [f"process left behind: {process}" for process in processes]
+    assert not problems, "\n".join(problems)

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Instances made by the real verbs: ``make_instance`` returns a built one, ready for ``run``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.harness.command import Command
+from tests.harness.user import OrdinaryUser
+
+MakeInstance = Callable[..., "BuiltInstance"]
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltInstance:
+    """An instance, its key file (``None``: integrity-only) and the command that made it."""
+
+    path: Path
+    key: Path | None
+    command: Command
+
+    def run(
+        self, *argv: str, stdin: bytes | None = None, timeout_s: float = 120
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Return the finished ``serdab run`` of a program inside."""
+        key = ("--image-key", self.key) if self.key else ()
+        return self.command.run(
+            "-C", self.path, "run", *key, *argv, stdin=stdin, timeout_s=timeout_s
+        )
+
+
+@pytest.fixture
+def make_instance(tmp_path: Path, serdab: Command, request: pytest.FixtureRequest) -> MakeInstance:
+    """Return ``make_instance(*, encrypted=True, programs={}, files={}, user=None, name="inst")``.
+
+    The image holds busybox as /bin/busybox with sh, true, false, cat, ls, echo, sleep and cp linked
+    to it, the ``programs`` (path inside by host path) and the ``files`` (path inside by content).
+    """
+
+    def make(
+        *,
+        encrypted: bool = True,
+        programs: Mapping[str, Path] | None = None,
+        files: Mapping[str, bytes] | None = None,
+        user: OrdinaryUser | None = None,
+        name: str = "inst",
+    ) -> BuiltInstance:
+        command = user.command if user else serdab
+        base = user.home if user else tmp_path
+        path = base / name
+        command.ok("new", path)
+        image = path / "image"
+        busybox = shutil.which("busybox")
+        if busybox is None:
+            pytest.skip("no busybox")
+        _put(image / "bin/busybox", Path(busybox).read_bytes(), mode=0o755)
+        for applet in ("sh", "true", "false", "cat", "ls", "echo", "sleep", "cp"):
+            (image / "bin" / applet).symlink_to("busybox")
+        for inside, host in (programs or {}).items():
+            _put(image / inside.lstrip("/"), Path(host).read_bytes(), mode=0o755)
+        for inside, content in (files or {}).items():
+            _put(image / inside.lstrip("/"), content, mode=0o644)
+        key = base / f"{name}.key" if encrypted else None
+        if user:
+            user.own(path)
+        if key:
+            command.ok("gen-image-key", key)
+            command.ok("-C", path, "build", "--image-key", key)
+        else:
+            command.ok("-C", path, "build")
+        return BuiltInstance(path, key, command)
+
+    return make
+
+
+def _put(path: Path, content: bytes, *, mode: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    os.chmod(path, mode)

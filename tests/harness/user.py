@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The machine as an ordinary user sees it: ``as_user``.
+
+Run by root, the fixture becomes an unprivileged uid through setpriv(1), with no groups, a home and
+XDG directories of its own. Where /dev/fuse admits only root, as in some container images, it is
+opened for the duration, as udev does on ordinary Linux, and closed by whoever leaves last. Run by
+an ordinary user, the fixture is that user.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pwd
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pytest
+import zstandard
+
+import serdab
+from tests.harness.command import Command, private_environment
+
+# fusermount3 wants a name for its caller, so this is a user whom every Debian knows. Not "nobody":
+# its uid is the one that stands for "not mapped" in user namespaces.
+ORDINARY_NAME: Final = "daemon"
+_FUSE: Final = Path("/dev/fuse")
+_LOCK: Final = Path("/run/serdab-test-dev-fuse.lock")
+
+
+@dataclass(frozen=True, slots=True)
+class OrdinaryUser:
+    """An unprivileged user: ``prefix`` becomes them, ``command`` is Serdab run by them."""
+
+    uid: int
+    gid: int
+    home: Path
+    env: dict[str, str]
+    prefix: tuple[str, ...]
+    python: str
+    command: Command
+
+    def run(
+        self, *argv: str | os.PathLike[str], cwd: Path | None = None, timeout_s: float = 120
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Return the finished process of any program, run as this user."""
+        return subprocess.run(
+            [*self.prefix, *argv],
+            cwd=cwd or self.home,
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    def own(self, *paths: Path) -> None:
+        """Give files and whole trees to the user."""
+        if os.geteuid() != 0:
+            return
+        for top in paths:
+            for folder, _, names in os.walk(top):
+                for path in (folder, *(os.path.join(folder, name) for name in names)):
+                    os.chown(path, self.uid, self.gid, follow_symlinks=False)
+            os.chown(top, self.uid, self.gid, follow_symlinks=False)
+
+
+@contextmanager
+def open_dev_fuse() -> Iterator[None]:
+    """Admit everybody to /dev/fuse; the last of several sessions to leave puts the mode back."""
+    is_open = stat.S_IMODE(_FUSE.stat().st_mode) & 0o006 == 0o006
+    if os.geteuid() != 0 or (is_open and not _LOCK.exists()):
+        yield
+        return
+    with open(_LOCK, "a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        lock.seek(0)
+        recorded = lock.read().strip()
+        if not recorded:
+            recorded = f"{stat.S_IMODE(_FUSE.stat().st_mode):o}"
+            lock.write(recorded)
+            lock.flush()
+        _FUSE.chmod(0o666)
+        try:
+            yield
+        finally:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pass  # another session still needs it open, and will close it
+            else:
+                _FUSE.chmod(int(recorded, 8))
+                _LOCK.unlink(missing_ok=True)
+
+
+def reachable_by_others(path: Path) -> bool:
+    """Return whether a user who owns nothing may read a path and walk the way to it."""
+    path = path.resolve()
+    if not path.stat().st_mode & stat.S_IROTH:
+        return False
+    return all(parent.stat().st_mode & stat.S_IXOTH for parent in path.parents)
+
+
+def find_common_python() -> str:
+    """Return an interpreter that everybody may run: this one, or the machine's of the same version.
+
+    An interpreter installed below /root, as pyenv does it, is out of an ordinary user's reach.
+    """
+    major, minor = sys.version_info[:2]
+    for candidate in (sys.executable, f"/usr/bin/python{major}.{minor}"):
+        if os.path.exists(candidate) and reachable_by_others(Path(candidate)):
+            return candidate
+    pytest.skip(f"no Python {major}.{minor} that an ordinary user may run")
+
+
+@pytest.fixture(scope="session")
+def dev_fuse_for_all() -> Iterator[None]:
+    with open_dev_fuse():
+        yield
+
+
+@pytest.fixture
+def as_user(dev_fuse_for_all: None) -> Iterator[OrdinaryUser]:
+    """An ordinary user with a home, able to run the Serdab under test."""
+    base = Path(tempfile.mkdtemp(prefix="su-"))
+    home, runtime = base / "home", base / "run"
+    home.mkdir(mode=0o700)
+    runtime.mkdir(mode=0o700)
+    uid, gid = os.getuid(), os.getgid()
+    python = sys.executable
+    prefix: tuple[str, ...] = ()
+    if os.geteuid() == 0:
+        if shutil.which("setpriv") is None:
+            pytest.skip("no setpriv")
+        for needed in (Path(serdab.__file__), Path(zstandard.__file__)):
+            if not reachable_by_others(needed):
+                pytest.skip(f"an ordinary user cannot read {needed}")
+        python = find_common_python()
+        account = pwd.getpwnam(ORDINARY_NAME)
+        uid, gid = account.pw_uid, account.pw_gid
+        base.chmod(0o755)
+        os.chown(home, uid, gid)
+        os.chown(runtime, uid, gid)
+        prefix = (
+            "setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups",
+            "--inh-caps=-all", "--",
+        )  # fmt: skip
+    env = private_environment(home, runtime)
+    env["PYTHONDONTWRITEBYTECODE"] = "1"
+    if python != sys.executable:
+        packages = {Path(module.__file__ or "").parents[1] for module in (serdab, zstandard)}
+        env["PYTHONPATH"] = os.pathsep.join(map(str, sorted(packages)))
+    command = Command(env, (*prefix, python, "-m", "serdab"))
+    yield OrdinaryUser(uid, gid, home, env, prefix, python, command)
+    shutil.rmtree(base)
