@@ -44,7 +44,7 @@ def check_names(section: Section, name: str, values: tuple[str, ...]) -> tuple[s
                 f"{name}[{index}]",
                 "the name of a variable",
                 repr(value),
-                "the caller gives the values of untrusted variables; trusted ones go to env.default",
+                "the caller gives the value; trusted values go to env.default",
             )
     return values
 
