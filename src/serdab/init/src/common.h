@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the parts of the launcher share: strings, messages, and who calls whom. */
+#ifndef SERDAB_COMMON_H
+#define SERDAB_COMMON_H
+
+#include <asm/unistd.h>
+#include <linux/errno.h>
+#include <linux/fcntl.h>
+
+#include "arch.h"
+#include "protocol.h"
+
+#define CONTROL_FD 3
+#define MAX_FDS 16
+#define MESSAGE_BYTES 65536
+#define SIGNAL_SET_BYTES 8
+#define SIG_KILL 9
+#define SIG_CHLD 17
+
+#define NR_MOUNT_SETATTR 442
+#define NR_OPENAT2 437
+#define NR_LANDLOCK_CREATE_RULESET 444
+#define NR_LANDLOCK_RESTRICT_SELF 446
+
+struct message {
+	struct header *header;
+	const u8 *body;
+	long body_len;
+	int fds[MAX_FDS];
+	int fd_count;
+};
+
+/* messages.c */
+void *memcpy(void *dst, const void *src, u64 n);
+void *memset(void *dst, int c, u64 n);
+u64 text_len(const char *s);
+int text_equal(const char *a, const char *b);
+long receive(struct message *m);
+long send(const struct header *h, int fd);
+void die(const char *text, long error);
+
+/* steps.c */
+long open_fuse(u32 count);
+void run_plan(const struct message *m);
+
+/* programs.c */
+extern struct setup given;
+void keep_setup(const struct message *m);
+void spawn(const struct message *m, const u64 *inherited_mask);
+void reap(void);
+void kill_program(const struct header *h);
+void sync_root(const struct header *h);
+
+#endif

@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The launcher: the only program of ours that enters the sandbox. It becomes pid 1 there.
+ *
+ * Outside it lives for one system call: clone into new namespaces, with the kernel process as the
+ * parent of the new process (CLONE_PARENT), so that nothing stands between the two. Inside it
+ * waits for messages: set up, run a list of mount steps, start a program, pass a signal on. When
+ * the socket closes, or the kernel process dies, it ends, and the pid namespace with it.
+ *
+ * It is executed from a sealed memfd: /proc/1/exe inside is no file of the host. It is not
+ * dumpable, so no program inside can open its memory or descriptors. */
+#include <linux/mount.h>
+#include <linux/poll.h>
+#include <linux/prctl.h>
+#include <linux/sched.h>
+
+#include "common.h"
+
+#define PRIVATE_RECURSIVE ((1 << 18) | 16384)
+#define KEYCTL_JOIN_SESSION_KEYRING_ 1
+#define SCOPE_ABSTRACT_UNIX_SOCKET 1
+#define LANDLOCK_ABI_WITH_SCOPES 6
+#define SFD_CLOEXEC_ 02000000
+
+struct landlock_attr {
+	u64 handled_access_fs, handled_access_net, scoped;
+};
+
+static u64 inherited_mask;
+
+static void answer(u16 op, long result, u32 serial, u32 value)
+{
+	struct header h;
+
+	memset(&h, 0, sizeof(h));
+	h.op = op;
+	h.result = (s32)(result < 0 ? result : 0);
+	h.serial = serial;
+	h.value = value;
+	send(&h, -1);
+}
+
+/* Abstract sockets belong to the network namespace, which is the host's unless the configuration
+ * says otherwise. The domain is pid 1's, so all programs of an instance share it. */
+static u32 scope_abstract_sockets(void)
+{
+	struct landlock_attr attr = {0, 0, SCOPE_ABSTRACT_UNIX_SOCKET};
+	long fd;
+
+	if (SYS3(NR_LANDLOCK_CREATE_RULESET, 0, 0, 1 /* version */) < LANDLOCK_ABI_WITH_SCOPES)
+		return 0;
+	fd = SYS3(NR_LANDLOCK_CREATE_RULESET, &attr, sizeof(attr), 0);
+	if (fd < 0)
+		return 0;
+	long r = SYS2(NR_LANDLOCK_RESTRICT_SELF, fd, 0);
+
+	SYS1(__NR_close, fd);
+	return r < 0 ? 0 : FEATURE_LANDLOCK_SCOPE;
+}
+
+/* Each number is the `serial` of the answer when that step failed. */
+static void set_up(const struct message *m)
+{
+	u32 step = 1;
+	long r;
+
+	keep_setup(m);
+	r = open_fuse(given.fuse_count);
+	if (r >= 0 && ++step && given.drop_groups)
+		r = SYS2(__NR_setgroups, 0, 0);
+	if (r >= 0 && ++step)
+		r = SYS3(__NR_setresgid, 0, 0, 0);
+	if (r >= 0 && ++step)
+		r = SYS3(__NR_setresuid, 0, 0, 0);
+	/* After the change of ids, which resets both. */
+	if (r >= 0 && ++step)
+		r = SYS5(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
+	if (r >= 0 && ++step)
+		r = SYS5(__NR_prctl, PR_SET_PDEATHSIG, SIG_KILL, 0, 0, 0);
+	if (r >= 0 && ++step)
+		r = SYS5(__NR_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+	if (r >= 0 && ++step)
+		r = SYS5(__NR_mount, "none", "/", 0, PRIVATE_RECURSIVE, 0);
+	if (r >= 0 && ++step) {
+		r = SYS3(__NR_keyctl, KEYCTL_JOIN_SESSION_KEYRING_, 0, 0);
+		if (r == -ENOSYS) /* a kernel without keys has none to keep apart */
+			r = 0;
+	}
+	SYS1(__NR_umask, 0);
+	answer(OP_READY, r, step, r < 0 ? 0 : scope_abstract_sockets());
+}
+
+__attribute__((noreturn)) static void serve(void)
+{
+	static const u64 all = ~0ul;
+	static const u64 child = 1ul << (SIG_CHLD - 1);
+	struct pollfd poll[2];
+	struct message m;
+	u8 drained[128 * 8];
+
+	/* Blocked, not handled: to pid 1 a signal without a handler does nothing, and a stop or
+	 * an interrupt from the terminal is meant for the programs. */
+	SYS4(__NR_rt_sigprocmask, 2 /* SIG_SETMASK */, &all, &inherited_mask, SIGNAL_SET_BYTES);
+	poll[0].fd = CONTROL_FD;
+	poll[1].fd = (int)SYS4(__NR_signalfd4, -1, &child, SIGNAL_SET_BYTES, SFD_CLOEXEC_);
+	if (poll[1].fd < 0)
+		die("launcher: signalfd\n", poll[1].fd);
+	poll[0].events = poll[1].events = POLLIN;
+	for (;;) {
+		long r = SYS5(__NR_ppoll, poll, 2, 0, 0, SIGNAL_SET_BYTES);
+
+		if (r < 0 && r != -EINTR)
+			die("launcher: poll\n", r);
+		if (poll[1].revents) {
+			SYS3(__NR_read, poll[1].fd, drained, sizeof(drained));
+			reap();
+		}
+		if (!poll[0].revents)
+			continue;
+		r = receive(&m);
+		if (r <= 0)
+			SYS1(__NR_exit_group, r < 0);
+		switch (m.header->op) {
+		case OP_SETUP:
+			set_up(&m);
+			break;
+		case OP_PLAN:
+			run_plan(&m);
+			break;
+		case OP_SPAWN:
+			spawn(&m, &inherited_mask);
+			break;
+		case OP_KILL:
+			kill_program(m.header);
+			break;
+		case OP_SYNC:
+			sync_root(m.header);
+			break;
+		default:
+			die("launcher: unknown message\n", 0);
+		}
+		for (int i = 0; i < m.fd_count; i++)
+			SYS1(__NR_close, m.fds[i]);
+	}
+}
+
+__attribute__((used, noreturn)) static void launcher_main(const u64 *stack)
+{
+	const char *option = stack[0] > 1 ? (const char *)stack[2] : "";
+	u64 flags = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS;
+	long pid;
+
+	if (text_equal(option, "net"))
+		flags |= CLONE_NEWNET;
+	pid = SYS5(__NR_clone, flags | CLONE_PARENT | SIG_CHLD, 0, 0, 0, 0);
+	if (pid == 0)
+		serve();
+	answer(OP_STARTED, pid, 0, (u32)(pid < 0 ? 0 : pid));
+	SYS1(__NR_exit_group, pid < 0);
+	__builtin_unreachable();
+}
+
+START(launcher_main);

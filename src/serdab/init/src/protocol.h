@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the kernel process and the launcher say to each other, over one SOCK_SEQPACKET socket.
+ *
+ * libos/launcher.py holds the same layouts as struct.Struct. Little-endian, naturally aligned,
+ * no implicit padding. One datagram is one message: a header, then what `op` says. Descriptors
+ * travel beside it (SCM_RIGHTS). Both ends ship together, so there is no version to negotiate. */
+#ifndef SERDAB_PROTOCOL_H
+#define SERDAB_PROTOCOL_H
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef int s32;
+typedef unsigned long u64;
+
+struct header {
+	u16 op;
+	u16 flags;
+	u32 serial;
+	s32 result; /* -errno in answers; a signal number in OP_KILL */
+	u32 value;
+};
+
+/* kernel process to launcher */
+enum {
+	OP_SETUP = 1, /* struct setup, limits, filter: once, after the id maps were written */
+	OP_PLAN = 2,  /* struct step ...: build and switch mounts */
+	OP_SPAWN = 3, /* value: umask; descriptors: strings, stdin, stdout, stderr, status pipe */
+	OP_KILL = 4,  /* serial 0: every process of the instance */
+	OP_SYNC = 5,  /* write back the dirty pages of the root */
+};
+
+/* launcher to kernel process */
+enum {
+	OP_STARTED = 64, /* value: pid 1's process id outside, result: -errno */
+	OP_READY = 65,   /* answer to OP_SETUP; value: FEATURE_*; serial: how far it came */
+	OP_FUSE = 66,    /* descriptor: a mounted /dev/fuse; serial: its index; value: device number */
+	OP_DONE = 67,    /* answer to OP_PLAN; serial: the step that failed */
+	OP_SPAWNED = 68, /* answer to OP_SPAWN; value: process id inside */
+	OP_LISTENER = 69, /* descriptor: the seccomp listener of program `serial` */
+	OP_EXITED = 70,  /* program `serial` ended; value: wait status */
+	OP_SYNCED = 71,  /* answer to OP_SYNC */
+};
+
+#define FEATURE_LANDLOCK_SCOPE 1u
+
+struct setup {
+	u64 capabilities; /* what programs get: bounding, permitted and effective set */
+	u32 fuse_count;   /* how many /dev/fuse to open */
+	u32 limit_count;
+	u32 filter_count; /* instructions of 8 bytes each */
+	u32 drop_groups;  /* 0 where setgroups(2) is denied (one-id maps) */
+	/* struct limit limits[limit_count]; struct sock_filter filter[filter_count]; */
+};
+
+struct limit {
+	u32 resource;
+	u32 pad;
+	u64 soft;
+	u64 hard;
+};
+
+enum {
+	STEP_FUSE = 1,     /* dst = a new FUSE mount; value: index, a: options, attr: MOUNT_ATTR_* */
+	STEP_NEW = 2,      /* dst = a new mount of type a, options b */
+	STEP_CLONE = 3,    /* dst = clone of what is at a under src; value 1: with all below */
+	STEP_ATTACH = 4,   /* mount src at a under dst */
+	STEP_MKDIR = 5,    /* a under src, mode value */
+	STEP_SYMLINK = 6,  /* a under src -> b */
+	STEP_FILE = 7,     /* a under src, mode value, content: received descriptor number attr */
+	STEP_CLOSE = 8,    /* src */
+	STEP_PIVOT = 9,    /* src, attached over /, becomes the root of everyone; the old one goes */
+	STEP_HOSTNAME = 10, /* a */
+	STEP_SETATTR = 11, /* src: set attr */
+};
+
+#define STEP_OPTIONAL 1u /* a missing object (ENOENT, ENOTDIR, ELOOP) skips this step */
+#define STEP_EXIST_OK 2u
+
+#define REGISTER_COUNT 64
+#define REGISTER_NONE 255u /* the launcher's own root */
+
+struct step {
+	u8 op;
+	u8 dst;
+	u8 src;
+	u8 flags;
+	u32 value;
+	u64 attr;
+	u16 a_len; /* with the closing NUL; 0: none */
+	u16 b_len;
+	u32 total; /* of this step with its strings, a multiple of 8 */
+	/* char a[a_len], b[b_len]; */
+};
+
+/* What a child writes to its status pipe when it did not become the program. */
+struct spawn_failure {
+	s32 error;
+	u32 stage;
+};
+
+enum {
+	SPAWN_SETUP = 1,
+	SPAWN_CHDIR = 2,
+	SPAWN_EXEC = 3,
+	SPAWN_FILTER = 4,
+};
+
+#endif
