@@ -1,0 +1,386 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One method per opcode: a request in the receive buffer becomes a call and a reply.
+
+Decides what the kernel may cache and which requests it need not send again. Above: ``session``
+(reads, writes, turns exceptions into errno). Below: ``wire`` (bytes), a
+:class:`~serdab.vfs.api.FileSystem`.
+
+A method gets ``(unique, nodeid, uid, gid, size)`` and returns the reply, or None where the
+protocol knows none (FORGET). It may raise whatever the file system raises.
+
+Fewer requests are the whole gain here:
+    * OPEN, OPENDIR, RELEASE and FLUSH are answered ENOSYS, upon which the kernel stops sending
+      them and keeps its pages and directory listings across opens. CREATE too: the kernel then
+      sends MKNOD, and never a RELEASE.
+    * An absent name is an entry with node 0 and an endless timeout, instead of ENOENT.
+    * INTERRUPT is answered ENOSYS: requests are served one after the other, so the request that
+      it names has been answered before it is read.
+A file system that others change behind our back sets ``cache_timeout_s``: then the kernel asks
+again after that time and drops pages whose file has changed.
+
+FUSE_WRITEBACK_CACHE is never asked for: under it a rename and an fsync reach the server before the
+data written earlier. FUSE_ATOMIC_O_TRUNC is not either: O_TRUNC travels in OPEN, which is not sent.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final, TypeAlias
+
+from serdab.errors import EnvironmentRefused, FsError, InternalError
+from serdab.fuse import wire
+from serdab.fuse.wire import InitFlag, Opcode
+from serdab.vfs.api import DirEntry, FileSystem, Inode
+
+Reply: TypeAlias = "bytes | memoryview | None"
+Handler: TypeAlias = Callable[[int, int, int, int, int], Reply]
+
+#: Ten years: the kernel clamps it to what its clock can hold.
+ENDLESS_S: Final = 315_360_000
+MAX_WRITE_BYTES: Final = 1 << 20
+#: max_write, the header and what precedes the data; the kernel asks for max_write + 80 at least,
+#: and requests with two names are larger than a page.
+RECEIVE_BYTES: Final = MAX_WRITE_BYTES + 8192
+
+_WANTED: Final = (
+    InitFlag.ASYNC_READ
+    | InitFlag.BIG_WRITES
+    | InitFlag.DONT_MASK
+    | InitFlag.DO_READDIRPLUS
+    | InitFlag.READDIRPLUS_AUTO
+    | InitFlag.ASYNC_DIO
+    | InitFlag.NO_OPEN_SUPPORT
+    | InitFlag.NO_OPENDIR_SUPPORT
+    | InitFlag.PARALLEL_DIROPS
+    | InitFlag.ABORT_ERROR
+    | InitFlag.MAX_PAGES
+    | InitFlag.CACHE_SYMLINKS
+    | InitFlag.HANDLE_KILLPRIV_V2
+    | InitFlag.INIT_EXT
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """What the kernel is told about the file system.
+
+    ``block_size`` becomes st_blksize, after which stdio and Python size their buffers: 64 KiB
+    makes a program that writes line by line send a sixteenth of the requests that 4 KiB would.
+    """
+
+    block_size: int = 65536
+    max_readahead_bytes: int = 1 << 20
+    max_background: int = 64
+
+
+class Operations:
+    """The dispatch table over one file system, and the buffers that requests and replies use."""
+
+    def __init__(self, fs: FileSystem, options: ServeOptions) -> None:
+        self._fs = fs
+        self._options = options
+        self._block_size = options.block_size
+        timeout = getattr(fs, "cache_timeout_s", None)
+        self._endless = timeout is None
+        self._valid_s = ENDLESS_S if timeout is None else int(timeout)
+        self.request = bytearray(RECEIVE_BYTES)
+        self._view = memoryview(self.request)
+        self._reply = bytearray(16 + MAX_WRITE_BYTES)
+        self._reply_view = memoryview(self._reply)
+        self.is_initialised = False
+        self.table: dict[int, Handler] = {
+            Opcode.LOOKUP: self._lookup,
+            Opcode.FORGET: self._forget,
+            Opcode.GETATTR: self._getattr,
+            Opcode.SETATTR: self._setattr,
+            Opcode.READLINK: self._readlink,
+            Opcode.SYMLINK: self._symlink,
+            Opcode.MKNOD: self._mknod,
+            Opcode.MKDIR: self._mkdir,
+            Opcode.UNLINK: self._unlink,
+            Opcode.RMDIR: self._rmdir,
+            Opcode.RENAME: self._rename,
+            Opcode.LINK: self._link,
+            Opcode.READ: self._read,
+            Opcode.WRITE: self._write,
+            Opcode.STATFS: self._statfs,
+            Opcode.FSYNC: self._fsync,
+            Opcode.FSYNCDIR: self._fsync,
+            Opcode.SETXATTR: self._setxattr,
+            Opcode.GETXATTR: self._getxattr,
+            Opcode.LISTXATTR: self._listxattr,
+            Opcode.REMOVEXATTR: self._removexattr,
+            Opcode.INIT: self._init,
+            Opcode.READDIR: self._readdir,
+            Opcode.READDIRPLUS: self._readdirplus,
+            Opcode.BATCH_FORGET: self._batch_forget,
+            Opcode.FALLOCATE: self._fallocate,
+            Opcode.RENAME2: self._rename2,
+            Opcode.LSEEK: self._lseek,
+            Opcode.COPY_FILE_RANGE: self._copy_file_range,
+            Opcode.COPY_FILE_RANGE_64: self._copy_file_range_64,
+            Opcode.SYNCFS: self._syncfs,
+            Opcode.TMPFILE: self._tmpfile,
+            Opcode.STATX: self._statx,
+            Opcode.IOCTL: self._ioctl,
+            Opcode.RELEASE: self._ok,
+            Opcode.RELEASEDIR: self._ok,
+            Opcode.DESTROY: self._ok,
+            Opcode.NOTIFY_REPLY: self._no_reply,
+        }
+        if not self._endless:
+            self.table[Opcode.OPEN] = self._open
+            self.table[Opcode.OPENDIR] = self._open
+
+    def _init(self, unique: int, _nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
+        major, minor, readahead, offered = wire.parse_init(self._view, size)
+        if major > wire.MAJOR:
+            # The kernel sends INIT again with the version it finds in this answer (fuse.h).
+            return self._init_reply(unique, flags=InitFlag(0), readahead=0)
+        if (major, minor) < (wire.MAJOR, wire.MINOR_MIN):
+            raise EnvironmentRefused(
+                "the kernel's FUSE protocol is too old",
+                expected=f"{wire.MAJOR}.{wire.MINOR_MIN} or newer",
+                found=f"{major}.{minor}",
+                hint="Linux 5.2 or newer is needed",
+            )
+        wanted = _WANTED
+        if not self._endless:
+            wanted = (wanted | InitFlag.AUTO_INVAL_DATA) & ~InitFlag.CACHE_SYMLINKS
+        self.is_initialised = True
+        return self._init_reply(
+            unique,
+            flags=wanted & InitFlag(offered & 0x7FFFFFFF & _ALL_FLAGS),
+            readahead=min(readahead, self._options.max_readahead_bytes)
+            if readahead
+            else self._options.max_readahead_bytes,
+        )
+
+    def _init_reply(self, unique: int, *, flags: InitFlag, readahead: int) -> bytes:
+        return wire.dump_init(
+            unique,
+            flags=int(flags),
+            max_readahead=max(readahead, self._options.max_readahead_bytes),
+            max_write=MAX_WRITE_BYTES,
+            max_background=self._options.max_background,
+        )
+
+    def _lookup(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
+        try:
+            inode = self._fs.lookup(nodeid, wire.parse_name(self._view, size))
+        except OSError as exc:
+            if exc.errno == errno.ENOENT and self._valid_s:
+                return wire.dump_no_entry(unique, self._valid_s)
+            raise
+        return wire.dump_entry(unique, inode, self._valid_s, self._block_size)
+
+    def _entry(self, unique: int, inode: Inode) -> bytes:
+        return wire.dump_entry(unique, inode, self._valid_s, self._block_size)
+
+    def _forget(self, _unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
+        self._fs.forget(nodeid, wire.parse_forget(self._view, size))
+        return None
+
+    def _batch_forget(self, _unique: int, _nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
+        forget = self._fs.forget
+        for nodeid, nlookup in wire.parse_batch_forget(self._view, size):
+            forget(nodeid, nlookup)
+        return None
+
+    def _getattr(self, unique: int, nodeid: int, _uid: int, _gid: int, _size: int) -> Reply:
+        return wire.dump_attr(unique, self._fs.getattr(nodeid), self._valid_s, self._block_size)
+
+    def _statx(self, unique: int, nodeid: int, _uid: int, _gid: int, _size: int) -> Reply:
+        return wire.dump_statx(unique, self._fs.getattr(nodeid), self._valid_s, self._block_size)
+
+    def _setattr(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
+        inode = self._fs.setattr(nodeid, wire.parse_setattr(self._view, size))
+        return wire.dump_attr(unique, inode, self._valid_s, self._block_size)
+
+    def _readlink(self, unique: int, nodeid: int, _uid: int, _gid: int, _size: int) -> Reply:
+        return wire.dump_data(unique, self._fs.readlink(nodeid))
+
+    def _symlink(self, unique: int, nodeid: int, uid: int, gid: int, size: int) -> Reply:
+        name, target = wire.parse_symlink(self._view, size)
+        return self._entry(unique, self._fs.symlink(nodeid, name, target, uid, gid))
+
+    def _mknod(self, unique: int, nodeid: int, uid: int, gid: int, size: int) -> Reply:
+        mode, rdev, name = wire.parse_mknod(self._view, size)
+        inode = self._fs.mknod(nodeid, name, mode, rdev, uid, gid)
+        return wire.dump_entry(unique, inode, self._valid_s, self._block_size)
+
+    def _mkdir(self, unique: int, nodeid: int, uid: int, gid: int, size: int) -> Reply:
+        mode, name = wire.parse_mkdir(self._view, size)
+        return self._entry(unique, self._fs.mkdir(nodeid, name, mode, uid, gid))
+
+    def _tmpfile(self, unique: int, nodeid: int, uid: int, gid: int, size: int) -> Reply:
+        mode, _ = wire.parse_create(self._view, size)
+        inode = self._fs.tmpfile(nodeid, mode | stat.S_IFREG, uid, gid)
+        return wire.dump_created(unique, inode, self._valid_s, self._block_size)
+
+    def _unlink(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
+        self._fs.unlink(nodeid, wire.parse_name(self._view, size))
+        return wire.dump_ok(unique)
+
+    def _rmdir(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
+        self._fs.rmdir(nodeid, wire.parse_name(self._view, size))
+        return wire.dump_ok(unique)
+
+    def _rename(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
+        new_parent, old, new = wire.parse_rename(self._view, size)
+        self._fs.rename(nodeid, old, new_parent, new, 0)
+        return wire.dump_ok(unique)
+
+    def _rename2(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
+        new_parent, flags, old, new = wire.parse_rename2(self._view, size)
+        self._fs.rename(nodeid, old, new_parent, new, flags)
+        return wire.dump_ok(unique)
+
+    def _link(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
+        ino, name = wire.parse_link(self._view, size)
+        return self._entry(unique, self._fs.link(ino, nodeid, name))
+
+    def _open(self, unique: int, _nodeid: int, _uid: int, _gid: int, _size: int) -> Reply:
+        # No FOPEN_KEEP_CACHE, no FOPEN_CACHE_DIR: what others changed shows at the next open.
+        return wire.dump_open(unique, 0)
+
+    def _read(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
+        offset, count = wire.parse_read(self._view, size)
+        room = self._reply_view[16 : 16 + min(count, MAX_WRITE_BYTES)]
+        found = self._fs.read_into(nodeid, offset, room)
+        if not 0 <= found <= len(room):
+            raise InternalError(f"read_into returned {found} for {len(room)} bytes")
+        wire.OUT_HEADER.pack_into(self._reply, 0, 16 + found, 0, unique)
+        return self._reply_view[: 16 + found]
+
+    def _write(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
+        offset, flags, data = wire.parse_write(self._view, size)
+        kill = bool(flags & wire.WRITE_KILL_SUIDGID)
+        return wire.dump_write(unique, self._fs.write(nodeid, offset, data, kill_suidgid=kill))
+
+    def _statfs(self, unique: int, _nodeid: int, _uid: int, _gid: int, _size: int) -> Reply:
+        return wire.dump_statfs(unique, self._fs.statfs())
+
+    def _fsync(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
+        self._fs.fsync(nodeid, datasync=wire.parse_fsync(self._view, size))
+        return wire.dump_ok(unique)
+
+    def _syncfs(self, unique: int, _nodeid: int, _uid: int, _gid: int, _size: int) -> Reply:
+        self._fs.syncfs()
+        return wire.dump_ok(unique)
+
+    def _setxattr(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
+        name, value, flags = wire.parse_setxattr(self._view, size)
+        self._fs.setxattr(nodeid, name, value, flags)
+        return wire.dump_ok(unique)
+
+    def _getxattr(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
+        room, name = wire.parse_getxattr(self._view, size)
+        return self._sized(unique, room, self._fs.getxattr(nodeid, name))
+
+    def _listxattr(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
+        room = wire.parse_listxattr(self._view, size)
+        names = self._fs.listxattr(nodeid)
+        return self._sized(unique, room, b"".join(name + b"\0" for name in names))
+
+    @staticmethod
+    def _sized(unique: int, room: int, value: bytes) -> bytes:
+        if room == 0:
+            return wire.dump_size(unique, len(value))
+        if len(value) > room:
+            raise FsError(errno.ERANGE)
+        return wire.dump_data(unique, value)
+
+    def _removexattr(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
+        self._fs.removexattr(nodeid, wire.parse_xattr_name(self._view, size))
+        return wire.dump_ok(unique)
+
+    def _fallocate(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
+        mode, offset, length = wire.parse_fallocate(self._view, size)
+        self._fs.fallocate(nodeid, mode, offset, length)
+        return wire.dump_ok(unique)
+
+    def _lseek(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
+        offset, whence = wire.parse_lseek(self._view, size)
+        return wire.dump_u64(unique, self._fs.lseek(nodeid, offset, whence))
+
+    def _copy_file_range(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
+        offset, target, offset_out, length = wire.parse_copy_file_range(self._view, size)
+        count = self._fs.copy_file_range(
+            nodeid, offset, target, offset_out, min(length, 0x7FFFF000)
+        )
+        return wire.dump_write(unique, count)
+
+    def _copy_file_range_64(
+        self, unique: int, nodeid: int, _uid: int, _gid: int, size: int
+    ) -> Reply:
+        offset, target, offset_out, length = wire.parse_copy_file_range(self._view, size)
+        count = self._fs.copy_file_range(nodeid, offset, target, offset_out, length)
+        return wire.dump_u64(unique, count)
+
+    def _ioctl(self, _unique: int, _nodeid: int, _uid: int, _gid: int, _size: int) -> Reply:
+        raise FsError(errno.ENOTTY)
+
+    def _ok(self, unique: int, _nodeid: int, _uid: int, _gid: int, _size: int) -> Reply:
+        return wire.dump_ok(unique)
+
+    def _no_reply(self, _unique: int, _nodeid: int, _uid: int, _gid: int, _size: int) -> Reply:
+        return None
+
+    def _readdir(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
+        cookie, count = wire.parse_read(self._view, size)
+        batch = self._batch(nodeid, cookie, count, wire.DIRENT_BYTES)
+        reply, at = self._reply, 16
+        for entry in batch:
+            at = wire.dump_dirent_into(reply, at, entry.ino, entry.cookie, entry.name, entry.dtype)
+        wire.OUT_HEADER.pack_into(reply, 0, at, 0, unique)
+        return self._reply_view[:at]
+
+    def _readdirplus(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
+        cookie, count = wire.parse_read(self._view, size)
+        batch = self._batch(nodeid, cookie, count, wire.DIRENTPLUS_BYTES)
+        reply, at = self._reply, 16
+        dump, valid_s, block_size = wire.dump_direntplus_into, self._valid_s, self._block_size
+        for entry in batch:
+            name = entry.name
+            inode = None if name in (b".", b"..") else self._lookup_entry(entry)
+            at = dump(
+                reply, at, inode, entry.ino, entry.cookie, name, entry.dtype, valid_s, block_size
+            )
+        wire.OUT_HEADER.pack_into(reply, 0, at, 0, unique)
+        return self._reply_view[:at]
+
+    def _lookup_entry(self, entry: DirEntry) -> Inode | None:
+        try:
+            return self._fs.lookup_ino(entry.ino)
+        except OSError:
+            # The listing stays whole: the kernel asks for this one by name, and that LOOKUP
+            # carries the error to whoever wants the file.
+            return None
+
+    def _batch(self, nodeid: int, cookie: int, count: int, fixed_bytes: int) -> list[DirEntry]:
+        """Return the entries that fit into ``count`` bytes, never part of a run of one cookie.
+
+        Names whose positions collide share a cookie, and reading goes on *after* a cookie: what
+        was cut from a run would never be seen.
+        """
+        room = min(count, MAX_WRITE_BYTES)
+        batch: list[DirEntry] = []
+        for entry in self._fs.readdir(nodeid, cookie):
+            room -= (fixed_bytes + len(entry.name) + 7) & ~7
+            if room < 0:
+                kept = len(batch)
+                while kept and batch[kept - 1].cookie == entry.cookie:
+                    kept -= 1
+                if not kept:
+                    raise FsError(errno.EIO)  # a single run larger than the reader's buffer
+                return list(islice(batch, kept))
+            batch.append(entry)
+        return batch
+
+
+_ALL_FLAGS: Final = sum(InitFlag)

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop over ``/dev/fuse``: read a request, answer it, until the file system is unmounted.
+
+Above: the process that serves a mount. Below: ``operations`` (what each request means),
+``wire`` (bytes), ``placement`` (where and how to wait).
+
+Threads: :meth:`Session.run` is one thread; :meth:`Session.stop` may be called from any thread or
+a signal handler.
+
+What escapes the file system becomes an errno here and nowhere else: an ``OSError`` its own, a
+refused verification EIO (the file system has logged it), a malformed request EINVAL, and anything
+else EIO with a traceback in the log. The server lives on.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import select
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from io import FileIO
+from typing import Final
+
+from serdab.errors import Error, VerificationError
+from serdab.fuse import wire
+from serdab.fuse.operations import Operations, Reply, ServeOptions
+from serdab.vfs.api import FileSystem
+
+#: The kernel has let go of the connection: unmounted, aborted, or (in tests) the peer has closed.
+_GONE: Final = frozenset((errno.ENODEV, errno.ECONNABORTED, errno.EPIPE, errno.ECONNRESET))
+#: After activity the file system is asked within this time what it wants to do when idle.
+_TICK_LAG_S: Final = 0.1
+#: How many requests may pass before a busy session looks at the clock.
+_BUSY_REQUESTS: Final = 256
+
+
+def _log_to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201 - the default when nobody listens
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """How to serve. ``wake_fd``: a descriptor that ends the session when it becomes readable.
+
+    ``spin_s``: how long to poll for the next request before sleeping.
+    """
+
+    serve: ServeOptions = field(default_factory=ServeOptions)
+    spin_s: float = 80e-6
+    wake_fd: int = -1
+
+
+class Session:
+    """Serves one file system over one ``/dev/fuse`` descriptor, which stays the caller's."""
+
+    def __init__(
+        self,
+        fd: int,
+        fs: FileSystem,
+        *,
+        options: SessionOptions | None = None,
+        log: Callable[[str], None] = _log_to_stderr,
+    ) -> None:
+        self._fd = fd
+        self._fs = fs
+        self._options = options or SessionOptions()
+        self._log = log
+        self._operations = Operations(fs, self._options.serve)
+        self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._stopped = False
+        self._tick_due = 0.0
+        self._ticked_at = 0.0
+        self._handled_at_tick = -1
+        self._handled = 0
+
+    def stop(self) -> None:
+        """Make :meth:`run` return after the request it is at."""
+        self._stopped = True
+        os.eventfd_write(self._stop_fd, 1)
+
+    def run(self) -> None:
+        """Serve until the file system is unmounted or :meth:`stop` is called."""
+        os.set_blocking(self._fd, False)
+        device = FileIO(self._fd, "rb", closefd=False)
+        try:
+            self._serve(device)
+        finally:
+            device.close()
+
+    def _serve(self, device: FileIO) -> None:
+        receive = device.readinto
+        request = self._operations.request
+        answer = self._answer
+        spin_ns = int(self._options.spin_s * 1e9)
+        clock = time.perf_counter_ns
+        poller = self._poller()
+        handled = 0
+        while not self._stopped:
+            try:
+                size = receive(request)
+                if size is None:
+                    self._handled += handled
+                    handled = 0
+                    until = clock() + spin_ns
+                    while (size := receive(request)) is None:
+                        if clock() > until:
+                            self._wait(poller)
+                            break
+                    if size is None:
+                        continue
+            except OSError as exc:
+                if exc.errno in _GONE:
+                    return
+                if exc.errno in (errno.ENOENT, errno.EINTR):
+                    continue  # the request was withdrawn between being queued and being read
+                raise
+            if size == 0:
+                return
+            if not answer(size):
+                return
+            handled += 1
+            if handled >= _BUSY_REQUESTS:
+                self._handled += handled
+                handled = 0
+                if self._next_tick() <= time.monotonic():
+                    self._tick()
+
+    def _answer(self, size: int) -> bool:
+        """Serve the request in the buffer; return False once the connection is gone."""
+        operations = self._operations
+        unique = 0
+        reply: Reply
+        try:
+            opcode, unique, nodeid, uid, gid, _ = wire.parse_header(
+                memoryview(operations.request), size
+            )
+            handler = operations.table.get(opcode)
+            if handler is None:
+                reply = wire.dump_error(unique, errno.ENOSYS)
+            else:
+                reply = handler(unique, nodeid, uid, gid, size)
+        except Exception as exc:
+            reply = self._refusal(unique, exc)
+        if reply is None:
+            return True
+        try:
+            os.write(self._fd, reply)
+        except OSError as exc:
+            if exc.errno in _GONE:
+                return False
+            # ENOENT: the caller was killed and its request is gone. Else the reply was wrong.
+            if exc.errno != errno.ENOENT:
+                self._log(f"fuse: the kernel refused a reply: {exc.strerror}")
+        return True
+
+    def _refusal(self, unique: int, exc: Exception) -> bytes | None:
+        code = errno.EIO
+        if isinstance(exc, OSError):
+            if exc.errno is not None and 0 < exc.errno < 512:
+                code = exc.errno
+            else:
+                self._log(f"fuse: an error without a number became EIO: {exc!r}")
+        elif isinstance(exc, wire.MalformedRequest):
+            code = errno.EINVAL
+            self._log(f"fuse: malformed request refused: {exc}")
+        elif isinstance(exc, MemoryError):
+            code = errno.ENOMEM
+        elif isinstance(exc, Error):
+            if not isinstance(exc, VerificationError):
+                self._log(f"fuse: {exc}")
+        else:
+            trace = "".join(traceback.format_exception(exc)).rstrip().replace("\n", " | ")
+            self._log(f"fuse: a request failed by a defect, please report: {trace}")
+        return wire.dump_error(unique, code) if unique else None
+
+    def _poller(self) -> select.poll:
+        poller = select.poll()
+        poller.register(self._fd, select.POLLIN)
+        poller.register(self._stop_fd, select.POLLIN)
+        if self._options.wake_fd >= 0:
+            poller.register(self._options.wake_fd, select.POLLIN)
+        return poller
+
+    def _wait(self, poller: select.poll) -> None:
+        """Do timed work that is due, or sleep until there is a request or a reason to stop."""
+        now = time.monotonic()
+        due = self._next_tick()
+        if due <= now:
+            self._tick()
+            return
+        timeout_ms = None if due == math.inf else (due - now) * 1000.0 + 0.5
+        for fd, _ in poller.poll(timeout_ms):
+            if fd != self._fd:
+                self._stopped = True
+
+    def _next_tick(self) -> float:
+        """Return when the file system is to be asked: its own wish, or soon after a change."""
+        if self._handled == self._handled_at_tick:
+            return self._tick_due
+        return min(self._tick_due, self._ticked_at + _TICK_LAG_S)
+
+    def _tick(self) -> None:
+        self._handled_at_tick = self._handled
+        try:
+            delay_s = self._fs.tick()
+        except Exception as exc:
+            self._refusal(0, exc)
+            delay_s = 1.0
+        self._ticked_at = time.monotonic()
+        self._tick_due = math.inf if delay_s is None else self._ticked_at + max(delay_s, 0.001)
