@@ -18,7 +18,7 @@ venv: $(SET_UP) ## the virtual environment, with Serdab in it
 
 demo: $(SET_UP) ## build, boot and attack an instance of this machine's own programs
 	@tools/setup system demo
-	@$(PY) demos/hello/demo.py
+	@$(PY) -m demos.hello.demo
 
 test: $(SET_UP) ## everything: lint, types, imports, docs, tests, demo
 	@tools/setup system test
