@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """``python -m bench.mount_serdab create|mount CIPHER [MOUNT_POINT]``: Serdab's side of the bench.
 
-Serves a union of an empty encrypted image and an encrypted writable volume at a host directory, with
-the same code that serves the root FS of an instance. Prints ``ready`` once mounted and ends when it
-is unmounted and everything is durable. ``SERDAB_BENCH_FS=memory`` serves the in-memory file system
-of ``serdab.testing`` instead: what the request loop alone can do.
+Serves a union of an empty encrypted image and an encrypted writable volume at a host directory,
+with the same code that serves the root FS of an instance. Prints ``ready`` once mounted and ends
+when it is unmounted and everything is durable.
 """
 
 from __future__ import annotations
@@ -36,10 +35,6 @@ def create(cipher: Path) -> None:
 
 def open_file_system(cipher: Path) -> FileSystem:
     """Return what is to be served."""
-    if os.environ.get("SERDAB_BENCH_FS") == "memory":
-        from serdab.testing.memfs import MemFs
-
-        return MemFs()
     raise SystemExit("bench: the writable volume does not exist yet")
 
 
