@@ -88,7 +88,7 @@ class Operations:
         self._endless = timeout is None
         self._valid_s = ENDLESS_S if timeout is None else int(timeout)
         self.request = bytearray(RECEIVE_BYTES)
-        self._view = memoryview(self.request)
+        self.view = memoryview(self.request)
         self._reply = bytearray(16 + MAX_WRITE_BYTES)
         self._reply_view = memoryview(self._reply)
         self.is_initialised = False
@@ -137,7 +137,7 @@ class Operations:
             self.table[Opcode.OPENDIR] = self._open
 
     def _init(self, unique: int, _nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
-        major, minor, readahead, offered = wire.parse_init(self._view, size)
+        major, minor, readahead, offered = wire.parse_init(self.view, size)
         if major > wire.MAJOR:
             # The kernel sends INIT again with the version it finds in this answer (fuse.h).
             return self._init_reply(unique, flags=InitFlag(0), readahead=0)
@@ -171,7 +171,7 @@ class Operations:
 
     def _lookup(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         try:
-            inode = self._fs.lookup(nodeid, wire.parse_name(self._view, size))
+            inode = self._fs.lookup(nodeid, wire.parse_name(self.view, size))
         except OSError as exc:
             if exc.errno == errno.ENOENT and self._valid_s:
                 return wire.dump_no_entry(unique, self._valid_s)
@@ -182,12 +182,12 @@ class Operations:
         return wire.dump_entry(unique, inode, self._valid_s, self._block_size)
 
     def _forget(self, _unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
-        self._fs.forget(nodeid, wire.parse_forget(self._view, size))
+        self._fs.forget(nodeid, wire.parse_forget(self.view, size))
         return None
 
     def _batch_forget(self, _unique: int, _nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         forget = self._fs.forget
-        for nodeid, nlookup in wire.parse_batch_forget(self._view, size):
+        for nodeid, nlookup in wire.parse_batch_forget(self.view, size):
             forget(nodeid, nlookup)
         return None
 
@@ -198,50 +198,50 @@ class Operations:
         return wire.dump_statx(unique, self._fs.getattr(nodeid), self._valid_s, self._block_size)
 
     def _setattr(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
-        inode = self._fs.setattr(nodeid, wire.parse_setattr(self._view, size))
+        inode = self._fs.setattr(nodeid, wire.parse_setattr(self.view, size))
         return wire.dump_attr(unique, inode, self._valid_s, self._block_size)
 
     def _readlink(self, unique: int, nodeid: int, _uid: int, _gid: int, _size: int) -> Reply:
         return wire.dump_data(unique, self._fs.readlink(nodeid))
 
     def _symlink(self, unique: int, nodeid: int, uid: int, gid: int, size: int) -> Reply:
-        name, target = wire.parse_symlink(self._view, size)
+        name, target = wire.parse_symlink(self.view, size)
         return self._entry(unique, self._fs.symlink(nodeid, name, target, uid, gid))
 
     def _mknod(self, unique: int, nodeid: int, uid: int, gid: int, size: int) -> Reply:
-        mode, rdev, name = wire.parse_mknod(self._view, size)
+        mode, rdev, name = wire.parse_mknod(self.view, size)
         inode = self._fs.mknod(nodeid, name, mode, rdev, uid, gid)
         return wire.dump_entry(unique, inode, self._valid_s, self._block_size)
 
     def _mkdir(self, unique: int, nodeid: int, uid: int, gid: int, size: int) -> Reply:
-        mode, name = wire.parse_mkdir(self._view, size)
+        mode, name = wire.parse_mkdir(self.view, size)
         return self._entry(unique, self._fs.mkdir(nodeid, name, mode, uid, gid))
 
     def _tmpfile(self, unique: int, nodeid: int, uid: int, gid: int, size: int) -> Reply:
-        mode, _ = wire.parse_create(self._view, size)
+        mode, _ = wire.parse_create(self.view, size)
         inode = self._fs.tmpfile(nodeid, mode | stat.S_IFREG, uid, gid)
         return wire.dump_created(unique, inode, self._valid_s, self._block_size)
 
     def _unlink(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
-        self._fs.unlink(nodeid, wire.parse_name(self._view, size))
+        self._fs.unlink(nodeid, wire.parse_name(self.view, size))
         return wire.dump_ok(unique)
 
     def _rmdir(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
-        self._fs.rmdir(nodeid, wire.parse_name(self._view, size))
+        self._fs.rmdir(nodeid, wire.parse_name(self.view, size))
         return wire.dump_ok(unique)
 
     def _rename(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
-        new_parent, old, new = wire.parse_rename(self._view, size)
+        new_parent, old, new = wire.parse_rename(self.view, size)
         self._fs.rename(nodeid, old, new_parent, new, 0)
         return wire.dump_ok(unique)
 
     def _rename2(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
-        new_parent, flags, old, new = wire.parse_rename2(self._view, size)
+        new_parent, flags, old, new = wire.parse_rename2(self.view, size)
         self._fs.rename(nodeid, old, new_parent, new, flags)
         return wire.dump_ok(unique)
 
     def _link(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
-        ino, name = wire.parse_link(self._view, size)
+        ino, name = wire.parse_link(self.view, size)
         return self._entry(unique, self._fs.link(ino, nodeid, name))
 
     def _open(self, unique: int, _nodeid: int, _uid: int, _gid: int, _size: int) -> Reply:
@@ -249,7 +249,7 @@ class Operations:
         return wire.dump_open(unique, 0)
 
     def _read(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
-        offset, count = wire.parse_read(self._view, size)
+        offset, count = wire.parse_read(self.view, size)
         room = self._reply_view[16 : 16 + min(count, MAX_WRITE_BYTES)]
         found = self._fs.read_into(nodeid, offset, room)
         if not 0 <= found <= len(room):
@@ -258,7 +258,7 @@ class Operations:
         return self._reply_view[: 16 + found]
 
     def _write(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
-        offset, flags, data = wire.parse_write(self._view, size)
+        offset, flags, data = wire.parse_write(self.view, size)
         kill = bool(flags & wire.WRITE_KILL_SUIDGID)
         return wire.dump_write(unique, self._fs.write(nodeid, offset, data, kill_suidgid=kill))
 
@@ -266,7 +266,7 @@ class Operations:
         return wire.dump_statfs(unique, self._fs.statfs())
 
     def _fsync(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
-        self._fs.fsync(nodeid, datasync=wire.parse_fsync(self._view, size))
+        self._fs.fsync(nodeid, datasync=wire.parse_fsync(self.view, size))
         return wire.dump_ok(unique)
 
     def _syncfs(self, unique: int, _nodeid: int, _uid: int, _gid: int, _size: int) -> Reply:
@@ -274,16 +274,16 @@ class Operations:
         return wire.dump_ok(unique)
 
     def _setxattr(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
-        name, value, flags = wire.parse_setxattr(self._view, size)
+        name, value, flags = wire.parse_setxattr(self.view, size)
         self._fs.setxattr(nodeid, name, value, flags)
         return wire.dump_ok(unique)
 
     def _getxattr(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
-        room, name = wire.parse_getxattr(self._view, size)
+        room, name = wire.parse_getxattr(self.view, size)
         return self._sized(unique, room, self._fs.getxattr(nodeid, name))
 
     def _listxattr(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
-        room = wire.parse_listxattr(self._view, size)
+        room = wire.parse_listxattr(self.view, size)
         names = self._fs.listxattr(nodeid)
         return self._sized(unique, room, b"".join(name + b"\0" for name in names))
 
@@ -296,20 +296,20 @@ class Operations:
         return wire.dump_data(unique, value)
 
     def _removexattr(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
-        self._fs.removexattr(nodeid, wire.parse_xattr_name(self._view, size))
+        self._fs.removexattr(nodeid, wire.parse_xattr_name(self.view, size))
         return wire.dump_ok(unique)
 
     def _fallocate(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
-        mode, offset, length = wire.parse_fallocate(self._view, size)
+        mode, offset, length = wire.parse_fallocate(self.view, size)
         self._fs.fallocate(nodeid, mode, offset, length)
         return wire.dump_ok(unique)
 
     def _lseek(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
-        offset, whence = wire.parse_lseek(self._view, size)
+        offset, whence = wire.parse_lseek(self.view, size)
         return wire.dump_u64(unique, self._fs.lseek(nodeid, offset, whence))
 
     def _copy_file_range(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
-        offset, target, offset_out, length = wire.parse_copy_file_range(self._view, size)
+        offset, target, offset_out, length = wire.parse_copy_file_range(self.view, size)
         count = self._fs.copy_file_range(
             nodeid, offset, target, offset_out, min(length, 0x7FFFF000)
         )
@@ -318,7 +318,7 @@ class Operations:
     def _copy_file_range_64(
         self, unique: int, nodeid: int, _uid: int, _gid: int, size: int
     ) -> Reply:
-        offset, target, offset_out, length = wire.parse_copy_file_range(self._view, size)
+        offset, target, offset_out, length = wire.parse_copy_file_range(self.view, size)
         count = self._fs.copy_file_range(nodeid, offset, target, offset_out, length)
         return wire.dump_u64(unique, count)
 
@@ -328,11 +328,15 @@ class Operations:
     def _ok(self, unique: int, _nodeid: int, _uid: int, _gid: int, _size: int) -> Reply:
         return wire.dump_ok(unique)
 
+    def unsupported(self, unique: int, _nodeid: int, _uid: int, _gid: int, _size: int) -> Reply:
+        """Answer an opcode that has no method: the kernel does without, and mostly remembers."""
+        return wire.dump_error(unique, errno.ENOSYS)
+
     def _no_reply(self, _unique: int, _nodeid: int, _uid: int, _gid: int, _size: int) -> Reply:
         return None
 
     def _readdir(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
-        cookie, count = wire.parse_read(self._view, size)
+        cookie, count = wire.parse_read(self.view, size)
         batch = self._batch(nodeid, cookie, count, wire.DIRENT_BYTES)
         reply, at = self._reply, 16
         for entry in batch:
@@ -341,7 +345,7 @@ class Operations:
         return self._reply_view[:at]
 
     def _readdirplus(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
-        cookie, count = wire.parse_read(self._view, size)
+        cookie, count = wire.parse_read(self.view, size)
         batch = self._batch(nodeid, cookie, count, wire.DIRENTPLUS_BYTES)
         reply, at = self._reply, 16
         dump, valid_s, block_size = wire.dump_direntplus_into, self._valid_s, self._block_size

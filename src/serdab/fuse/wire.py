@@ -205,16 +205,16 @@ def _short(what: str, expected: int, found: int) -> MalformedRequest:
     )
 
 
-def parse_header(view: memoryview, size: int) -> tuple[int, int, int, int, int, int]:
-    """Return (opcode, unique, nodeid, uid, gid, pid) of a request of ``size`` bytes."""
+def parse_header(view: memoryview, size: int) -> tuple[int, int, int, int, int]:
+    """Return (opcode, unique, nodeid, uid, gid) of a request of ``size`` bytes."""
     if size < 40:
         raise _short("a", 40, size)
-    length, opcode, unique, nodeid, uid, gid, pid, _, _ = _unpack_header(view)
+    length, opcode, unique, nodeid, uid, gid, _, _, _ = _unpack_header(view)
     if length != size:
         raise MalformedRequest(
             "request length does not match", expected=f"{length} bytes", found=f"{size} bytes"
         )
-    return opcode, unique, nodeid, uid, gid, pid
+    return opcode, unique, nodeid, uid, gid
 
 
 def parse_name(view: memoryview, size: int, start: int = 40) -> bytes:
