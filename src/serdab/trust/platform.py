@@ -109,7 +109,7 @@ class SimulationPlatform:
     def _load(self) -> bytes:
         directory = self._directory or state_dir()
         path = os.path.join(directory, SECRET_FILE)
-        machine = _machine()
+        machine = machine_name()
         if not os.path.lexists(path):
             make_private(directory)
             value = {"format": 1, "machine": machine, "secret": os.urandom(32).hex()}
@@ -159,7 +159,7 @@ def _read_secret(path: str) -> tuple[bytes, str]:
     return secret, machine
 
 
-def _machine() -> str:
+def machine_name() -> str:
     """Return a name for this machine that does not disclose its id (machine-id(5)), or nothing."""
     for path in _MACHINE_ID_FILES:
         try:

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``serdab build``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Final
+
+from serdab.cli.messages import Context
+from serdab.cli.parsing import add_signing, read_key
+from serdab.errors import UsageError
+
+SUMMARY: Final = "seal initfs/ and image/, write and sign the measurements"
+
+# Options of Occlum that mean nothing here: (option, takes a value, the line it gets).
+_OCCLUM_OPTIONS: Final = (
+    ("--sgx-mode", True, "the platform is chosen by SERDAB_PLATFORM"),
+    ("--enable-edmm", True, "memory is always dynamic"),
+    ("--config-id", True, "the measured configuration is part of mrenclave"),
+    ("--config-svn", True, "metadata.version_number is part of mrenclave"),
+    ("--init-ra", True, "the init in initfs/ decides what init does"),
+)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    add_signing(parser)
+    parser.add_argument("--image-key", metavar="FILE", help="encrypt the image under this key")
+    parser.add_argument(
+        "--buildin-image-key",
+        action="store_true",
+        help="put the image key in clear into the init FS: it is public then",
+    )
+    parser.add_argument("-f", "--force", action="store_true", help="seal again what is unchanged")
+    for option, _, why in _OCCLUM_OPTIONS:
+        parser.add_argument(option, metavar="VALUE", help=f"accepted for Occlum's scripts: {why}")
+
+
+def main(args: argparse.Namespace, context: Context) -> int:
+    """Build, then print the measurements."""
+    from serdab.instance.build import BuildRequest, build
+    from serdab.instance.layout import Instance
+    from serdab.trust.signing import development_signer, load_signer
+
+    for option, _, why in _OCCLUM_OPTIONS:
+        if getattr(args, option.removeprefix("--").replace("-", "_")) is not None:
+            context.say(f"{option}: accepted, changes nothing here: {why}")
+    instance = Instance.open(context.instance)
+    if args.sign_tool is not None and args.sign_key is None:
+        raise UsageError(
+            "--sign-tool without a key",
+            expected="--sign-key PEM as well",
+            found="no key",
+            hint="the file may hold the public key alone",
+        )
+    if args.sign_key is None:
+        signer = development_signer()
+        context.say(f"signed by the development key {signer.origin}")
+    else:
+        signer = load_signer(args.sign_key, args.sign_tool)
+    key = None if args.image_key is None else read_key(args.image_key)
+    request = BuildRequest(
+        signer, image_key=key, builtin_key=args.buildin_image_key, force=args.force
+    )
+    result = build(instance, request, say=context.say)
+    values = {
+        "mrenclave": str(result.mrenclave),
+        "mrsigner": str(result.mrsigner),
+        "conf-mac": str(result.conf_mac),
+        "init-mac": result.init_mac.hex(),
+        "root-mac": result.root_mac.hex(),
+    }
+    text = "\n".join(f"{name:10}{value}" for name, value in values.items())
+    done = " and ".join(result.sealed) or "nothing, all was up to date"
+    text = f"{text}\nimage     {result.image_type}\nplatform  {result.platform}\nsealed    {done}"
+    fields: dict[str, object] = {
+        **values,
+        "image_type": result.image_type,
+        "platform": result.platform,
+        "sealed": list(result.sealed),
+        "signer": result.signer_origin,
+    }
+    context.result(fields, "" if context.quiet else text)
+    return 0

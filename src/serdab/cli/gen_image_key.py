@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``serdab gen-image-key FILE``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Final
+
+from serdab.cli.messages import Context
+from serdab.errors import UsageError
+from serdab.keys import Key
+
+SUMMARY: Final = "write a fresh image key to a file"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("file", metavar="FILE", help="a path where nothing is yet; mode 0600")
+
+
+def main(args: argparse.Namespace, context: Context) -> int:
+    """Write the key, never over an existing file."""
+    from serdab.config.dirs import create_durably
+
+    try:
+        made = create_durably(args.file, Key.generate().dump().encode("ascii") + b"\n")
+    except OSError as exc:
+        raise UsageError(
+            "the key file cannot be made",
+            subject=args.file,
+            expected="a path in a directory that can be written",
+            found=os.strerror(exc.errno or 0),
+        ) from exc
+    if not made:
+        raise UsageError(
+            "the key file exists",
+            subject=args.file,
+            expected="a path where nothing is",
+            found="a file",
+            hint="keys are never overwritten: data may depend on it",
+        )
+    context.result({"file": os.path.abspath(args.file)}, "")
+    return 0

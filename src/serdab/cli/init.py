@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``serdab init``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Final
+
+from serdab.cli.messages import Context
+
+SUMMARY: Final = "make the current directory an instance"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare no arguments."""
+
+
+def main(args: argparse.Namespace, context: Context) -> int:
+    """Make it."""
+    from serdab.instance.create import init_instance
+
+    instance = init_instance(context.instance)
+    context.result({"instance": instance.path}, f"{instance.path} is an instance")
+    return 0

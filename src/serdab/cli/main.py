@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The entry point: options before the verb, the verb itself, and what becomes of its errors.
+
+The start is on the way of every boot, so nothing is imported that the verb does not need, and
+``--version`` imports nothing at all. Above: the console script. Below: one module per verb with
+``SUMMARY``, ``configure(parser)`` and ``main(args, context) -> exit code``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from serdab.version import VERSION
+
+# verb: (module below serdab.cli, does it start a program of the instance?)
+VERBS = {
+    "new": ("new", False),
+    "init": ("init", False),
+    "copy-bom": ("copy_bom", False),
+    "build": ("build", False),
+    "run": ("run", True),
+    "gen-image-key": ("gen_image_key", False),
+    "print": ("print_", False),
+    "reset": ("reset", False),
+    "doctor": ("doctor", False),
+}
+LOG_LEVELS = ("off", "error", "warn", "info", "debug", "trace")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    words = list(sys.argv if argv is None else argv)
+    name = os.path.basename(words[0]) if words else ""
+    del words[:1]
+    if name == "copy_bom":
+        # Scripts written for Occlum call it by this name.
+        words.insert(0, "copy-bom")
+    elif words == ["--version"]:
+        print(f"serdab {VERSION}")
+        return 0
+    return _run(words)
+
+
+def _run(words: list[str]) -> int:
+    from serdab.cli import exitcodes
+    from serdab.cli.messages import Context, report
+    from serdab.errors import Error
+
+    context = Context()
+    starts_program = False
+    failure: Error
+    try:
+        verb = _take_globals(words, context)
+        if verb is None:
+            return _help()
+        entry = VERBS.get(verb)
+        if entry is None:
+            raise _unknown_verb(verb)
+        starts_program = entry[1]
+        return _dispatch(verb, entry[0], words, context)
+    except Error as exc:
+        failure = exc
+    except KeyboardInterrupt:
+        return exitcodes.INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output went away; nothing is left to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return exitcodes.FAILED
+    except OSError as exc:
+        # An I/O error that no layer gave a meaning to, such as a full disk: no defect of ours.
+        _traceback(context.verbose)
+        words_of_system = exc.strerror or str(exc)
+        failure = Error(f"the system refused: {words_of_system}", subject=str(exc.filename or ""))
+    except Exception as exc:  # whatever else escapes is a defect, and is said to be one
+        _traceback(context.verbose)
+        failure = Error(
+            f"internal error, please report: {type(exc).__name__}: {exc}",
+            hint="" if context.verbose else "-v shows where it happened",
+        )
+    code = exitcodes.of_error(failure, starts_program=starts_program)
+    report(failure, context, exit_code=code, starts_program=starts_program)
+    return code
+
+
+def _traceback(wanted: bool) -> None:  # noqa: FBT001 - private, the option -v
+    if wanted:
+        import traceback
+
+        traceback.print_exc()
+
+
+def _dispatch(verb: str, module_name: str, words: list[str], context: object) -> int:
+    import importlib
+
+    from serdab.cli.parsing import VerbParser
+
+    module = importlib.import_module(f"serdab.cli.{module_name}")
+    parser = VerbParser(verb, module.SUMMARY)
+    module.configure(parser)
+    try:
+        args = parser.parse_args(words)
+    except SystemExit as exc:  # --help
+        return int(exc.code or 0)
+    code: int = module.main(args, context)
+    return code
+
+
+def _take_globals(words: list[str], context: object) -> str | None:
+    """Take the options before the verb off ``words``; return the verb, None for help."""
+    from serdab.cli.messages import Context
+    from serdab.errors import UsageError
+
+    assert isinstance(context, Context)  # noqa: S101 - for the type checker
+
+    def value(option: str) -> str:
+        if not words:
+            raise UsageError(f"{option} needs a value")
+        return words.pop(0)
+
+    while words:
+        word = words.pop(0)
+        option, equals, attached = word.partition("=")
+        if equals and option.startswith("--"):
+            words.insert(0, attached)
+        match option if option.startswith("--") else word:
+            case "-C" | "--instance":
+                context.instance = value(option)
+            case "--log-level":
+                context.log_level = _log_level(value(option))
+            case "--json" if not equals:
+                context.as_json = True
+            case "-q" | "--quiet" if not equals:
+                context.quiet = True
+            case "-v" | "--verbose" if not equals:
+                context.verbose = True
+            case "-h" | "--help" if not equals:
+                return None
+            case "--version" if not equals:
+                print(f"serdab {VERSION}")
+                raise SystemExit(0)
+            case _ if word.startswith("-"):
+                raise UsageError(f"unknown option {word}", hint="`serdab --help` lists them")
+            case _:
+                return word
+    return None
+
+
+def _log_level(text: str) -> str:
+    from serdab.errors import UsageError
+
+    if text not in LOG_LEVELS:
+        raise UsageError(
+            "unknown log level",
+            subject="--log-level",
+            expected="one of " + ", ".join(LOG_LEVELS),
+            found=text,
+        )
+    return text
+
+
+def _unknown_verb(verb: str) -> Exception:
+    import difflib
+
+    from serdab.errors import UsageError
+
+    near = difflib.get_close_matches(verb, VERBS, n=1)
+    return UsageError(
+        f"unknown verb {verb}",
+        hint=f"did you mean {near[0]}?" if near else "`serdab --help` lists the verbs",
+    )
+
+
+def _help() -> int:
+    import importlib
+
+    print("usage: serdab [-C DIR] [--log-level LEVEL] [--json] [-q|-v] VERB ...\n\nverbs:")
+    for verb, (module_name, _) in VERBS.items():
+        summary = importlib.import_module(f"serdab.cli.{module_name}").SUMMARY
+        print(f"  {verb:15}{summary}")
+    print("\n`serdab VERB --help` shows the options of a verb.")
+    return 0

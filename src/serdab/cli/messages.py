@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How errors, notes and results look, for people and as JSON."""
+
+from __future__ import annotations
+
+import sys
+from typing import Final
+
+from serdab.errors import Error
+
+PROGRAM: Final = "serdab"
+
+
+class Context:
+    """What the options before the verb say."""
+
+    __slots__ = ("as_json", "instance", "log_level", "quiet", "verbose")
+
+    def __init__(self) -> None:
+        self.instance = "."
+        self.log_level = "error"
+        self.as_json = False
+        self.quiet = False
+        self.verbose = False
+
+    def say(self, line: str) -> None:
+        """Print a note to standard error, unless -q."""
+        if not self.quiet:
+            print(f"{PROGRAM}: {line}", file=sys.stderr)
+
+    def result(self, fields: dict[str, object], text: str) -> None:
+        """Print a result: ``fields`` with --json, else ``text`` (nothing if it is empty)."""
+        if self.as_json:
+            import json
+
+            print(json.dumps(fields, sort_keys=True))
+        elif text:
+            print(text)
+        sys.stdout.flush()
+
+
+def report(error: Error, context: Context, *, exit_code: int, starts_program: bool) -> None:
+    """Print an error: one line and a hint, or one JSON object.
+
+    The JSON goes to standard output, but for a verb that starts a program: there standard output
+    is the program's, so it goes to standard error.
+    """
+    if context.as_json:
+        import json
+
+        fields = {**error.as_dict(), "exit_code": exit_code}
+        print(
+            json.dumps(fields, sort_keys=True),
+            file=sys.stderr if starts_program else sys.stdout,
+            flush=True,
+        )
+        return
+    # A name with a newline or an escape sequence must not forge a second message.
+    print(_printable(f"{PROGRAM}: error: {_with_kind(error, starts_program)}"), file=sys.stderr)
+    if error.hint:
+        print(_printable(f"hint: {error.hint}"), file=sys.stderr)
+
+
+def _with_kind(error: Error, starts_program: bool) -> str:  # noqa: FBT001 - private, one caller
+    # 125 hides the kind, so the message names it.
+    return f"{error} [{error.kind}]" if starts_program else str(error)
+
+
+def _printable(line: str) -> str:
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in line
+    )

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``serdab new PATH``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Final
+
+from serdab.cli.messages import Context
+
+SUMMARY: Final = "make a directory and an instance in it"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("path", metavar="PATH", help="a path where nothing is yet")
+
+
+def main(args: argparse.Namespace, context: Context) -> int:
+    """Make it."""
+    from serdab.instance.create import new_instance
+
+    instance = new_instance(args.path)
+    context.result({"instance": instance.path}, f"{instance.path} is an instance")
+    return 0

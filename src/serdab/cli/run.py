@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``serdab run PROGRAM [ARG...]``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Final
+
+from serdab.cli.messages import Context
+from serdab.errors import UsageError
+
+SUMMARY: Final = "boot the instance, run a program in it, shut down"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "--image-key", metavar="FILE", help="hand this key to init; - reads standard input"
+    )
+    parser.add_argument("--expect-signer", metavar="HEX", help="the signer (mrsigner) to require")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="PROGRAM [ARG ...]")
+
+
+def main(args: argparse.Namespace, context: Context) -> int:
+    """Run it; the exit code is the program's."""
+    command = args.command
+    if command[:1] == ["--"]:
+        del command[0]
+    if not command:
+        raise UsageError(
+            "run: no program",
+            expected="the absolute path of a program inside",
+            found="nothing",
+            hint="usage: serdab run [--image-key FILE|-] [--expect-signer HEX] PROGRAM [ARG ...]",
+        )
+    from serdab import pal
+    from serdab.instance.layout import Instance
+
+    instance = Instance.open_built(context.instance)
+    key = None
+    if args.image_key is not None:
+        from serdab.cli.parsing import read_key
+
+        key = read_key(args.image_key)
+    return pal.run_foreground(
+        instance.path,
+        command,
+        image_key=key,
+        expect_signer=args.expect_signer,
+        log_level="debug" if context.verbose else context.log_level,
+    )

@@ -1,0 +1,424 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds an instance: seals both trees, writes the measured configuration, signs the descriptor.
+
+Order: configuration checked → init FS sealed (always integrity-only) → image sealed → protected
+configuration → signed descriptor → swapped in as a whole (``publish``). The source trees are never
+written to: missing mount points and ``/etc/image_config.json`` are added to what is sealed.
+
+Above: ``cli``. Below: ``sefs`` (sealing), ``trust`` (signing), ``fingerprint``, ``publish``.
+
+Security:
+    1. A root MAC that gets signed was computed in this run or comes from the record in the user's
+       state directory, never from ``build/`` (``fingerprint``).
+    2. ``--buildin-image-key`` puts the key in clear into the init FS: it is public then. The
+       configuration says so, and the writable layer mixes in the automatic key.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from serdab.config.boot import (
+    ENCRYPTED,
+    INTEGRITY_ONLY,
+    BootConfig,
+    MountEntry,
+    dump_boot_config,
+    parse_boot_config,
+)
+from serdab.config.occlum import InstanceConfig, parse
+from serdab.errors import Error, MeasurementMismatch, UsageError
+from serdab.instance import publish
+from serdab.instance.fingerprint import Sealed, fingerprint, load_record, store_record
+from serdab.instance.layout import (
+    CONFIG,
+    DESCRIPTOR,
+    IMAGE,
+    IMAGE_SOURCE,
+    INIT,
+    INITFS,
+    INITFS_SOURCE,
+    PROTECTED_CONFIG,
+    Instance,
+)
+from serdab.instance.locks import lock_build
+from serdab.keys import Key
+from serdab.sefs.imagebuild import ImageOptions, build_image
+from serdab.sefs.imageformat import IMAGE_NAME
+from serdab.sefs.imagewalk import Additions
+from serdab.trust import platform
+from serdab.trust.descriptor import Descriptor, sign
+from serdab.trust.measurement import Digest, code_digest
+from serdab.trust.signers import record_signer, recorded_signer
+from serdab.trust.signing import Signer
+from serdab.version import VERSION
+
+IMAGE_CONFIG: Final = b"etc/image_config.json"
+IMAGE_KEY: Final = b"etc/image_key"
+_BUILD_PREFIX: Final = "build/"
+# Bound over at boot with what the host says; an image without them gets empty ones.
+_HOST_FILES: Final = (b"etc/resolv.conf", b"etc/hosts", b"etc/hostname")
+
+
+@dataclass(frozen=True, slots=True)
+class BuildRequest:
+    """What to build with. ``builtin_key`` needs ``image_key``."""
+
+    signer: Signer
+    image_key: Key | None = None
+    builtin_key: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BuildResult:
+    """What a build produced; ``sealed`` names the trees that were sealed anew."""
+
+    mrenclave: Digest
+    mrsigner: Digest
+    conf_mac: Digest
+    init_mac: bytes
+    root_mac: bytes
+    image_type: str
+    platform: str
+    signer_origin: str
+    sealed: tuple[str, ...]
+
+
+Say = Callable[[str], None]
+
+
+def build(
+    instance: Instance,
+    request: BuildRequest,
+    *,
+    say: Say,
+    progress: Callable[[int], None] | None = None,
+) -> BuildResult:
+    """Build the instance; ``say`` gets one line for each thing the user should know.
+
+    Raises:
+        UsageError: configuration or trees are not fit to be sealed.
+        BusyError: another build is at work.
+        MeasurementMismatch: the image has not the MAC that the configuration requires.
+    """
+    with lock_build(instance):
+        config = parse(instance.read(CONFIG))
+        for note in config.notes:
+            say(note)
+        if request.builtin_key:
+            say(
+                "warning: --buildin-image-key puts the image key in clear into the init FS: "
+                "whoever can read build/ can read the image; the writable layer stays secret"
+            )
+        _check_trees(instance)
+        staging = publish.begin(instance)
+        try:
+            return _build(instance, config, request, staging, say, progress)
+        finally:
+            publish.abandon(staging)
+
+
+def _build(
+    instance: Instance,
+    config: InstanceConfig,
+    request: BuildRequest,
+    staging: str,
+    say: Say,
+    progress: Callable[[int], None] | None,
+) -> BuildResult:
+    image_type = INTEGRITY_ONLY if request.image_key is None else ENCRYPTED
+    record = {} if request.force else load_record(instance.path)
+    sealer = _Sealer(instance, staging, record, progress)
+    init_mac = sealer.seal(
+        "initfs", INITFS_SOURCE, INITFS, None, _initfs_additions(image_type, request)
+    )
+    root_mac = sealer.seal(
+        "image", IMAGE_SOURCE, IMAGE, request.image_key, _image_additions(instance, config)
+    )
+    _check_reference(config, root_mac)
+    protected = dump_boot_config(_boot_config(config, request, image_type, init_mac, root_mac))
+    separation = config.key_separation or (b"", b"")
+    descriptor = Descriptor(
+        serdab_version=VERSION,
+        code_digest=code_digest(),
+        conf_mac=Digest.of(protected),
+        product_id=config.product_id,
+        security_version=config.security_version,
+        debuggable=config.debuggable,
+        platform=platform.current().name,
+        family_id=separation[0],
+        ext_prod_id=separation[1],
+    )
+    signed = sign(descriptor, request.signer)
+    publish.write_file(_staged(staging, PROTECTED_CONFIG), protected)
+    publish.write_file(_staged(staging, DESCRIPTOR), signed)
+    keep = _replaced_image(instance, config, root_mac)
+    if not sealer.sealed and _is_published(instance, protected, signed):
+        publish.abandon(staging)
+    else:
+        sealer.take_over_unchanged()
+        publish.swap_in(instance, staging, keep_image=keep)
+    store_record(instance.path, sealer.outcome)
+    mrsigner = request.signer.public.mrsigner()
+    _remember_signer(instance, mrsigner, say)
+    if keep is not None:
+        say(
+            "the writable layer belongs to the image before this one, which is kept: "
+            "`serdab reset` gives both up"
+        )
+    return BuildResult(
+        mrenclave=descriptor.mrenclave(),
+        mrsigner=mrsigner,
+        conf_mac=descriptor.conf_mac,
+        init_mac=init_mac,
+        root_mac=root_mac,
+        image_type=image_type,
+        platform=descriptor.platform,
+        signer_origin=request.signer.origin,
+        sealed=tuple(sealer.sealed),
+    )
+
+
+class _Sealer:
+    """Seals trees into the staging directory, or takes over what did not change."""
+
+    def __init__(
+        self,
+        instance: Instance,
+        staging: str,
+        record: dict[str, Sealed],
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        self._instance = instance
+        self._staging = staging
+        self._record = record
+        self._progress = progress
+        self._unchanged: list[str] = []
+        self.outcome: dict[str, Sealed | None] = {}
+        self.sealed: list[str] = []
+
+    def seal(
+        self, name: str, source: str, output: str, key: Key | None, additions: Additions
+    ) -> bytes:
+        """Return the root MAC of the tree."""
+        options = ImageOptions(clamp_s=_source_date_epoch())
+        tree = self._instance.at(source)
+        # What changes after this moment differs from the fingerprint at the next build.
+        found = fingerprint(tree, parameters=_parameters(options, additions), key=key)
+        old = self._record.get(name)
+        there = os.path.isfile(os.path.join(self._instance.at(output), IMAGE_NAME))
+        if old is not None and found == old.fingerprint and there:
+            self.outcome[name] = old
+            self._unchanged.append(output)
+            return old.root_mac
+        info = build_image(
+            Path(tree),
+            Path(_staged(self._staging, output)),
+            key=key,
+            options=options,
+            additions=additions,
+            progress=self._progress,
+        )
+        self.outcome[name] = None if found is None else Sealed(found, info.root_mac)
+        self.sealed.append(name)
+        return info.root_mac
+
+    def take_over_unchanged(self) -> None:
+        """Copy what was not sealed again into the staging directory."""
+        for output in self._unchanged:
+            publish.copy_sealed(self._instance.at(output), _staged(self._staging, output))
+
+
+def _staged(staging: str, output: str) -> str:
+    return os.path.join(staging, output.removeprefix(_BUILD_PREFIX))
+
+
+def _parameters(options: ImageOptions, additions: Additions) -> bytes:
+    """Return everything beside tree and key that decides the bytes of an image."""
+    import zstandard
+
+    values = (
+        str(code_digest()),
+        zstandard.ZSTD_VERSION,
+        options.chunk_size,
+        options.page_size,
+        int(options.hash),
+        options.zstd_level,
+        options.clamp_s,
+        sorted(additions.directories.items()),
+        sorted(additions.files.items()),
+    )
+    return repr(values).encode()
+
+
+def _source_date_epoch() -> int | None:
+    """Return SOURCE_DATE_EPOCH (reproducible-builds.org), or None when it is not set."""
+    text = os.environ.get("SOURCE_DATE_EPOCH", "")
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 12):
+        raise UsageError(
+            "not a time",
+            subject="SOURCE_DATE_EPOCH",
+            expected="seconds since 1970 in decimal digits",
+            found=repr(text),
+        )
+    return int(text)
+
+
+def _check_trees(instance: Instance) -> None:
+    for name in (IMAGE_SOURCE, INITFS_SOURCE):
+        if not os.path.isdir(instance.at(name)):
+            raise UsageError(
+                "a source tree is missing",
+                stage="build",
+                subject=instance.at(name),
+                expected="a directory",
+                found="none",
+                hint="`serdab copy-bom -f FILE --root " + name + "` fills one",
+            )
+    path = instance.at(f"{INITFS_SOURCE}/{INIT}")
+    status = os.lstat(path) if os.path.lexists(path) else None
+    # A link may point to where only the init FS itself can tell; a file must be executable.
+    if status is None or not (
+        stat.S_ISLNK(status.st_mode)
+        or (stat.S_ISREG(status.st_mode) and stat.S_IMODE(status.st_mode) & 0o111)
+    ):
+        raise UsageError(
+            "the init FS has no init",
+            stage="build",
+            subject=path,
+            expected="an executable /bin/init",
+            found="none" if status is None else "something that cannot be executed",
+            hint="`serdab new` puts the default one there",
+        )
+
+
+def _initfs_additions(image_type: str, request: BuildRequest) -> Additions:
+    config = json.dumps({"image_type": image_type}, sort_keys=True).encode("ascii") + b"\n"
+    files = {IMAGE_CONFIG: config}
+    if request.builtin_key:
+        if request.image_key is None:
+            raise UsageError(
+                "--buildin-image-key without a key",
+                expected="--image-key FILE as well",
+                found="no key",
+            )
+        files[IMAGE_KEY] = request.image_key.dump().encode("ascii") + b"\n"
+    return Additions(directories={b"proc": 0o755, b"dev": 0o755}, files=files)
+
+
+def _image_additions(instance: Instance, config: InstanceConfig) -> Additions:
+    tree = instance.at(IMAGE_SOURCE)
+    directories: dict[bytes, int] = {}
+    for entry in config.mounts:
+        _require_plain(tree, entry)
+        parts = entry.target.strip("/").encode("utf-8").split(b"/")
+        for length in range(1, len(parts) + 1):
+            directories[b"/".join(parts[:length])] = 0o755
+    files = {
+        path: b""
+        for path in _HOST_FILES
+        if not os.path.lexists(os.path.join(os.fsencode(tree), path))
+        and not os.path.islink(os.path.join(os.fsencode(tree), b"etc"))
+    }
+    return Additions(directories=directories, files=files)
+
+
+def _require_plain(tree: str, entry: MountEntry) -> None:
+    """Refuse a mount point that the tree has as something else than plain directories."""
+    path = tree
+    for part in entry.target.strip("/").split("/"):
+        path = os.path.join(path, part)
+        if not os.path.lexists(path):
+            return
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            raise UsageError(
+                f"the mount point {entry.target} is no directory",
+                stage="build",
+                subject=path,
+                expected="a directory, or nothing",
+                found="a symlink" if os.path.islink(path) else "a file",
+                hint="remove it from the tree, or mount elsewhere",
+            )
+
+
+def _check_reference(config: InstanceConfig, root_mac: bytes) -> None:
+    if config.image_mac and root_mac[: len(config.image_mac)] != config.image_mac:
+        raise MeasurementMismatch(
+            "the image has another root MAC than the configuration requires",
+            stage="build",
+            subject="mount[0].options.layers[0].options.MAC",
+            expected=config.image_mac.hex(),
+            found=root_mac.hex(),
+            hint='an empty MAC ("") accepts what the build makes',
+        )
+
+
+def _boot_config(
+    config: InstanceConfig,
+    request: BuildRequest,
+    image_type: str,
+    init_mac: bytes,
+    root_mac: bytes,
+) -> BootConfig:
+    return BootConfig(
+        image_type=image_type,
+        init_mac=init_mac,
+        root_mac=root_mac,
+        entry_points=config.entry_points,
+        env_default=config.env_default,
+        env_untrusted=config.env_untrusted,
+        limits=config.limits,
+        mounts=config.mounts,
+        upper=config.upper,
+        builtin_image_key=request.builtin_key,
+        product_id=config.product_id,
+        security_version=config.security_version,
+        debuggable=config.debuggable,
+        disable_log=config.disable_log,
+        host_directories=config.host_directories,
+        network=config.network,
+    )
+
+
+def _is_published(instance: Instance, protected: bytes, signed: bytes) -> bool:
+    """Return whether ``build/`` holds just these; RSA signatures of this kind are deterministic."""
+    try:
+        return instance.read(PROTECTED_CONFIG) == protected and instance.read(DESCRIPTOR) == signed
+    except UsageError:
+        return False
+
+
+def _replaced_image(instance: Instance, config: InstanceConfig, root_mac: bytes) -> str | None:
+    """Return the root MAC of the image that goes, if a writable layer may refer to it.
+
+    It comes from untrusted bytes and serves as a directory name only.
+    """
+    try:
+        with os.scandir(instance.at(config.upper.source)) as listing:
+            if not any(True for _ in listing):
+                return None
+        old = parse_boot_config(instance.read(PROTECTED_CONFIG)).root_mac
+    except (OSError, Error):
+        return None
+    return None if old == root_mac else old.hex()
+
+
+def _remember_signer(instance: Instance, signer: Digest, say: Say) -> None:
+    """Whoever builds says whom to expect; a change is told."""
+    known = recorded_signer(instance.path)
+    if known is not None and not known.matches(signer):
+        say(
+            f"warning: the instance had another signer: before {known}, now {signer}; "
+            "automatic keys of writable layers change with it"
+        )
+    if known is None or not known.matches(signer):
+        record_signer(instance.path, signer)

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a source tree changed since it was last sealed, and the record of what came out.
+
+The record lives in the user's state directory, not in the instance: a build signs the root MAC of
+an image that it did not seal again, so that MAC must not come from untrusted storage.
+
+On-disk format:
+    ``builds/<SHA-256 of the instance's real path>.json`` in the state directory, 0600: ``format``
+    1, and for ``image`` and ``initfs`` a ``fingerprint`` and a ``root_mac`` (64 hex digits each).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import stat
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from serdab.config.dirs import make_private, state_dir, write_durably
+from serdab.config.strict import load_object
+from serdab.errors import Error
+from serdab.keys import Key
+
+# File systems stamp times at the ticks of a coarse clock; within this time of the last change a
+# second change of the same size could leave the same stamp.
+RACY_NS: Final = 50_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """The inputs of one sealing by their fingerprint, and the root MAC that came out."""
+
+    fingerprint: bytes
+    root_mac: bytes
+
+
+def fingerprint(tree: str, *, parameters: bytes, key: Key | None) -> bytes | None:
+    """Return a digest of everything that decides the sealed bytes, without reading the files.
+
+    Path, type, mode, size, mtime, ctime and inode number stand for the content, as in git's index.
+    None: something changed so recently that a stamp proves nothing.
+    """
+    total = hashlib.sha256(b"serdab fingerprint 1\n")
+    total.update(len(parameters).to_bytes(4, "big") + parameters)
+    if key is None:
+        total.update(b"integrity-only")
+    else:
+        # Not the key's hash: with HMAC of a fixed label nothing but equality can be learnt.
+        total.update(hmac.digest(key.raw(), b"serdab fingerprint key 1", "sha256"))
+    newest = 0
+    pending = [tree]
+    while pending:
+        directory = pending.pop()
+        with os.scandir(directory) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name)
+        for entry in entries:
+            status = entry.stat(follow_symlinks=False)
+            newest = max(newest, status.st_ctime_ns)
+            target = os.readlink(entry.path) if stat.S_ISLNK(status.st_mode) else ""
+            fields = (
+                f"{status.st_mode} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} "
+                f"{status.st_dev} {status.st_ino} {status.st_nlink}"
+            )
+            for text in (os.path.relpath(entry.path, tree), fields, target):
+                total.update(os.fsencode(text) + b"\0")
+            if stat.S_ISDIR(status.st_mode):
+                pending.append(entry.path)
+    status = os.stat(tree)
+    total.update(f"{status.st_mode}".encode())
+    if newest > time.time_ns() - RACY_NS:
+        return None
+    return total.digest()
+
+
+def _record_path(instance: str) -> str:
+    name = hashlib.sha256(os.fsencode(os.path.realpath(instance))).hexdigest()
+    return os.path.join(state_dir(), "builds", f"{name}.json")
+
+
+def load_record(instance: str) -> dict[str, Sealed]:
+    """Return what is on record: nothing when there is none or it is unreadable.
+
+    A lost record costs time, never correctness: the trees are sealed again.
+    """
+
+    def fail(field: str, expected: str, found: str, hint: str) -> Error:
+        return Error(f"{field}: expected {expected}, found {found} {hint}")
+
+    try:
+        with open(_record_path(instance), "rb") as file:
+            top = load_object(file.read(1 << 16), fail)
+        top.integer("format", low=1, high=1)
+        out = {}
+        for name in ("image", "initfs"):
+            if top.has(name):
+                section = top.section(name)
+                out[name] = Sealed(
+                    section.hex_bytes("fingerprint", 32), section.hex_bytes("root_mac", 32)
+                )
+                section.close()
+        top.close()
+    except (OSError, Error):
+        return {}
+    return out
+
+
+def store_record(instance: str, sealed: dict[str, Sealed | None]) -> None:
+    """Put the outcome of a build on record; None forgets one."""
+    path = _record_path(instance)
+    make_private(os.path.dirname(path))
+    value: dict[str, object] = {"format": 1}
+    for name, item in sealed.items():
+        if item is not None:
+            value[name] = {
+                "fingerprint": item.fingerprint.hex(),
+                "root_mac": item.root_mac.hex(),
+            }
+    write_durably(path, json.dumps(value, sort_keys=True).encode("ascii") + b"\n")

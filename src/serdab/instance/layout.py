@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The layout of an instance directory: every path in it has its one name here.
+
+Nothing in an instance is trusted: it may lie on any storage. What a boot may use is decided by
+measurements (``trust.chain``), never by where a file lies.
+
+Above: ``build``, ``create``, ``cli``, ``libos``'s callers. Below: ``errors`` only, so that a run
+pays for nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from serdab.errors import UsageError
+
+CONFIG: Final = "Occlum.json"
+IMAGE_SOURCE: Final = "image"
+INITFS_SOURCE: Final = "initfs"
+BUILD: Final = "build"
+RUN: Final = "run"
+PROTECTED_CONFIG: Final = "build/.Occlum_sys.json.protected"
+DESCRIPTOR: Final = "build/lib/libserdab.signed.json"
+IMAGE: Final = "build/mount/__ROOT"
+INITFS: Final = "build/initfs/__ROOT"
+PREVIOUS: Final = "build/previous"
+UPPER: Final = "run/mount/__ROOT"
+INIT: Final = "bin/init"
+MAX_FILE_BYTES: Final = 1 << 20
+
+
+def is_instance(path: str) -> bool:
+    """Return whether there is an instance at ``path``."""
+    return os.path.isfile(os.path.join(path, CONFIG))
+
+
+class Instance:
+    """An instance by the absolute path of its directory."""
+
+    __slots__ = ("path",)
+
+    def __init__(self, path: str) -> None:
+        self.path = os.path.abspath(path)
+
+    def __repr__(self) -> str:
+        return f"Instance({self.path!r})"
+
+    @classmethod
+    def open(cls, path: str) -> Instance:
+        """Return the instance at ``path``.
+
+        Raises:
+            UsageError: there is none.
+        """
+        if not is_instance(path):
+            there = os.path.isdir(path)
+            raise UsageError(
+                "not an instance",
+                subject=os.path.abspath(path),
+                expected=f"a directory with {CONFIG}",
+                found="a directory without it" if there else "no directory",
+                hint="`serdab new PATH` makes one; -C names the one to use",
+            )
+        return cls(path)
+
+    @classmethod
+    def open_built(cls, path: str) -> Instance:
+        """Return the instance at ``path``, which has been built.
+
+        Raises:
+            UsageError: there is none, or it has not been built.
+        """
+        instance = cls.open(path)
+        for relative in (DESCRIPTOR, PROTECTED_CONFIG):
+            if not os.path.lexists(instance.at(relative)):
+                raise UsageError(
+                    "the instance has not been built",
+                    subject=instance.path,
+                    expected=relative,
+                    found="no such file",
+                    hint="`serdab build` seals image/ and initfs/",
+                )
+        return instance
+
+    def at(self, relative: str) -> str:
+        """Return the absolute path of something in the instance."""
+        return os.path.join(self.path, relative)
+
+    def read(self, relative: str) -> bytes:
+        """Return the bytes of a small file of the instance; nothing about them is checked.
+
+        Raises:
+            UsageError: it cannot be read or is no plain file of sane size.
+        """
+        path = self.at(relative)
+        try:
+            # O_NONBLOCK: a FIFO in its place must not hang the reader.
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+            with open(fd, "rb") as file:
+                raw = file.read(MAX_FILE_BYTES + 1)
+        except OSError as exc:
+            raise UsageError(
+                "a file of the instance cannot be read",
+                subject=path,
+                expected="a readable file",
+                found=os.strerror(exc.errno or 0),
+            ) from exc
+        if len(raw) > MAX_FILE_BYTES:
+            raise UsageError(
+                "a file of the instance is too large",
+                subject=path,
+                expected=f"at most {MAX_FILE_BYTES} bytes",
+                found="more",
+            )
+        return raw

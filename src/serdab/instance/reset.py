@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Throws the writable layer away, with the images that were kept for it.
+
+Above: ``cli``. Below: ``layout``, ``locks``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+from serdab.config.occlum import parse
+from serdab.errors import Error
+from serdab.instance.layout import CONFIG, PREVIOUS, UPPER, Instance
+from serdab.instance.locks import lock_build, lock_run
+
+
+def reset(instance: Instance) -> list[str]:
+    """Remove the writable layer; return the paths (in the instance) that were removed.
+
+    Raises:
+        BusyError: the instance is in use.
+    """
+    try:
+        upper = parse(instance.read(CONFIG)).upper.source
+    except Error:
+        # Resetting must be possible with a broken configuration too.
+        upper = UPPER
+    removed = []
+    with lock_build(instance), lock_run(instance):
+        for relative in (upper, PREVIOUS):
+            path = instance.at(relative)
+            if os.path.isdir(path) and not os.path.islink(path):
+                shutil.rmtree(path)
+                removed.append(relative)
+    return removed
