@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The anchor of a writable volume: two slots, written in turn, that name the newest checkpoint.
+
+Above: ``volume``. Below: ``crypto``, ``hostdir``.
+
+On-disk format of ``anchor``: two slots of 16 KiB, slot = epoch mod 2 (integers little-endian)::
+
+    0   magic       8   "SEFSVOL\\0"
+    8   version     u32 1
+    12  source_len  u16 at most 1024
+    14  zero        u16
+    16  uuid        16
+    32  salt        32  fresh at every write: one key per write
+    64  key_check   32  commits to the key: tells a wrong key from damage
+    96  sealed_len  u32
+    100 source          canonical JSON: where the key comes from, in clear and authenticated
+    ..  sealed          AES-128-GCM of the state (a MessagePack array), AAD = all that precedes it
+    ..  zero to the end of the slot
+
+Security:
+    1. The key of a slot is derived from its salt, so no nonce repeats, whatever is rolled back.
+    2. A slot that does not verify is not used; the other one then is (a torn write costs nothing),
+       and that is reported, since an enemy could have made it so.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from serdab.crypto.aead import TAG_BYTES
+from serdab.crypto.kdf import KeySchedule
+from serdab.errors import AuthenticationError, FormatError, WrongKeyError
+from serdab.keys import Key
+from serdab.sefs.hostdir import Dir, File, read_exact
+
+ANCHOR_NAME: Final = "anchor"
+SLOT_BYTES: Final = 16 << 10
+MAGIC: Final = b"SEFSVOL\0"
+VERSION: Final = 1
+_HEAD: Final = struct.Struct("<8sIHH16s32s32sI")
+_MAX_SOURCE: Final = 1024
+_KIND: Final = b"volume"
+
+
+class AnchorState(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    """What a checkpoint leaves behind. Pointers are those of ``segment``; empty for none."""
+
+    epoch: int
+    sequence: int
+    """Number of the last commit that the tree contains."""
+    chain: bytes
+    """Tag of that commit's log record, or of the anchor that began the session."""
+    root: bytes
+    root_level: int
+    table: bytes
+    """Pointer to the segment table."""
+    next_ino: int
+    next_segment: int
+    next_log: int
+    log: int
+    """Number of the log that continues this state; 0: none, the volume was closed."""
+    log_salt: bytes
+    lower: tuple[bytes, ...]
+    """Root MACs of the lower layers that the tree refers to."""
+    chunk_size: int
+    page_size: int
+    files: int
+    live_bytes: int
+    previous: bytes
+    """Tag of the anchor before this one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """A verified slot."""
+
+    uuid: bytes
+    source: bytes
+    state: AnchorState
+    tag: bytes
+
+
+def volume_keys(key: Key, uuid: bytes) -> KeySchedule:
+    """Return the key schedule of a volume."""
+    return KeySchedule(key, kind=_KIND, uuid=uuid)
+
+
+def dump_slot(
+    keys: KeySchedule, uuid: bytes, source: bytes, state: AnchorState
+) -> tuple[bytes, bytes]:
+    """Return the 16 KiB of a slot, and its tag."""
+    plain = msgspec.msgpack.encode(state)
+    salt = os.urandom(32)
+    head = _HEAD.pack(
+        MAGIC,
+        VERSION,
+        len(source),
+        0,
+        uuid,
+        salt,
+        keys.derive(b"key check"),
+        len(plain) + TAG_BYTES,
+    )
+    aad = head + source
+    sealed = keys.cipher(b"anchor", salt).seal(0, plain, aad)
+    raw = aad + sealed
+    if len(raw) > SLOT_BYTES:
+        raise FormatError("anchor state does not fit its slot", found=str(len(raw)))
+    return raw + bytes(SLOT_BYTES - len(raw)), sealed[-TAG_BYTES:]
+
+
+@dataclass(frozen=True, slots=True)
+class _Clear:
+    """The part of a slot that needs no key."""
+
+    uuid: bytes
+    salt: bytes
+    check: bytes
+    source: bytes
+    aad: bytes
+    sealed: bytes
+
+
+def _parse_clear(raw: bytes) -> _Clear:
+    if len(raw) != SLOT_BYTES or raw[:8] != MAGIC:
+        raise FormatError("anchor slot without its magic")
+    _, version, source_len, zero, uuid, salt, check, sealed_len = _HEAD.unpack_from(raw)
+    if version != VERSION:
+        raise FormatError("unknown volume version", expected=str(VERSION), found=str(version))
+    start = _HEAD.size + source_len
+    if zero or source_len > _MAX_SOURCE or start + sealed_len > SLOT_BYTES:
+        raise FormatError("anchor slot with impossible lengths")
+    if any(raw[start + sealed_len :]):
+        raise FormatError("bytes set where an anchor slot has none")
+    return _Clear(
+        uuid, salt, check, raw[_HEAD.size : start], raw[:start], raw[start : start + sealed_len]
+    )
+
+
+def read_source(directory: Dir) -> bytes | None:
+    """Return where the volume says its key comes from (not authenticated yet), or None."""
+    try:
+        file = directory.open(ANCHOR_NAME)
+    except FileNotFoundError:
+        return None
+    try:
+        for slot in range(2):
+            try:
+                return _parse_clear(read_exact(file, SLOT_BYTES, slot * SLOT_BYTES)).source
+            except FormatError:
+                continue
+    finally:
+        file.close()
+    return None
+
+
+def load_anchor(file: File, key: Key, label: str) -> tuple[Anchor, KeySchedule, list[str]]:
+    """Return the newest slot that verifies, its keys, and what was wrong with the other one.
+
+    Raises:
+        FormatError: neither slot can be read as one of ours.
+        WrongKeyError: the key opens neither.
+        AuthenticationError: the key is right, but neither slot verifies.
+    """
+    best: tuple[Anchor, KeySchedule] | None = None
+    problems: list[str] = []
+    right_key = False
+    readable = False
+    for slot in range(2):
+        raw = read_exact(file, SLOT_BYTES, slot * SLOT_BYTES)
+        if not any(raw):
+            continue  # never written
+        try:
+            clear = _parse_clear(raw)
+            readable = True
+            keys = volume_keys(key, clear.uuid)
+            if not hmac.compare_digest(keys.derive(b"key check"), clear.check):
+                problems.append(f"slot {slot}: the key check does not match")
+                continue
+            right_key = True
+            anchor = _open_slot(clear, keys, slot)
+        except (FormatError, AuthenticationError) as exc:
+            problems.append(f"slot {slot}: {exc.message}")
+            continue
+        if best is None or anchor.state.epoch > best[0].state.epoch:
+            best = anchor, keys
+    if best is not None:
+        return *best, problems
+    subject = f"{label}/{ANCHOR_NAME}"
+    if right_key:
+        raise AuthenticationError(
+            "neither anchor slot verifies",
+            subject=subject,
+            found="; ".join(problems),
+            hint="the storage changed it; restore the volume from a backup",
+        )
+    if readable:
+        raise WrongKeyError(
+            "wrong key, or the anchor was damaged",
+            subject=subject,
+            expected="the key that the volume was made with",
+            found="another key",
+            hint="give the image key that the writable layer was first opened with",
+        )
+    raise FormatError(
+        "not a sealed volume",
+        subject=subject,
+        found="; ".join(problems) or "an empty anchor",
+        hint="it is not formatted over: move it away, or restore it",
+    )
+
+
+def _open_slot(clear: _Clear, keys: KeySchedule, slot: int) -> Anchor:
+    plain = keys.cipher(b"anchor", clear.salt).open_(0, clear.sealed, clear.aad)
+    try:
+        state = msgspec.msgpack.decode(plain, type=AnchorState)
+    except msgspec.DecodeError as exc:
+        raise FormatError("anchor state cannot be read", found=str(exc)) from None
+    if state.epoch % 2 != slot:
+        raise FormatError("anchor in the wrong slot")
+    return Anchor(clear.uuid, clear.source, state, clear.sealed[-TAG_BYTES:])

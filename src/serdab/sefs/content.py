@@ -1,0 +1,507 @@
+# SPDX-License-Identifier: Apache-2.0
+"""File content of a writable volume: chunks in memory, chunks in segments, the lower layer below.
+
+Above: ``volume``. Below: ``items`` (extents), ``segment`` (records), the lower ``Layer``.
+
+A byte of a file is, in this order: in a dirty chunk; in the record its extent names; zero if the
+extent is a hole; the lower layer's if the inode is LOWER and the byte is below ``lower_limit``;
+zero. A chunk that a write covers whole is sealed at once; a part of one waits as a dirty chunk
+until a commit, a checkpoint or the limit of dirty bytes.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable, Iterator
+from typing import Final, final
+
+from serdab.errors import AuthenticationError, FormatError
+from serdab.sefs import keyspace as ks
+from serdab.sefs.cache import ByteCache
+from serdab.sefs.items import Items
+from serdab.sefs.segment import (
+    ABSENT,
+    HOLE,
+    POINTER,
+    POINTER_BYTES,
+    SegmentStore,
+    Writer,
+    data_aad,
+    plain_length,
+)
+from serdab.vfs.api import Inode
+from serdab.vfs.layer import Layer
+
+_CHUNK_CACHE: Final = 4 << 20
+_GROUP_CACHE: Final = 4 << 20
+_OWNERS_PER_ITEM: Final = 128
+END: Final = 1 << 62
+"""As the end of a discarded range: all that follows."""
+
+
+class DirtyChunk:
+    """Content newer than any record. Bytes beyond ``buf`` are zero.
+
+    ``low`` and ``high`` bound what no commit has yet; equal: nothing.
+    """
+
+    __slots__ = ("buf", "high", "low")
+
+    def __init__(self, buf: bytearray) -> None:
+        self.buf = buf
+        self.low = self.high = 0
+
+    def touch(self, low: int, high: int) -> None:
+        """A range changed."""
+        if self.low == self.high:
+            self.low, self.high = low, high
+        else:
+            self.low, self.high = min(self.low, low), max(self.high, high)
+
+
+class _Open:
+    """An inode with dirty chunks."""
+
+    __slots__ = ("chunks", "inode")
+
+    def __init__(self, inode: Inode) -> None:
+        self.inode = inode
+        self.chunks: dict[int, DirtyChunk] = {}
+
+
+@final
+class Content:
+    """All file content of one volume."""
+
+    def __init__(
+        self,
+        items: Items,
+        segments: SegmentStore,
+        chunk_size: int,
+        lower: Layer | None,
+        put_inode: Callable[[Inode], None],
+    ) -> None:
+        self._items = items
+        self._segments = segments
+        self._chunk_size = chunk_size
+        self._lower = lower
+        self._put_inode = put_inode
+        self.writer: Writer = segments.writer()
+        self._dirty: dict[int, _Open] = {}
+        self.dirty_bytes = 0
+        self._groups: dict[int, dict[int, bytearray]] = {}
+        self._groups_pending: set[tuple[int, int]] = set()
+        self._clean_groups: ByteCache[tuple[int, int], bytes] = ByteCache(_GROUP_CACHE)
+        self._chunks: ByteCache[bytes, bytes] = ByteCache(_CHUNK_CACHE)
+        self._owners: dict[int, list[tuple[int, bytes]]] = {}
+        self.discards: list[tuple[int, int, int]] = []
+
+    # Extents ------------------------------------------------------------------------------
+
+    def _group(self, ino: int, group: int) -> bytes | bytearray:
+        changed = self._groups.get(ino)
+        if changed is not None and group in changed:
+            return changed[group]
+        value = self._clean_groups.get((ino, group))
+        if value is None:
+            value = self._items.get(ks.group_key(ino, group)) or b""
+            if len(value) % POINTER_BYTES or len(value) > ks.GROUP * POINTER_BYTES:
+                raise FormatError("extent item of an impossible length", subject=f"inode {ino}")
+            self._clean_groups.put((ino, group), value, len(value) + 64)
+        return value
+
+    def _pointer(self, ino: int, chunk: int) -> bytes:
+        group, index = divmod(chunk, ks.GROUP)
+        value = self._group(ino, group)
+        return bytes(value[index * POINTER_BYTES : (index + 1) * POINTER_BYTES]) or ABSENT
+
+    def _set_pointer(self, ino: int, chunk: int, pointer: bytes) -> None:
+        group, index = divmod(chunk, ks.GROUP)
+        changed = self._groups.setdefault(ino, {})
+        value = changed.get(group)
+        if value is None:
+            value = changed[group] = bytearray(self._group(ino, group))
+            self._clean_groups.drop((ino, group))
+        start = index * POINTER_BYTES
+        if len(value) < start + POINTER_BYTES:
+            if pointer == ABSENT:
+                return
+            value.extend(bytes(start + POINTER_BYTES - len(value)))
+        old = bytes(value[start : start + POINTER_BYTES])
+        if old == pointer:
+            return
+        if old not in (ABSENT, HOLE):
+            self._segments.free(old)
+        value[start : start + POINTER_BYTES] = pointer
+        self._groups_pending.add((ino, group))
+
+    def _seal(self, ino: int, chunk: int, plain: bytes | bytearray | memoryview) -> None:
+        pointer = self.writer.append(plain, data_aad(ino, chunk))
+        self._own(ino, chunk, pointer)
+        self._set_pointer(ino, chunk, pointer)
+
+    def _own(self, ino: int, chunk: int, pointer: bytes) -> None:
+        segment, offset, stored, number, _ = POINTER.unpack(pointer)
+        owner = ks.OWNER.pack(ino, chunk, offset, stored)
+        self._owners.setdefault(segment, []).append((number, owner))
+
+    # Reading ------------------------------------------------------------------------------
+
+    def read(self, inode: Inode, offset: int, buf: memoryview) -> int:
+        """Fill ``buf``; return the count, short at end of file only."""
+        length = min(len(buf), inode.size - offset)
+        if length <= 0:
+            return 0
+        ino = inode.ino
+        opened = self._dirty.get(ino)
+        dirty = opened.chunks if opened is not None else {}
+        if inode.flags & ks.F_INLINE:
+            content = self._items.get(ks.key(ino, ks.T_INLINE)) or b""
+            _copy(content, offset, buf[:length])
+            return length
+        size = self._chunk_size
+        position, end = offset, offset + length
+        while position < end:
+            chunk, skip = divmod(position, size)
+            stop = min((chunk + 1) * size, end)
+            out = buf[position - offset : stop - offset]
+            held = dirty.get(chunk)
+            if held is not None:
+                _copy(held.buf, skip, out)
+            else:
+                pointer = self._pointer(ino, chunk)
+                if pointer == ABSENT:
+                    # One read of the lower layer for as many chunks as possible.
+                    while (
+                        stop < end
+                        and stop // size not in dirty
+                        and self._pointer(ino, stop // size) == ABSENT
+                    ):
+                        stop = min(stop + size, end)
+                    self._read_below(inode, position, buf[position - offset : stop - offset])
+                elif pointer == HOLE:
+                    out[:] = bytes(len(out))
+                else:
+                    self._read_record(ino, chunk, pointer, skip, out)
+            position = stop
+        return length
+
+    def _read_below(self, inode: Inode, offset: int, out: memoryview) -> None:
+        count = 0
+        if inode.flags & ks.F_LOWER and offset < inode.lower_limit and self._lower is not None:
+            want = min(len(out), inode.lower_limit - offset)
+            count = self._lower.read_into(inode.ino, offset, out[:want])
+        if count < len(out):
+            out[count:] = bytes(len(out) - count)
+
+    def _read_record(
+        self, ino: int, chunk: int, pointer: bytes, skip: int, out: memoryview
+    ) -> None:
+        length = plain_length(pointer)
+        if length > self._chunk_size:
+            raise FormatError("chunk longer than the chunk size", subject=f"inode {ino}")
+        try:
+            if skip == 0 and len(out) >= length:
+                self._segments.read_into(pointer, data_aad(ino, chunk), out[:length])
+                out[length:] = bytes(len(out) - length)
+                return
+            plain = self._chunks.get(pointer)
+            if plain is None:
+                plain = self._segments.read(pointer, data_aad(ino, chunk), length)
+                self._chunks.put(pointer, plain, length)
+        except (AuthenticationError, FormatError) as exc:
+            segment, offset, *_ = POINTER.unpack(pointer)
+            raise type(exc)(
+                exc.message,
+                stage="read",
+                subject=f"segment {segment:08x}, offset {offset}, file data, inode {ino}",
+                found=exc.found,
+                hint="the storage changed these bytes; `serdab fsck` lists what is damaged",
+            ) from None
+        _copy(plain, skip, out)
+
+    # Writing ------------------------------------------------------------------------------
+
+    def _open(self, inode: Inode) -> _Open:
+        opened = self._dirty.get(inode.ino)
+        if opened is None:
+            opened = self._dirty[inode.ino] = _Open(inode)
+        return opened
+
+    def live_inode(self, ino: int) -> Inode | None:
+        """Return the object whose content is dirty, if any."""
+        opened = self._dirty.get(ino)
+        return opened.inode if opened is not None else None
+
+    def _load(self, inode: Inode, chunk: int) -> DirtyChunk:
+        """Return a chunk as a dirty one that holds its present content."""
+        opened = self._open(inode)
+        held = opened.chunks.get(chunk)
+        if held is None:
+            start = chunk * self._chunk_size
+            present = max(0, min(self._chunk_size, inode.size - start))
+            if inode.flags & (ks.F_INLINE | ks.F_LOWER) == 0 and (
+                self._pointer(inode.ino, chunk) in (ABSENT, HOLE)
+            ):
+                present = 0
+            buf = bytearray(present)
+            if present:
+                with memoryview(buf) as view:
+                    self.read(inode, start, view)
+            held = DirtyChunk(buf)
+            opened.chunks[chunk] = held
+            self.dirty_bytes += present
+            if inode.flags & ks.F_INLINE:
+                held.touch(0, present)
+                self._leave_inline(inode)
+        return held
+
+    def _leave_inline(self, inode: Inode) -> None:
+        inode.flags &= ~ks.F_INLINE
+        self._items.put(ks.key(inode.ino, ks.T_INLINE), None)
+        self._put_inode(inode)
+
+    def write(self, inode: Inode, offset: int, data: memoryview) -> None:
+        """Store content; the caller sets the size afterwards."""
+        if inode.flags & ks.F_INLINE:
+            self._load(inode, 0)
+        size = self._chunk_size
+        position, end = offset, offset + len(data)
+        while position < end:
+            chunk, skip = divmod(position, size)
+            stop = min((chunk + 1) * size, end)
+            part = data[position - offset : stop - offset]
+            if len(part) == size:
+                self._drop_chunk(inode.ino, chunk)
+                self._seal(inode.ino, chunk, part)
+            else:
+                self._write_part(inode, chunk, skip, part)
+            position = stop
+
+    def _write_part(self, inode: Inode, chunk: int, skip: int, part: memoryview) -> None:
+        held = self._load(inode, chunk)
+        buf = held.buf
+        stop = skip + len(part)
+        before = len(buf)
+        if skip > before:
+            buf.extend(bytes(skip - before))
+        buf[skip:stop] = part
+        self.dirty_bytes += len(buf) - before
+        held.touch(min(skip, before), stop)
+        if held.high - held.low == self._chunk_size:
+            self._drop_chunk(inode.ino, chunk)
+            self._seal(inode.ino, chunk, buf)
+
+    def _drop_chunk(self, ino: int, chunk: int) -> None:
+        opened = self._dirty.get(ino)
+        if opened is None:
+            return
+        held = opened.chunks.pop(chunk, None)
+        if held is not None:
+            self.dirty_bytes -= len(held.buf)
+            if not opened.chunks:
+                del self._dirty[ino]
+
+    def truncate(self, inode: Inode, size: int) -> None:
+        """Forget content from ``size`` on; the caller sets the size afterwards."""
+        ino = inode.ino
+        chunk, keep = divmod(size, self._chunk_size)
+        if inode.flags & ks.F_INLINE:
+            if size == 0:
+                self._leave_inline(inode)
+                return
+            self._load(inode, 0)
+        if keep:
+            held = self._load(inode, chunk)
+            self.dirty_bytes -= max(0, len(held.buf) - keep)
+            del held.buf[keep:]
+            held.low, held.high = 0, len(held.buf)
+        opened = self._dirty.get(ino)
+        if opened is not None:
+            for number in [n for n in opened.chunks if n > chunk or (n == chunk and not keep)]:
+                self._drop_chunk(ino, number)
+        # What is kept of the border chunk is dirty and whole: its record and the lower layer
+        # must not show through when the file grows again.
+        inode.lower_limit = min(inode.lower_limit, chunk * self._chunk_size)
+        self.discards.append((ino, chunk, END))
+        self._clear_extents(ino, chunk)
+
+    def _clear_extents(self, ino: int, first: int) -> None:
+        group, index = divmod(first, ks.GROUP)
+        stored = (
+            int.from_bytes(key[9:], "big")
+            for key, _ in self._items.scan(ks.key(ino, ks.T_EXTENTS), ks.group_key(ino, group))
+        )
+        groups = {g for g in (*stored, *self._groups.get(ino, ())) if g >= group}
+        for number in sorted(groups):
+            start = index if number == group else 0
+            for slot in range(start, len(self._group(ino, number)) // POINTER_BYTES):
+                self._set_pointer(ino, number * ks.GROUP + slot, ABSENT)
+
+    def punch(self, inode: Inode, offset: int, length: int) -> None:
+        """Make a range read as zeros."""
+        if inode.flags & ks.F_INLINE:
+            self._load(inode, 0)
+        size = self._chunk_size
+        position, end = offset, min(offset + length, inode.size)
+        while position < end:
+            chunk, skip = divmod(position, size)
+            stop = min((chunk + 1) * size, end)
+            if skip == 0 and (stop - position == size or stop == inode.size):
+                self._drop_chunk(inode.ino, chunk)
+                self.discards.append((inode.ino, chunk, chunk + 1))
+                below = inode.flags & ks.F_LOWER and position < inode.lower_limit
+                self._set_pointer(inode.ino, chunk, HOLE if below else ABSENT)
+            else:
+                with memoryview(bytes(stop - position)) as zeros:
+                    self._write_part(inode, chunk, skip, zeros)
+            position = stop
+
+    def drop(self, inode: Inode) -> None:
+        """Forget all content of an inode."""
+        ino = inode.ino
+        opened = self._dirty.pop(ino, None)
+        if opened is not None:
+            self.dirty_bytes -= sum(len(held.buf) for held in opened.chunks.values())
+            self.discards.append((ino, 0, END))
+        if inode.flags & ks.F_INLINE or stat.S_ISLNK(inode.mode):
+            self._items.put(ks.key(ino, ks.T_INLINE), None)
+        elif stat.S_ISREG(inode.mode):
+            self._clear_extents(ino, 0)
+
+    def ranges(self, inode: Inode, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield the stored ranges within [start, end), in order."""
+        end = min(end, inode.size)
+        opened = self._dirty.get(inode.ino)
+        dirty = opened.chunks if opened is not None else {}
+        if inode.flags & ks.F_INLINE:
+            if start < end:
+                yield start, end
+            return
+        size = self._chunk_size
+        while start < end:
+            chunk = start // size
+            stop = min((chunk + 1) * size, end)
+            pointer = self._pointer(inode.ino, chunk)
+            if chunk in dirty or pointer not in (ABSENT, HOLE):
+                yield start, stop
+            elif pointer == ABSENT and inode.flags & ks.F_LOWER and self._lower is not None:
+                limit = min(stop, inode.lower_limit)
+                yield from self._lower.data_ranges(inode.ino, start, limit)
+            start = stop
+
+    # Saving -------------------------------------------------------------------------------
+
+    def uncommitted(self) -> list[tuple[int, int, bytes]]:
+        """Return (ino, offset, content) of every dirty range that no commit has."""
+        size = self._chunk_size
+        return [
+            (ino, chunk * size + held.low, bytes(held.buf[held.low : held.high]))
+            for ino, opened in self._dirty.items()
+            for chunk, held in opened.chunks.items()
+            if held.low < held.high
+        ]
+
+    def uncommitted_bytes(self) -> int:
+        """Return how many bytes that is."""
+        return sum(
+            held.high - held.low
+            for opened in self._dirty.values()
+            for held in opened.chunks.values()
+        )
+
+    def committed(self) -> None:
+        """Everything dirty is in a commit now."""
+        for opened in self._dirty.values():
+            for held in opened.chunks.values():
+                held.low = held.high = 0
+        self.discards.clear()
+
+    def flush(self) -> None:
+        """Seal all dirty chunks into records, small files into their inline item."""
+        for ino, opened in list(self._dirty.items()):
+            inode = opened.inode
+            held = opened.chunks.get(0)
+            if (
+                held is not None
+                and len(opened.chunks) == 1
+                and inode.size <= ks.INLINE_MAX
+                and stat.S_ISREG(inode.mode)
+            ):
+                self._set_pointer(ino, 0, ABSENT)
+                self._items.put(ks.key(ino, ks.T_INLINE), bytes(held.buf[: inode.size]))
+                inode.flags = (inode.flags & ~ks.F_LOWER) | ks.F_INLINE
+                inode.lower_limit = 0
+                self._put_inode(inode)
+            else:
+                for chunk in sorted(opened.chunks):
+                    buf = opened.chunks[chunk].buf
+                    if buf:
+                        self._seal(ino, chunk, buf)
+                    else:
+                        self._set_pointer(ino, chunk, ABSENT)
+        self._dirty.clear()
+        self.dirty_bytes = 0
+
+    def save_extents(self) -> None:
+        """Put the changed extents into the items."""
+        for ino, group in self._groups_pending:
+            value = bytes(self._groups[ino][group])
+            end = len(value)
+            while end and value[end - POINTER_BYTES : end] == ABSENT:
+                end -= POINTER_BYTES
+            self._items.put(ks.group_key(ino, group), value[:end] or None)
+        self._groups_pending.clear()
+
+    def save_owners(self) -> None:
+        """Put who owns the new records into the items, for space reclaim to ask."""
+        for segment, owners in self._owners.items():
+            for start in range(0, len(owners), _OWNERS_PER_ITEM):
+                part = owners[start : start + _OWNERS_PER_ITEM]
+                value = b"".join(owner for _, owner in part)
+                self._items.put(ks.records_key(segment, part[0][0]), value)
+        self._owners.clear()
+
+    def settle(self) -> None:
+        """A checkpoint holds everything now."""
+        self._groups.clear()
+        self._groups_pending.clear()
+
+    # Replay -------------------------------------------------------------------------------
+
+    def replay_discard(self, ino: int, first: int, end: int) -> None:
+        """Apply a discard of the log."""
+        opened = self._dirty.get(ino)
+        if opened is not None:
+            for chunk in [n for n in opened.chunks if first <= n < end]:
+                self._drop_chunk(ino, chunk)
+
+    def replay_extents(self, ino: int, group: int, value: bytes) -> None:
+        """Apply an extent item of the log, with its effect on the use of segments."""
+        if len(value) % POINTER_BYTES or len(value) > ks.GROUP * POINTER_BYTES:
+            raise FormatError("extent item of an impossible length", subject=f"inode {ino}")
+        for index in range(ks.GROUP):
+            chunk = group * ks.GROUP + index
+            pointer = value[index * POINTER_BYTES : (index + 1) * POINTER_BYTES] or ABSENT
+            if pointer == self._pointer(ino, chunk):
+                continue
+            self._drop_chunk(ino, chunk)
+            if pointer not in (ABSENT, HOLE):
+                self._segments.claim(pointer)
+                self._own(ino, chunk, pointer)
+            self._set_pointer(ino, chunk, pointer)
+
+    def replay_write(self, inode: Inode, offset: int, raw: bytes) -> None:
+        """Apply a small write of the log. The size is the inode's already."""
+        chunk, skip = divmod(offset, self._chunk_size)
+        if skip + len(raw) > self._chunk_size:
+            raise FormatError("log write across chunks", subject=f"inode {inode.ino}")
+        with memoryview(raw) as view:
+            self._write_part(inode, chunk, skip, view)
+
+
+def _copy(source: bytes | bytearray, skip: int, out: memoryview) -> None:
+    part = source[skip : skip + len(out)]
+    out[: len(part)] = part
+    if len(part) < len(out):
+        out[len(part) :] = bytes(len(out) - len(part))

@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds a sealed image: the same tree, options and version give the same bytes everywhere.
+
+Above: ``instance.build``. Below: ``imagewalk`` (the order), ``packwriter`` (records),
+``imageformat`` (bytes), ``tree`` (pages).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import zstandard
+
+from serdab.crypto.hashes import HashAlgorithm, content_id
+from serdab.crypto.kdf import KeySchedule
+from serdab.errors import UsageError
+from serdab.keys import Key
+from serdab.sefs import keyspace as ks
+from serdab.sefs.image import image_keys, key_check
+from serdab.sefs.imageformat import (
+    HEADER_BYTES,
+    IMAGE_NAME,
+    META_PACK,
+    R_PAGE,
+    SLOT_BYTES,
+    Header,
+    Mode,
+    Pointer,
+    header_mac,
+    parse_header,
+    parse_pointer,
+)
+from serdab.sefs.imagewalk import Additions, SourceEntry, Walk
+from serdab.sefs.packwriter import PackWriter, Sealer, compress
+from serdab.sefs.page import Item, dump_page, split_items
+from serdab.vfs.layer import Dirent
+
+PACK_MIN: Final = 1 << 20
+PACK_MAX: Final = 16 << 20
+_NO_KEY: Final = bytes(32)
+
+
+def _root_owner(_: bytes) -> tuple[int, int]:
+    return 0, 0
+
+
+@dataclass(frozen=True, slots=True)
+class ImageOptions:
+    """What, beside tree and key, decides the bytes of an image."""
+
+    chunk_size: int = 128 << 10
+    page_size: int = 16 << 10
+    hash: HashAlgorithm = HashAlgorithm.BLAKE3
+    zstd_level: int = 3
+    """0 stores everything as it is."""
+    clamp_s: int | None = None
+    """Latest mtime, seconds since the epoch (SOURCE_DATE_EPOCH)."""
+    owner: Callable[[bytes], tuple[int, int]] = _root_owner
+    """(uid, gid) of a path relative to the root."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """What was built. Sizes in bytes."""
+
+    root_mac: bytes
+    files: int
+    content_bytes: int
+    stored_bytes: int
+
+
+@dataclass(slots=True)
+class _Content:
+    """Where the chunks of a file went: (record, position within it), or None for a hole."""
+
+    entry: SourceEntry
+    slots: list[tuple[int, int] | None]
+
+
+def build_image(
+    source: Path,
+    out: Path,
+    *,
+    key: Key | None,
+    options: ImageOptions | None = None,
+    additions: Additions | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> ImageInfo:
+    """Seal the tree at ``source`` as ``image.sefs`` in the host directory ``out``.
+
+    The file appears under its name only when it is whole and durable. With a key the image is
+    encrypted, without one integrity-only. ``progress`` is called with the content bytes done.
+
+    Raises:
+        UsageError: the tree holds what cannot be sealed, or changed while it was read.
+    """
+    options = options or ImageOptions()
+    out.mkdir(mode=0o755, parents=True, exist_ok=True)
+    final = out / IMAGE_NAME
+    part = out / (IMAGE_NAME + ".part")
+    part.unlink(missing_ok=True)
+    try:
+        with part.open("xb") as file, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            info = _Builder(file.fileno(), pool, key, options, progress).run(
+                source, additions or Additions()
+            )
+            os.fsync(file.fileno())
+        part.rename(final)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    fd = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    return info
+
+
+class _Builder:
+    """One image on its way into a file."""
+
+    def __init__(
+        self,
+        fd: int,
+        pool: ThreadPoolExecutor,
+        key: Key | None,
+        options: ImageOptions,
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        self._fd = fd
+        self._pool = pool
+        self._options = options
+        self._keys: KeySchedule | None = image_keys(key) if key is not None else None
+        parameters = struct.pack(
+            "<IIBB", options.chunk_size, options.page_size, options.hash, options.zstd_level
+        )
+        self._sealer = Sealer(self._keys, options.hash, parameters)
+        self._packs = PackWriter(fd, HEADER_BYTES, self._sealer, pool, options.zstd_level)
+        self._progress = progress
+        self._known: dict[bytes, int] = {}
+        self._contents: list[_Content] = []
+        self._tail = bytearray()
+        self._tail_slots: list[tuple[_Content, int, int]] = []
+        self._content_bytes = 0
+
+    def run(self, source: Path, additions: Additions) -> ImageInfo:
+        walk = Walk(source, additions, clamp_s=self._options.clamp_s, owner=self._options.owner)
+        entries: list[SourceEntry] = []
+        items: list[Item] = []
+        for entry in walk.entries():
+            entries.append(entry)
+            if entry.target:
+                items.append((ks.key(entry.inode.ino, ks.T_INLINE), entry.target))
+            elif entry.inode.size:
+                self._add_file(entry, items)
+        self._flush_tail()
+        self._packs.cut()
+        items.extend(self._items(walk, entries))
+        items.sort()
+        return self._finish(items, len(entries))
+
+    # Content ------------------------------------------------------------------------------
+
+    def _add_file(self, entry: SourceEntry, items: list[Item]) -> None:
+        size = entry.inode.size
+        self._content_bytes += size
+        if self._progress is not None:
+            self._progress(self._content_bytes)
+        if entry.content is not None:
+            self._add_chunks(entry, items, entry.content, None)
+            return
+        fd = os.open(entry.host_path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with open(fd, "rb", buffering=0) as file:
+            first = _read(file.fileno(), min(size + 1, self._options.chunk_size), entry)
+            self._add_chunks(entry, items, first, file.fileno())
+            if os.fstat(fd).st_size != size:
+                raise _changed(entry)
+
+    def _add_chunks(
+        self, entry: SourceEntry, items: list[Item], first: bytes, fd: int | None
+    ) -> None:
+        size, unit = entry.inode.size, self._options.chunk_size
+        if size <= ks.INLINE_MAX:
+            if len(first) != size:
+                raise _changed(entry)
+            items.append((ks.key(entry.inode.ino, ks.T_INLINE), first))
+            entry.inode.flags |= ks.F_INLINE
+            return
+        self._border(entry.path, size)
+        content = _Content(entry, [])
+        self._contents.append(content)
+        for chunk in range(-(-size // unit)):
+            want = min(unit, size - chunk * unit)
+            if fd is None:
+                raw = first[chunk * unit : chunk * unit + want]
+            else:
+                raw = first if chunk == 0 else _read(fd, want, entry)
+            if len(raw) != want:
+                raise _changed(entry)
+            if chunk and chunk * unit % PACK_MAX == 0:
+                self._packs.cut()
+            self._add_chunk(content, chunk, raw)
+
+    def _border(self, path: bytes, size: int) -> None:
+        """Cut the pack where the path says so, so that a change elsewhere moves no border."""
+        pending = self._packs.raw_bytes + len(self._tail)
+        chosen = content_id(path)[0] < 16
+        if size >= PACK_MAX or pending >= PACK_MAX or (pending >= PACK_MIN and chosen):
+            self._flush_tail()
+            self._packs.cut()
+
+    def _add_chunk(self, content: _Content, chunk: int, raw: bytes) -> None:
+        if not raw.strip(b"\0"):
+            content.slots.append(None)
+            return
+        if len(raw) <= self._options.chunk_size // 2:
+            if len(self._tail) + len(raw) > self._options.chunk_size:
+                self._flush_tail()
+            content.slots.append(None)
+            self._tail_slots.append((content, chunk, len(self._tail)))
+            self._tail += raw
+            return
+        identity = content_id(raw)
+        record = self._known.get(identity)
+        if record is None:
+            record = self._known[identity] = self._packs.add(raw)
+        content.slots.append((record, 0))
+
+    def _flush_tail(self) -> None:
+        if not self._tail:
+            return
+        record = self._packs.add(bytes(self._tail))
+        for content, chunk, position in self._tail_slots:
+            content.slots[chunk] = (record, position)
+        self._tail.clear()
+        self._tail_slots.clear()
+
+    # Metadata -----------------------------------------------------------------------------
+
+    def _items(self, walk: Walk, entries: list[SourceEntry]) -> list[Item]:
+        items: list[Item] = []
+        for entry in entries:
+            items.append((ks.key(entry.inode.ino, ks.T_INODE), ks.dump_inode(entry.inode)))
+            items.extend(
+                (ks.xattr_key(entry.inode.ino, name), b"\1" + value) for name, value in entry.xattrs
+            )
+        for name in walk.names:
+            value = ks.dump_dirent(Dirent(name.ino, name.dtype))
+            items.append((ks.dirent_key(name.parent, name.name), value))
+        hole = bytes(SLOT_BYTES)
+        for content in self._contents:
+            ino = content.entry.inode.ino
+            for start in range(0, len(content.slots), ks.GROUP):
+                value = b"".join(
+                    hole
+                    if slot is None
+                    else self._packs.pointers[slot[0]] + slot[1].to_bytes(4, "little")
+                    for slot in content.slots[start : start + ks.GROUP]
+                )
+                trimmed = _trim(value)
+                if trimmed:
+                    items.append((ks.group_key(ino, start // ks.GROUP), trimmed))
+        items.extend(
+            (ks.pack_key(number), identifier)
+            for number, identifier in enumerate(self._packs.identifiers)
+            if self._keys is not None
+        )
+        super_value = ks.SUPER.pack(len(entries), len(entries), self._content_bytes)
+        items.append((ks.key(0, ks.T_SUPER), super_value))
+        return items
+
+    def _finish(self, items: list[Item], files: int) -> ImageInfo:
+        level = 0
+        meta_id = b""
+        number = 0
+        offset = self._packs.offset
+        while True:
+            runs = split_items(items, self._options.page_size)
+            raws = [dump_page(level, run) for run in runs]
+            # Interior pages hold digests: they do not compress.
+            zstd_level = self._options.zstd_level if level == 0 else 0
+            payloads = list(self._pool.map(lambda raw, z=zstd_level: compress(raw, z), raws))
+            if level == 0:
+                meta_id = self._sealer.identify(payloads, self._packs.identifiers)
+                cipher = self._sealer.cipher(meta_id)
+            stored: list[Item] = []
+            for run, payload in zip(runs, payloads, strict=True):
+                sealed = self._sealer.seal(cipher, R_PAGE, number, payload)
+                _write(self._fd, sealed, offset)
+                digest = self._sealer.digest(sealed)
+                where = Pointer(offset, len(sealed), META_PACK, number, payload.flags, digest)
+                stored.append((run[0][0], where.dump()))
+                offset += len(sealed)
+                number += 1
+            if len(stored) == 1:
+                break
+            items, level = stored, level + 1
+        root = parse_pointer(stored[0][1])
+        encrypted = self._keys is not None
+        header = Header(
+            Mode.ENCRYPTED if encrypted else Mode.INTEGRITY,
+            self._options.hash,
+            int(self._options.zstd_level > 0),
+            level,
+            self._options.chunk_size,
+            self._options.page_size,
+            offset,
+            len(self._packs.identifiers),
+            number,
+            root,
+            meta_id if encrypted else _NO_KEY,
+            key_check(self._keys, root) if self._keys is not None else _NO_KEY,
+            "libzstd " + ".".join(map(str, zstandard.ZSTD_VERSION)),
+        ).dump()
+        parse_header(header)  # what is written must be what the reader accepts
+        _write(self._fd, header, 0)
+        return ImageInfo(header_mac(header, self._options.hash), files, self._content_bytes, offset)
+
+
+def _trim(value: bytes) -> bytes:
+    end = len(value)
+    while end and not any(value[end - SLOT_BYTES : end]):
+        end -= SLOT_BYTES
+    return value[:end]
+
+
+def _read(fd: int, length: int, entry: SourceEntry) -> bytes:
+    parts = []
+    while length:
+        part = os.read(fd, length)
+        if not part:
+            break
+        parts.append(part)
+        length -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _changed(entry: SourceEntry) -> UsageError:
+    return UsageError(
+        "the file changed while it was being sealed",
+        stage="build",
+        subject=os.fsdecode(entry.host_path),
+        hint="build again when nothing writes to the tree",
+    )
+
+
+def _write(fd: int, raw: bytes, offset: int) -> None:
+    view = memoryview(raw)
+    while view:
+        count = os.pwrite(fd, view, offset)
+        view, offset = view[count:], offset + count

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Items in memory over the tree of the last checkpoint: what a volume knows right now.
+
+Above: ``content``, ``volume``. Below: ``tree``.
+
+``mem`` holds every item changed since the last checkpoint (None: deleted), ``pending`` the keys
+changed since the last commit. An inode that is younger than the checkpoint has nothing in the
+tree, so looking there is skipped.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from typing import Final, final
+
+from serdab.sefs.page import Item
+from serdab.sefs.tree import Change, Tree
+
+_PREFIX: Final = 9
+
+
+class _Run:
+    """The changed keys of one inode and kind."""
+
+    __slots__ = ("keys", "ordered")
+
+    def __init__(self) -> None:
+        self.keys: set[bytes] = set()
+        self.ordered: list[bytes] | None = None
+
+
+@final
+class Items:
+    """A sorted map from keys to values."""
+
+    def __init__(self, tree: Tree) -> None:
+        self.tree = tree
+        self.mem: dict[bytes, bytes | None] = {}
+        self.pending: set[bytes] = set()
+        self.young: set[bytes] = set()
+        self._runs: dict[bytes, _Run] = {}
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return a value, or None."""
+        try:
+            return self.mem[key]
+        except KeyError:
+            if key[:8] in self.young:
+                return None
+            return self.tree.get(key)
+
+    def put(self, key: bytes, value: bytes | None) -> None:
+        """Set a value; None deletes."""
+        if len(key) > _PREFIX and key not in self.mem:
+            run = self._runs.get(key[:_PREFIX])
+            if run is None:
+                run = self._runs[key[:_PREFIX]] = _Run()
+            run.keys.add(key)
+            run.ordered = None
+        self.mem[key] = value
+        self.pending.add(key)
+
+    def scan(self, prefix: bytes, start: bytes = b"") -> Iterator[Item]:
+        """Yield the items of one inode and kind (a 9-byte prefix) from ``start`` on."""
+        start = max(start, prefix)
+        end = prefix[:8] + bytes((prefix[8] + 1,))
+        stored: Iterator[Item] = iter(())
+        if prefix[:8] not in self.young:
+            stored = self.tree.scan(start, end)
+        run = self._runs.get(prefix)
+        if run is None:
+            yield from stored
+            return
+        if run.ordered is None:
+            run.ordered = sorted(run.keys)
+        # A copy of the position is enough: a later change makes a new list.
+        ordered = run.ordered
+        index = bisect_left(ordered, start)
+        for key, value in stored:
+            while index < len(ordered) and ordered[index] < key:
+                changed = self.mem[ordered[index]]
+                if changed is not None:
+                    yield ordered[index], changed
+                index += 1
+            if index < len(ordered) and ordered[index] == key:
+                continue
+            yield key, value
+        for key in ordered[index:]:
+            changed = self.mem[key]
+            if changed is not None:
+                yield key, changed
+
+    def changes(self) -> list[Change]:
+        """Return everything changed since the last checkpoint, sorted."""
+        return sorted(self.mem.items(), key=lambda change: change[0])
+
+    def settle(self, tree: Tree) -> None:
+        """The tree holds everything now."""
+        self.tree = tree
+        self.mem = {}
+        self.pending = set()
+        self.young = set()
+        self._runs = {}

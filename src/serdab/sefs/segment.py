@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Segments: append-only host files of sealed records, one derived key each.
+
+Above: ``volume``, ``content``. Below: ``crypto``, ``hostdir``.
+
+On-disk format of ``seg/<n>``::
+
+    0     salt, 32 bytes, then random bytes to 4096
+    4096  records: ciphertext || 16-byte tag, no header; a new one begins on a fresh page of
+          4 KiB after each flush, so a torn write never touches what was durable
+
+    pointer  segment u32 | offset u32 | stored u32 | number u32 | tag 16      (32 bytes)
+
+Security:
+    1. The key comes from the segment's number and its salt; a segment that an earlier process
+       wrote is never appended to, and a new one gets a fresh salt. So no (key, nonce) repeats,
+       even when the host directory is rolled back and written again.
+    2. The parent holds the tag: an older or another authentic record does not pass.
+    3. Authenticated beside the record: its kind, and for file data (inode, chunk).
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, final
+
+from serdab.crypto.aead import TAG_BYTES, RecordCipher
+from serdab.crypto.kdf import KeySchedule
+from serdab.errors import AuthenticationError, FormatError
+from serdab.sefs.cache import ByteCache
+from serdab.sefs.hostdir import Dir, File, read_exact
+
+HEADER_BYTES: Final = 4096
+SALT_BYTES: Final = 32
+SEGMENT_BYTES: Final = 64 << 20
+BUFFER_BYTES: Final = 1 << 20
+ALIGN: Final = 4096
+POINTER: Final = struct.Struct("<IIII16s")
+POINTER_BYTES: Final = POINTER.size
+ABSENT: Final = bytes(POINTER_BYTES)
+HOLE: Final = b"\xff\xff\xff\xff" + bytes(POINTER_BYTES - 4)
+"""Stands for zeros that hide the lower layer."""
+
+R_DATA: Final = 1
+R_PAGE: Final = 2
+R_TABLE: Final = 3
+_AAD: Final = struct.Struct("<BQQ")
+
+
+def data_aad(ino: int, chunk: int) -> bytes:
+    """Return what is authenticated beside a chunk that belongs to one file."""
+    return _AAD.pack(R_DATA, ino, chunk)
+
+
+def page_aad(level: int) -> bytes:
+    """Return what is authenticated beside a tree page."""
+    return _AAD.pack(R_PAGE, level, 0)
+
+
+TABLE_AAD: Final = _AAD.pack(R_TABLE, 0, 0)
+
+
+def file_name(number: int) -> str:
+    """Return the host file name of a segment or log."""
+    return f"{number:08x}"
+
+
+def file_number(name: str) -> int | None:
+    """Return the number of a host file name, or None if it is not one of ours."""
+    try:
+        number = int(name, 16)
+    except ValueError:
+        return None
+    return number if name == file_name(number) and number else None
+
+
+def segment_cipher(keys: KeySchedule, number: int, salt: bytes) -> RecordCipher:
+    """Return the cipher of a segment."""
+    return keys.cipher(b"segment", number.to_bytes(8, "little") + salt)
+
+
+@dataclass(slots=True)
+class Usage:
+    """Of one segment: bytes appended, and bytes that the newest state refers to."""
+
+    used: int
+    live: int
+
+
+@final
+class SegmentStore:
+    """All segments of a volume: reads any record, appends to the writers' own."""
+
+    def __init__(self, directory: Callable[[], Dir], keys: KeySchedule, next_number: int) -> None:
+        self._directory = directory
+        self._keys = keys
+        self.next_number = next_number
+        self.usage: dict[int, Usage] = {}
+        self._writers: dict[int, Writer] = {}
+        self._open: ByteCache[int, tuple[File, RecordCipher]] = ByteCache(96)
+        self._scratch = bytearray((1 << 20) + TAG_BYTES)
+        self.unsynced_dir = False
+
+    def writer(self) -> Writer:
+        """Return a new writer; it makes its first segment when something is appended."""
+        return Writer(self)
+
+    def begin(self, writer: Writer) -> tuple[int, File, RecordCipher]:
+        """Make a new segment for a writer."""
+        directory = self._directory()
+        taken = {file_number(name) for name in directory.names()} if not self.usage else set()
+        while True:
+            number = self.next_number
+            self.next_number += 1
+            if number in taken:
+                continue
+            try:
+                file = directory.open(file_name(number), create=True)
+            except FileExistsError:
+                continue  # left by a process that was killed
+            break
+        head = os.urandom(HEADER_BYTES)
+        file.pwrite(head, 0)
+        self.unsynced_dir = True
+        self.usage[number] = Usage(HEADER_BYTES, 0)
+        self._writers[number] = writer
+        return number, file, segment_cipher(self._keys, number, head[:SALT_BYTES])
+
+    def end(self, number: int) -> None:
+        """A writer is done with its segment."""
+        self._writers.pop(number, None)
+
+    def is_open(self, number: int) -> bool:
+        """Return whether a writer still appends to the segment."""
+        return number in self._writers
+
+    def sync_dir(self) -> None:
+        """Make the names of new segments durable."""
+        if self.unsynced_dir:
+            self._directory().sync()
+            self.unsynced_dir = False
+
+    def free(self, pointer: bytes) -> None:
+        """The newest state no longer refers to a record."""
+        segment, _, stored, _, _ = POINTER.unpack(pointer)
+        usage = self.usage.get(segment)
+        if usage is not None:
+            usage.live -= stored
+
+    def claim(self, pointer: bytes) -> None:
+        """The newest state refers to a record (again)."""
+        segment, offset, stored, _, _ = POINTER.unpack(pointer)
+        usage = self.usage.setdefault(segment, Usage(0, 0))
+        usage.live += stored
+        usage.used = max(usage.used, offset + stored)
+
+    def remove(self, number: int) -> None:
+        """Delete a segment that no durable anchor refers to."""
+        self.usage.pop(number, None)
+        self.forget_file(number)
+        try:
+            self._directory().unlink(file_name(number))
+        except FileNotFoundError:
+            return
+
+    def forget_file(self, number: int) -> None:
+        """Close the cached descriptor of a segment."""
+        cached = self._open.get(number)
+        if cached is not None:
+            self._open.drop(number)
+            cached[0].close()
+
+    def _reader(self, segment: int) -> tuple[File, RecordCipher]:
+        cached = self._open.get(segment)
+        if cached is None:
+            try:
+                file = self._directory().open(file_name(segment))
+            except FileNotFoundError:
+                raise AuthenticationError(
+                    "a segment is missing", found=file_name(segment)
+                ) from None
+            salt = read_exact(file, SALT_BYTES, 0)
+            cached = file, segment_cipher(self._keys, segment, salt)
+            self._open.put(segment, cached, 1)
+        return cached
+
+    def _sealed(self, pointer: bytes, limit: int) -> tuple[memoryview, RecordCipher, int]:
+        segment, offset, stored, number, tag = POINTER.unpack(pointer)
+        if not TAG_BYTES < stored <= limit + TAG_BYTES:
+            raise FormatError("record of an impossible length", found=str(stored))
+        writer = self._writers.get(segment)
+        if writer is not None and offset >= writer.written:
+            view = writer.buffered(offset, stored)
+            cipher = writer.cipher
+        else:
+            if stored > len(self._scratch):
+                self._scratch = bytearray(stored)
+            view = memoryview(self._scratch)[:stored]
+            file, cipher = (
+                (writer.file, writer.cipher) if writer is not None else self._reader(segment)
+            )
+            if file.pread_into(view, offset) != stored:
+                raise AuthenticationError("the segment ends before the record does")
+        if not hmac.compare_digest(view[stored - TAG_BYTES :], tag):
+            raise AuthenticationError("the record is not the one its parent names")
+        return view, cipher, number
+
+    def read(self, pointer: bytes, aad: bytes, limit: int) -> bytes:
+        """Return a record of at most ``limit`` bytes, verified."""
+        view, cipher, number = self._sealed(pointer, limit)
+        return cipher.open_(number, view, aad)
+
+    def read_into(self, pointer: bytes, aad: bytes, out: memoryview) -> None:
+        """Open a record straight into ``out``, whose length is the record's."""
+        view, cipher, number = self._sealed(pointer, len(out))
+        cipher.open_into(number, view, aad, out)
+
+    def close(self) -> None:
+        """Close all descriptors."""
+        for number in list(self.usage):
+            self.forget_file(number)
+        self._open.clear()
+
+
+def plain_length(pointer: bytes) -> int:
+    """Return the length of the record that a pointer names."""
+    stored: int = POINTER.unpack(pointer)[2]
+    return stored - TAG_BYTES
+
+
+@final
+class Writer:
+    """Appends records to a segment of its own, through a buffer."""
+
+    def __init__(self, store: SegmentStore) -> None:
+        self._store = store
+        self._number = 0
+        self.written = 0
+        self._buffer = bytearray(BUFFER_BYTES + (1 << 20) + TAG_BYTES)
+        self._fill = 0
+        self._count = 0
+        self._unsynced: list[File] = []
+        self._dirty = False
+
+    file: File
+    cipher: RecordCipher
+
+    def append(self, plain: bytes | bytearray | memoryview, aad: bytes) -> bytes:
+        """Seal a record; return its pointer. It is durable after :meth:`sync`."""
+        stored = len(plain) + TAG_BYTES
+        if self._number and self.written + self._fill + stored > SEGMENT_BYTES:
+            self.finish()
+        if not self._number:
+            self._number, self.file, self.cipher = self._store.begin(self)
+            self.written, self._fill, self._count = HEADER_BYTES, 0, 0
+        if self._fill + stored > len(self._buffer):
+            self.flush()
+            if stored > len(self._buffer):
+                self._buffer = bytearray(stored)
+        out = memoryview(self._buffer)[self._fill : self._fill + stored]
+        self.cipher.seal_into(self._count, plain, aad, out)
+        pointer = POINTER.pack(
+            self._number, self.written + self._fill, stored, self._count, bytes(out[-TAG_BYTES:])
+        )
+        self._fill += stored
+        self._count += 1
+        usage = self._store.usage[self._number]
+        usage.used = self.written + self._fill
+        usage.live += stored
+        self._dirty = True
+        if self._fill >= BUFFER_BYTES:
+            self.flush()
+        return pointer
+
+    def buffered(self, offset: int, stored: int) -> memoryview:
+        """Return sealed bytes that are not in the file yet."""
+        start = offset - self.written
+        if start + stored > self._fill:
+            raise FormatError("record beyond the end of its segment")
+        return memoryview(self._buffer)[start : start + stored]
+
+    def flush(self) -> None:
+        """Hand the buffer to the host."""
+        if self._fill:
+            self.file.pwrite(memoryview(self._buffer)[: self._fill], self.written)
+            self.written += self._fill
+            self._fill = 0
+
+    def sync(self) -> bool:
+        """Make everything appended durable; return whether there was anything."""
+        if not self._dirty:
+            return False
+        self.flush()
+        for file in self._unsynced:
+            file.sync()
+            file.close()
+        self._unsynced.clear()
+        if self._number:
+            self.file.sync()
+            self.written = -(-self.written // ALIGN) * ALIGN
+        self._dirty = False
+        return True
+
+    def finish(self) -> None:
+        """Leave the segment; the next record begins a new one."""
+        if self._number:
+            self.flush()
+            self._unsynced.append(self.file)
+            self._store.end(self._number)
+            self._number = 0
+
+    def close(self) -> None:
+        """Close descriptors without writing anything more."""
+        if self._number:
+            self._store.end(self._number)
+            self.file.close()
+            self._number = 0
+        for file in self._unsynced:
+            file.close()
+        self._unsynced.clear()

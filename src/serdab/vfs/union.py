@@ -1,0 +1,656 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The union of a read-only lower layer and a writable upper one, as one POSIX file system.
+
+Above: ``fuse``. Below: the two layers (``layer``).
+
+The upper layer is a delta on inodes: a name or an inode record in it wins over the lower layer's,
+a whiteout hides a lower name. Copying up is putting the lower inode's record into the upper layer
+under the same number, with its content still referred to; numbers, hard links and renames of
+directories need nothing more. Without a lower layer this is a plain file system.
+
+Threads: one. No call leaves a half-done change when it raises: all checks come first.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Iterator
+from typing import Final, final
+
+from serdab.errors import FsError
+from serdab.vfs.api import ROOT_INO, DirEntry, Inode, SetAttr, StatFs
+from serdab.vfs.layer import WHITEOUT, Dirent, Layer, WritableLayer
+
+NAME_MAX: Final = 255
+XATTR_NAME_MAX: Final = 255
+XATTR_SIZE_MAX: Final = 65536
+LINK_MAX: Final = 65000
+FLAG_LOWER: Final = 2
+"""Content below ``lower_limit`` is the lower layer's (``sefs.keyspace``)."""
+
+_NOREPLACE: Final = 1
+_EXCHANGE: Final = 2
+_KEEP_SIZE: Final = 1
+_PUNCH_HOLE: Final = 2
+_ZERO_RANGE: Final = 16
+_CACHE_INODES: Final = 40_000
+_COPY_UNIT: Final = 1 << 20
+_MAX_SIZE: Final = (1 << 63) - 1
+_NOW: Final = -1
+
+
+@final
+class Union:
+    """Implements :class:`serdab.vfs.api.FileSystem`."""
+
+    def __init__(self, upper: WritableLayer, lower: Layer | None) -> None:
+        self._upper = upper
+        self._lower = lower
+        self._inodes: dict[int, Inode] = {}
+        self._counts: dict[int, int] = {}
+        self._orphans: dict[int, Inode] = {}
+        self._parents: dict[int, int] = {}
+        self._closed = False
+        if self._find(ROOT_INO) is None:
+            self._make_root()
+
+    def _make_root(self) -> None:
+        self._upper.admit()
+        ino = self._upper.new_ino()
+        if ino != ROOT_INO:
+            raise FsError(errno.EIO, "the first inode of a volume is its root")
+        root = Inode(ino, stat.S_IFDIR | 0o755)
+        root.nlink = 2
+        self._stamp_all(root)
+        self._inodes[ino] = root
+        self._upper.put_inode(root)
+
+    # Inodes -------------------------------------------------------------------------------
+
+    def _find(self, ino: int) -> Inode | None:
+        inode = self._inodes.get(ino)
+        if inode is not None:
+            return inode
+        inode = self._orphans.get(ino) or self._upper.live_inode(ino) or self._upper.inode(ino)
+        if inode is None and self._lower is not None:
+            inode = self._lower.inode(ino)
+            if inode is not None:
+                # Seen from here, all of its content is the lower layer's.
+                inode.flags = FLAG_LOWER if stat.S_ISREG(inode.mode) else 0
+                inode.lower_limit = inode.size
+        if inode is not None:
+            if len(self._inodes) >= _CACHE_INODES:
+                self._evict()
+            self._inodes[ino] = inode
+        return inode
+
+    def _evict(self) -> None:
+        """Drop the older half of the clean inodes; they are read again when asked for."""
+        live = self._upper.live_inode
+        for ino in list(self._inodes)[: _CACHE_INODES // 2]:
+            if live(ino) is None and ino not in self._orphans:
+                del self._inodes[ino]
+
+    def _inode(self, ino: int) -> Inode:
+        inode = self._inodes.get(ino) or self._find(ino)
+        if inode is None:
+            raise FsError(errno.ESTALE)
+        return inode
+
+    def _dir(self, ino: int) -> Inode:
+        inode = self._inode(ino)
+        if not stat.S_ISDIR(inode.mode):
+            raise FsError(errno.ENOTDIR)
+        return inode
+
+    def _stamp_all(self, inode: Inode) -> None:
+        now = time.time_ns()
+        inode.atime_ns = inode.mtime_ns = inode.ctime_ns = inode.btime_ns = now
+
+    def _changed(self, inode: Inode, *, content: bool = False) -> None:
+        """The inode changed now; its record goes to the upper layer."""
+        now = time.time_ns()
+        inode.ctime_ns = now
+        if content:
+            inode.mtime_ns = now
+        self._upper.put_inode(inode)
+
+    # Names --------------------------------------------------------------------------------
+
+    def _entry(self, parent: int, name: bytes) -> Dirent | None:
+        entry = self._upper.dirent(parent, name)
+        if entry is None:
+            return None if self._lower is None else self._lower.dirent(parent, name)
+        return None if entry.ino == 0 else entry
+
+    def _check_new(self, parent: int, name: bytes) -> Inode:
+        """Return the parent of a name to be made."""
+        directory = self._dir(parent)
+        if len(name) > NAME_MAX:
+            raise FsError(errno.ENAMETOOLONG)
+        if not name or name in (b".", b"..") or b"/" in name or b"\0" in name:
+            raise FsError(errno.EINVAL)
+        if directory.nlink == 0:
+            raise FsError(errno.ENOENT)
+        if self._entry(parent, name) is not None:
+            raise FsError(errno.EEXIST)
+        return directory
+
+    def _set_entry(self, parent: int, name: bytes, inode: Inode) -> None:
+        self._upper.put_dirent(parent, name, Dirent(inode.ino, inode.mode >> 12))
+
+    def _unset_entry(self, parent: int, name: bytes) -> None:
+        if self._lower is not None and self._lower.dirent(parent, name) is not None:
+            self._upper.put_dirent(parent, name, WHITEOUT)
+        else:
+            self._upper.remove_dirent(parent, name)
+
+    def _merged(self, ino: int, position: int) -> Iterator[tuple[int, bytes, Dirent]]:
+        """Yield the entries of a directory in order, whiteouts applied."""
+        upper = self._upper.dirents(ino, position)
+        if self._lower is None:
+            yield from upper
+            return
+        lower = self._lower.dirents(ino, position)
+        above = next(upper, None)
+        below = next(lower, None)
+        while above is not None or below is not None:
+            if below is None or (above is not None and above[:2] <= below[:2]):
+                assert above is not None  # noqa: S101 - for the type checker
+                if below is not None and above[:2] == below[:2]:
+                    below = next(lower, None)
+                if above[2].ino:
+                    yield above
+                above = next(upper, None)
+            else:
+                yield below
+                below = next(lower, None)
+
+    def _is_empty(self, ino: int) -> bool:
+        return next(self._merged(ino, 0), None) is None
+
+    # Lookup -------------------------------------------------------------------------------
+
+    def _count(self, inode: Inode) -> Inode:
+        counts = self._counts
+        counts[inode.ino] = counts.get(inode.ino, 0) + 1
+        return inode
+
+    def lookup(self, parent: int, name: bytes) -> Inode:
+        if len(name) > NAME_MAX:
+            raise FsError(errno.ENAMETOOLONG)
+        directory = self._dir(parent)
+        if name == b".":
+            return self._count(directory)
+        if name == b"..":
+            return self._count(self._inode(self._parents.get(parent, ROOT_INO)))
+        entry = self._entry(parent, name)
+        if entry is None:
+            raise FsError(errno.ENOENT)
+        inode = self._inode(entry.ino)
+        if entry.dtype == stat.S_IFDIR >> 12:
+            self._parents[entry.ino] = parent
+        return self._count(inode)
+
+    def lookup_ino(self, ino: int) -> Inode:
+        return self._count(self._inode(ino))
+
+    def forget(self, ino: int, nlookup: int) -> None:
+        left = self._counts.get(ino, 0) - nlookup
+        if left > 0:
+            self._counts[ino] = left
+            return
+        self._counts.pop(ino, None)
+        self._parents.pop(ino, None)
+        orphan = self._orphans.pop(ino, None)
+        if orphan is not None:
+            self._inodes.pop(ino, None)
+            self._upper.drop_inode(orphan)
+
+    def getattr(self, ino: int) -> Inode:
+        return self._inode(ino)
+
+    def readlink(self, ino: int) -> bytes:
+        inode = self._inode(ino)
+        if not stat.S_ISLNK(inode.mode):
+            raise FsError(errno.EINVAL)
+        target = self._upper.target(ino)
+        if not target and self._lower is not None:
+            target = self._lower.target(ino)
+        return target
+
+    # Attributes ---------------------------------------------------------------------------
+
+    def setattr(self, ino: int, changes: SetAttr) -> Inode:
+        inode = self._inode(ino)
+        if changes.size is not None:
+            if stat.S_ISDIR(inode.mode):
+                raise FsError(errno.EISDIR)
+            if not stat.S_ISREG(inode.mode):
+                raise FsError(errno.EINVAL)
+            if not 0 <= changes.size <= _MAX_SIZE:
+                raise FsError(errno.EFBIG)
+        self._upper.admit()
+        now = time.time_ns()
+        if changes.size is not None:
+            self._resize(inode, changes.size)
+            inode.mtime_ns = now
+        if changes.mode is not None:
+            inode.mode = stat.S_IFMT(inode.mode) | (changes.mode & 0o7777)
+        if changes.uid is not None:
+            inode.uid = changes.uid
+        if changes.gid is not None:
+            inode.gid = changes.gid
+        if changes.kill_suidgid:
+            self._kill_suidgid(inode)
+        if changes.atime_ns is not None:
+            inode.atime_ns = now if changes.atime_ns == _NOW else changes.atime_ns
+        if changes.mtime_ns is not None:
+            inode.mtime_ns = now if changes.mtime_ns == _NOW else changes.mtime_ns
+        inode.ctime_ns = now if changes.ctime_ns in (None, _NOW) else changes.ctime_ns or now
+        self._upper.put_inode(inode)
+        return inode
+
+    def _resize(self, inode: Inode, size: int) -> None:
+        if size < inode.size:
+            self._upper.truncate(inode, size)
+        inode.size = size
+
+    @staticmethod
+    def _kill_suidgid(inode: Inode) -> None:
+        """Clear what a write by somebody else must clear (chown(2), write(2))."""
+        if stat.S_ISDIR(inode.mode):
+            return
+        inode.mode &= ~stat.S_ISUID
+        if inode.mode & stat.S_IXGRP:
+            inode.mode &= ~stat.S_ISGID
+
+    # Creation -----------------------------------------------------------------------------
+
+    def _new(self, parent: Inode, mode: int, uid: int, gid: int, rdev: int = 0) -> Inode:
+        if parent.mode & stat.S_ISGID:
+            gid = parent.gid
+            if stat.S_ISDIR(mode):
+                mode |= stat.S_ISGID
+        inode = Inode(self._upper.new_ino(), mode, uid, gid, rdev)
+        self._stamp_all(inode)
+        self._inodes[inode.ino] = inode
+        self._upper.put_inode(inode)
+        return inode
+
+    def mknod(self, parent: int, name: bytes, mode: int, rdev: int, uid: int, gid: int) -> Inode:
+        directory = self._check_new(parent, name)
+        if stat.S_IFMT(mode) == 0:
+            mode |= stat.S_IFREG
+        if stat.S_ISDIR(mode) or stat.S_ISLNK(mode):
+            raise FsError(errno.EINVAL)
+        self._upper.admit()
+        inode = self._new(directory, mode, uid, gid, rdev)
+        self._set_entry(parent, name, inode)
+        self._changed(directory, content=True)
+        return self._count(inode)
+
+    def mkdir(self, parent: int, name: bytes, mode: int, uid: int, gid: int) -> Inode:
+        directory = self._check_new(parent, name)
+        if directory.nlink >= LINK_MAX:
+            raise FsError(errno.EMLINK)
+        self._upper.admit()
+        inode = self._new(directory, stat.S_IFDIR | (mode & 0o7777), uid, gid)
+        inode.nlink = 2
+        self._parents[inode.ino] = parent
+        self._set_entry(parent, name, inode)
+        directory.nlink += 1
+        self._changed(directory, content=True)
+        return self._count(inode)
+
+    def symlink(self, parent: int, name: bytes, target: bytes, uid: int, gid: int) -> Inode:
+        directory = self._check_new(parent, name)
+        if not target:
+            raise FsError(errno.ENOENT)
+        if len(target) > 4095:
+            raise FsError(errno.ENAMETOOLONG)
+        self._upper.admit()
+        inode = self._new(directory, stat.S_IFLNK | 0o777, uid, gid)
+        inode.size = len(target)
+        self._upper.put_target(inode.ino, target)
+        self._set_entry(parent, name, inode)
+        self._changed(directory, content=True)
+        return self._count(inode)
+
+    def tmpfile(self, parent: int, mode: int, uid: int, gid: int) -> Inode:
+        directory = self._dir(parent)
+        self._upper.admit()
+        inode = self._new(directory, stat.S_IFREG | (mode & 0o7777), uid, gid)
+        inode.nlink = 0
+        self._orphan(inode)
+        return self._count(inode)
+
+    def link(self, ino: int, parent: int, name: bytes) -> Inode:
+        inode = self._inode(ino)
+        if stat.S_ISDIR(inode.mode):
+            raise FsError(errno.EPERM)
+        directory = self._check_new(parent, name)
+        if inode.nlink >= LINK_MAX:
+            raise FsError(errno.EMLINK)
+        self._upper.admit()
+        if inode.nlink == 0:
+            # Only an O_TMPFILE inode comes back this way (open(2)).
+            self._orphans.pop(ino, None)
+            self._upper.clear_orphan(ino)
+        inode.nlink += 1
+        self._set_entry(parent, name, inode)
+        self._changed(inode)
+        self._changed(directory, content=True)
+        return self._count(inode)
+
+    # Removal ------------------------------------------------------------------------------
+
+    def _orphan(self, inode: Inode) -> None:
+        """The last name is gone. The inode lives until the kernel forgets it."""
+        self._orphans[inode.ino] = inode
+        self._upper.put_orphan(inode.ino)
+
+    def _release(self, inode: Inode) -> None:
+        """One name less. A directory is empty: what is left of it are whiteouts."""
+        if stat.S_ISDIR(inode.mode):
+            inode.nlink = 0
+            self._upper.clear_dirents(inode.ino)
+        else:
+            inode.nlink -= 1
+        if inode.nlink > 0:
+            self._changed(inode)
+        elif self._counts.get(inode.ino):
+            inode.ctime_ns = time.time_ns()
+            self._upper.put_inode(inode)
+            self._orphan(inode)
+        else:
+            self._inodes.pop(inode.ino, None)
+            self._upper.drop_inode(inode)
+
+    def _existing(self, parent: int, name: bytes) -> tuple[Inode, Inode]:
+        directory = self._dir(parent)
+        entry = self._entry(parent, name)
+        if entry is None:
+            raise FsError(errno.ENOENT)
+        return directory, self._inode(entry.ino)
+
+    def unlink(self, parent: int, name: bytes) -> None:
+        directory, inode = self._existing(parent, name)
+        if stat.S_ISDIR(inode.mode):
+            raise FsError(errno.EISDIR)
+        self._upper.admit()
+        self._unset_entry(parent, name)
+        self._release(inode)
+        self._changed(directory, content=True)
+
+    def rmdir(self, parent: int, name: bytes) -> None:
+        directory, inode = self._existing(parent, name)
+        if not stat.S_ISDIR(inode.mode):
+            raise FsError(errno.ENOTDIR)
+        if not self._is_empty(inode.ino):
+            raise FsError(errno.ENOTEMPTY)
+        self._upper.admit()
+        self._unset_entry(parent, name)
+        self._release(inode)
+        directory.nlink -= 1
+        self._changed(directory, content=True)
+
+    def rename(
+        self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int
+    ) -> None:
+        if flags & ~(_NOREPLACE | _EXCHANGE) or flags == _NOREPLACE | _EXCHANGE:
+            raise FsError(errno.EINVAL)
+        source_dir, inode = self._existing(parent, name)
+        target_dir = self._dir(new_parent)
+        if len(new_name) > NAME_MAX:
+            raise FsError(errno.ENAMETOOLONG)
+        if target_dir.nlink == 0:
+            raise FsError(errno.ENOENT)
+        is_dir = stat.S_ISDIR(inode.mode)
+        entry = self._entry(new_parent, new_name)
+        target = self._inode(entry.ino) if entry is not None else None
+        if flags & _EXCHANGE:
+            if target is None:
+                raise FsError(errno.ENOENT)
+            self._exchange(source_dir, name, inode, target_dir, new_name, target)
+            return
+        if target is not None:
+            if flags & _NOREPLACE:
+                raise FsError(errno.EEXIST)
+            if target.ino == inode.ino:
+                return
+            if stat.S_ISDIR(target.mode):
+                if not is_dir:
+                    raise FsError(errno.EISDIR)
+                if not self._is_empty(target.ino):
+                    raise FsError(errno.ENOTEMPTY)
+            elif is_dir:
+                raise FsError(errno.ENOTDIR)
+        if is_dir:
+            self._check_no_loop(inode.ino, new_parent)
+            if parent != new_parent and target is None and target_dir.nlink >= LINK_MAX:
+                raise FsError(errno.EMLINK)
+        self._upper.admit()
+        if target is not None and stat.S_ISDIR(target.mode):
+            target_dir.nlink -= 1
+        self._unset_entry(parent, name)
+        self._set_entry(new_parent, new_name, inode)
+        if target is not None:
+            self._release(target)
+        if is_dir:
+            source_dir.nlink -= 1
+            target_dir.nlink += 1
+            self._parents[inode.ino] = new_parent
+        self._changed(inode)
+        self._changed(source_dir, content=True)
+        if target_dir is not source_dir:
+            self._changed(target_dir, content=True)
+
+    def _exchange(
+        self,
+        source_dir: Inode,
+        name: bytes,
+        inode: Inode,
+        target_dir: Inode,
+        new_name: bytes,
+        target: Inode,
+    ) -> None:
+        for moved, into in ((inode, target_dir), (target, source_dir)):
+            if stat.S_ISDIR(moved.mode):
+                self._check_no_loop(moved.ino, into.ino)
+        self._upper.admit()
+        self._set_entry(target_dir.ino, new_name, inode)
+        self._set_entry(source_dir.ino, name, target)
+        for moved, old, new in ((inode, source_dir, target_dir), (target, target_dir, source_dir)):
+            if stat.S_ISDIR(moved.mode):
+                old.nlink -= 1
+                new.nlink += 1
+                self._parents[moved.ino] = new.ino
+            self._changed(moved)
+        self._changed(source_dir, content=True)
+        if target_dir is not source_dir:
+            self._changed(target_dir, content=True)
+
+    def _check_no_loop(self, ino: int, new_parent: int) -> None:
+        """Refuse to move a directory into itself. The kernel checks too; this is the backstop."""
+        walked = 0
+        while new_parent != ROOT_INO:
+            if new_parent == ino:
+                raise FsError(errno.EINVAL)
+            new_parent = self._parents.get(new_parent, ROOT_INO)
+            walked += 1
+            if walked > 1 << 16:
+                raise FsError(errno.ELOOP)
+
+    # Content ------------------------------------------------------------------------------
+
+    def read_into(self, ino: int, offset: int, buf: memoryview) -> int:
+        inode = self._inode(ino)
+        if self._upper.live_inode(ino) is None and self._upper.inode(ino) is None:
+            if self._lower is None:
+                raise FsError(errno.ESTALE)
+            return self._lower.read_into(ino, offset, buf)
+        return self._upper.read(inode, offset, buf)
+
+    def write(self, ino: int, offset: int, data: memoryview, *, kill_suidgid: bool) -> int:
+        inode = self._inode(ino)
+        end = offset + len(data)
+        if end > _MAX_SIZE:
+            raise FsError(errno.EFBIG)
+        self._upper.admit()
+        self._upper.write(inode, offset, data)
+        if end > inode.size:
+            inode.size = end
+        if kill_suidgid:
+            self._kill_suidgid(inode)
+        self._changed(inode, content=True)
+        return len(data)
+
+    def fallocate(self, ino: int, mode: int, offset: int, length: int) -> None:
+        inode = self._inode(ino)
+        if not stat.S_ISREG(inode.mode):
+            raise FsError(errno.ENODEV)
+        if offset < 0 or length <= 0:
+            raise FsError(errno.EINVAL)
+        if offset + length > _MAX_SIZE:
+            raise FsError(errno.EFBIG)
+        keep = mode & _KEEP_SIZE
+        action = mode & ~_KEEP_SIZE
+        if action not in (0, _PUNCH_HOLE, _ZERO_RANGE) or (action == _PUNCH_HOLE and not keep):
+            raise FsError(errno.EOPNOTSUPP)
+        self._upper.admit()
+        if action:
+            self._upper.punch(inode, offset, length)
+        if not keep and offset + length > inode.size:
+            inode.size = offset + length
+        self._changed(inode, content=True)
+
+    def lseek(self, ino: int, offset: int, whence: int) -> int:
+        inode = self._inode(ino)
+        if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
+            raise FsError(errno.EINVAL)
+        if not 0 <= offset < inode.size:
+            raise FsError(errno.ENXIO)
+        position = offset
+        for start, end in self._ranges(inode, offset, inode.size):
+            if whence == os.SEEK_DATA:
+                return max(start, offset)
+            if start > position:
+                return position
+            position = max(position, end)
+        if whence == os.SEEK_DATA:
+            raise FsError(errno.ENXIO)
+        return min(position, inode.size)
+
+    def _ranges(self, inode: Inode, start: int, end: int) -> Iterator[tuple[int, int]]:
+        ino = inode.ino
+        if self._upper.live_inode(ino) is None and self._upper.inode(ino) is None:
+            return iter(()) if self._lower is None else self._lower.data_ranges(ino, start, end)
+        return self._upper.ranges(inode, start, end)
+
+    def copy_file_range(
+        self, ino: int, offset: int, ino_out: int, offset_out: int, length: int
+    ) -> int:
+        source = self._inode(ino)
+        length = min(length, max(0, source.size - offset))
+        if ino == ino_out and offset < offset_out + length and offset_out < offset + length:
+            raise FsError(errno.EINVAL)
+        done = 0
+        buf = bytearray(min(_COPY_UNIT, length))
+        while done < length:
+            view = memoryview(buf)[: min(len(buf), length - done)]
+            count = self.read_into(ino, offset + done, view)
+            if count == 0:
+                break
+            self.write(ino_out, offset_out + done, view[:count], kill_suidgid=True)
+            done += count
+        return done
+
+    def fsync(self, ino: int, *, datasync: bool) -> None:
+        self._upper.commit()
+
+    def syncfs(self) -> None:
+        self._upper.commit()
+
+    # Listing ------------------------------------------------------------------------------
+
+    def readdir(self, ino: int, cookie: int) -> Iterator[DirEntry]:
+        self._dir(ino)
+        if cookie < 1:
+            yield DirEntry(1, b".", ino, stat.S_IFDIR >> 12)
+        if cookie < 2:
+            yield DirEntry(2, b"..", self._parents.get(ino, ROOT_INO), stat.S_IFDIR >> 12)
+        for position, name, entry in self._merged(ino, cookie + 1 if cookie >= 2 else 0):
+            yield DirEntry(position, name, entry.ino, entry.dtype)
+
+    # Extended attributes ------------------------------------------------------------------
+
+    def _xattr(self, ino: int, name: bytes) -> bytes:
+        """Return the marked value; empty if there is none."""
+        marked = self._upper.xattr(ino, name)
+        if marked is None and self._lower is not None:
+            marked = self._lower.xattr(ino, name)
+        return marked or b""
+
+    def getxattr(self, ino: int, name: bytes) -> bytes:
+        self._inode(ino)
+        marked = self._xattr(ino, name)
+        if not marked:
+            raise FsError(errno.ENODATA)
+        return marked[1:]
+
+    def setxattr(self, ino: int, name: bytes, value: bytes, flags: int) -> None:
+        inode = self._inode(ino)
+        if not 1 <= len(name) <= XATTR_NAME_MAX:
+            raise FsError(errno.ERANGE)
+        if len(value) > XATTR_SIZE_MAX:
+            raise FsError(errno.E2BIG)
+        present = bool(self._xattr(ino, name))
+        if flags & 1 and present:
+            raise FsError(errno.EEXIST)
+        if flags & 2 and not present:
+            raise FsError(errno.ENODATA)
+        self._upper.admit()
+        self._upper.put_xattr(ino, name, b"\1" + value)
+        self._changed(inode)
+
+    def listxattr(self, ino: int) -> list[bytes]:
+        self._inode(ino)
+        found = dict(self._lower.xattrs(ino)) if self._lower is not None else {}
+        found.update(self._upper.xattrs(ino))
+        return sorted(name for name, marked in found.items() if marked)
+
+    def removexattr(self, ino: int, name: bytes) -> None:
+        inode = self._inode(ino)
+        if not self._xattr(ino, name):
+            raise FsError(errno.ENODATA)
+        self._upper.admit()
+        if self._lower is not None and self._lower.xattr(ino, name):
+            self._upper.put_xattr(ino, name, b"")
+        else:
+            self._upper.remove_xattr(ino, name)
+        self._changed(inode)
+
+    # The whole ----------------------------------------------------------------------------
+
+    def statfs(self) -> StatFs:
+        return self._upper.statfs()
+
+    def tick(self) -> float | None:
+        return self._upper.tick()
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            for inode in self._orphans.values():
+                self._upper.drop_inode(inode)
+            self._orphans.clear()
+            self._upper.close()
+        finally:
+            if self._lower is not None:
+                self._lower.close()
