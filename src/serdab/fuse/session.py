@@ -58,12 +58,16 @@ def _log_to_stderr(line: str) -> None:
 class SessionOptions:
     """How to serve. ``wake_fd``: a descriptor that ends the session when it becomes readable.
 
+    With ``on_wake`` it does not end it: that is called between two requests, so it may call the
+    file system; when it returns False, the descriptor is no longer looked at.
+
     ``poll_s``: how long to ask for the next request before sleeping, see the module.
     """
 
     serve: ServeOptions = field(default_factory=ServeOptions)
     poll_s: float = 80e-6
     wake_fd: int = -1
+    on_wake: Callable[[], bool] | None = None
 
 
 class Session:
@@ -162,8 +166,8 @@ class Session:
             busy += 1
             if busy >= _BUSY_REQUESTS:
                 busy = 0
-                if self._next_tick() <= time.monotonic():
-                    self._tick()
+                # What wakes us must not starve while there is always another request.
+                self._look_up(poller)
 
     def _refusal(self, unique: int, exc: Exception) -> bytes | None:
         code = errno.EIO
@@ -202,8 +206,25 @@ class Session:
             return
         timeout_ms = None if due == math.inf else (due - now) * 1000.0 + 0.5
         for fd, _ in poller.poll(timeout_ms):
-            if fd != self._fd:
+            if fd == self._fd:
+                continue
+            if fd == self._options.wake_fd and self._options.on_wake is not None:
+                self._wake(poller, self._options.on_wake)
+            else:
                 self._stopped = True
+
+    def _wake(self, poller: select.poll, on_wake: Callable[[], bool]) -> None:
+        if not on_wake():
+            poller.unregister(self._options.wake_fd)
+
+    def _look_up(self, poller: select.poll) -> None:
+        if self._next_tick() <= time.monotonic():
+            self._tick()
+        if self._options.on_wake is None:
+            return
+        for fd, _ in poller.poll(0):
+            if fd == self._options.wake_fd:
+                self._wake(poller, self._options.on_wake)
 
     def _next_tick(self) -> float:
         """Return when the file system is to be asked: its own wish, or soon after a change."""
