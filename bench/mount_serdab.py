@@ -3,7 +3,8 @@
 
 Serves a union of an empty encrypted image and an encrypted writable volume at a host directory,
 with the same code that serves the root FS of an instance. Prints ``ready`` once mounted and ends
-when it is unmounted and everything is durable.
+when it is unmounted and everything is durable. With ``SERDAB_BENCH_PROFILE=FILE`` each server writes
+where its time went to FILE.PID (for ``python -m pstats``); the figures then mean little.
 """
 
 from __future__ import annotations
@@ -35,7 +36,13 @@ def create(cipher: Path) -> None:
 
 def open_file_system(cipher: Path) -> FileSystem:
     """Return what is to be served."""
-    raise SystemExit("bench: the writable volume does not exist yet")
+    from serdab.sefs.image import open_image
+    from serdab.sefs.volume import open_volume
+    from serdab.vfs.union import Union
+
+    lower = open_image(cipher / "lower", key=_KEY, expected_mac=None)
+    upper = open_volume(cipher / "upper", key=_KEY, lower=lower, create=True)
+    return Union(upper, lower)
 
 
 def device_number(path: Path) -> int:
@@ -59,7 +66,14 @@ def mount(cipher: Path, mount_point: Path) -> None:
     try:
         raise_read_ahead(device_number(mount_point))
         print(READY, flush=True)
-        Session(fd, fs).run()
+        session = Session(fd, fs)
+        profile = os.environ.get("SERDAB_BENCH_PROFILE")
+        if profile:
+            import cProfile
+
+            cProfile.runctx("session.run()", {}, {"session": session}, f"{profile}.{os.getpid()}")
+        else:
+            session.run()
     finally:
         os.close(fd)
         fs.close()
