@@ -3,8 +3,8 @@
 
 Serves a union of an empty encrypted image and an encrypted writable volume at a host directory,
 with the same code that serves the root FS of an instance. Prints ``ready`` once mounted and ends
-when it is unmounted and everything is durable. With ``SERDAB_BENCH_PROFILE=FILE`` each server writes
-where its time went to FILE.PID (for ``python -m pstats``); the figures then mean little.
+when it is unmounted and everything is durable. With ``SERDAB_BENCH_PROFILE=FILE`` each server
+writes where its time went to FILE.PID (for ``python -m pstats``); the figures then mean little.
 """
 
 from __future__ import annotations
