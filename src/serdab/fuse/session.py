@@ -35,7 +35,7 @@ from dataclasses import dataclass, field
 from io import FileIO
 from typing import Final
 
-from serdab.errors import Error, VerificationError
+from serdab.errors import EnvironmentRefused, Error, VerificationError
 from serdab.fuse import wire
 from serdab.fuse.operations import Operations, Reply, ServeOptions
 from serdab.vfs.api import FileSystem
@@ -96,16 +96,19 @@ class Session:
     def stop(self) -> None:
         """Make :meth:`run` return after the request it is at."""
         self._stopped = True
-        os.eventfd_write(self._stop_fd, 1)
+        if self._stop_fd >= 0:
+            os.eventfd_write(self._stop_fd, 1)
 
     def run(self) -> None:
-        """Serve until the file system is unmounted or :meth:`stop` is called."""
+        """Serve, once, until the file system is unmounted or :meth:`stop` is called."""
         os.set_blocking(self._fd, False)
         device = FileIO(self._fd, "rb", closefd=False)
         try:
             self._serve(device)
         finally:
             device.close()
+            stop_fd, self._stop_fd = self._stop_fd, -1
+            os.close(stop_fd)
 
     def _serve(self, device: FileIO) -> None:
         # One long function on purpose: a call costs a twentieth of a request here.
@@ -182,6 +185,8 @@ class Session:
         elif isinstance(exc, MemoryError):
             code = errno.ENOMEM
         elif isinstance(exc, Error):
+            if isinstance(exc, EnvironmentRefused):
+                code = errno.EPROTO
             if not isinstance(exc, VerificationError):
                 self._log(f"fuse: {exc}")
         else:
