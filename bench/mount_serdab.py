@@ -31,7 +31,8 @@ def create(cipher: Path) -> None:
     (cipher / "upper").mkdir()
     with tempfile.TemporaryDirectory() as empty:
         os.chmod(empty, 0o755)  # the root directory of the file system under test
-        build_image(Path(empty), cipher / "lower", key=_KEY)
+        info = build_image(Path(empty), cipher / "lower", key=_KEY)
+    (cipher / "root-mac").write_text(info.root_mac.hex())
 
 
 def open_file_system(cipher: Path) -> FileSystem:

@@ -7,8 +7,8 @@ On-disk format of ``log/<n>``: commits, each on a fresh page of 4 KiB; p is the 
 page, so (key, nonce) pairs are (log key, 2p) and (log key, 2p + 1)::
 
     0    header, 64 bytes sealed, nonce 2p:
-         sequence u64 | body_len u32 | zero u32 | previous 16 | flushed_upto u64 | pages u32 | zero u32
-         (48 bytes), then the tag
+         sequence u64 | body_len u32 | zero u32 | previous 16 | flushed_upto u64 |
+         pages u32 | zero u32 (48 bytes), then the tag
     64   body sealed, nonce 2p + 1, AAD = the header's tag
 
 The body is a MessagePack array, see :class:`Commit`. ``previous`` is the tag of the body before,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The key space of a tree: what its items mean, and their codecs. Pure.
 
-On-disk format: a key is ``ino u64 big-endian | type u8 | rest``, so all of an inode stands together::
+On-disk format: a key is ``ino u64 big-endian | type u8 | rest``, so an inode stands together::
 
     type        rest                     value
     1 INODE     -                        the record below

@@ -330,9 +330,9 @@ class Union:
 
     def link(self, ino: int, parent: int, name: bytes) -> Inode:
         inode = self._inode(ino)
+        directory = self._check_new(parent, name)
         if stat.S_ISDIR(inode.mode):
             raise FsError(errno.EPERM)
-        directory = self._check_new(parent, name)
         if inode.nlink >= LINK_MAX:
             raise FsError(errno.EMLINK)
         self._upper.admit()
