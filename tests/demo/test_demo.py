@@ -36,6 +36,8 @@ def test_the_demo_holds_for_whoever_runs_the_tests() -> None:
 @pytest.mark.userns
 @pytest.mark.slow
 def test_the_demo_holds_for_an_ordinary_user(as_user: OrdinaryUser) -> None:
-    result = as_user.run(as_user.python, "-m", "demos.hello.demo", cwd=ROOT, timeout_s=LIMIT_S)
+    result = as_user.run(
+        as_user.python, "-m", "demos.hello.demo", cwd=as_user.checkout, timeout_s=LIMIT_S
+    )
     assert result.returncode == 0, (result.stdout + result.stderr).decode(errors="replace")
     assert b"All of it held" in result.stdout

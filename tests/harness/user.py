@@ -15,19 +15,17 @@ import pwd
 import shutil
 import stat
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import pytest
-import zstandard
 
-import serdab
 from tests.harness.command import Command, private_environment
+from tests.harness.installation import Installation, find_installation
 
 # fusermount3 wants a name for its caller, so this is a user whom every Debian knows. Not "nobody":
 # its uid is the one that stands for "not mapped" in user namespaces.
@@ -38,7 +36,10 @@ _LOCK: Final = Path("/run/serdab-test-dev-fuse.lock")
 
 @dataclass(frozen=True, slots=True)
 class OrdinaryUser:
-    """An unprivileged user: ``prefix`` becomes them, ``command`` is Serdab run by them."""
+    """An unprivileged user: ``prefix`` becomes them, ``command`` is Serdab run by them.
+
+    ``python`` and ``checkout`` are an interpreter and a tree of sources that they can read.
+    """
 
     uid: int
     gid: int
@@ -46,6 +47,7 @@ class OrdinaryUser:
     env: dict[str, str]
     prefix: tuple[str, ...]
     python: str
+    checkout: Path
     command: Command
 
     def run(
@@ -101,49 +103,30 @@ def open_dev_fuse() -> Iterator[None]:
                 _LOCK.unlink(missing_ok=True)
 
 
-def reachable_by_others(path: Path) -> bool:
-    """Return whether a user who owns nothing may read a path and walk the way to it."""
-    path = path.resolve()
-    if not path.stat().st_mode & stat.S_IROTH:
-        return False
-    return all(parent.stat().st_mode & stat.S_IXOTH for parent in path.parents)
-
-
-def find_common_python() -> str:
-    """Return an interpreter that everybody may run: this one, or the machine's of the same version.
-
-    An interpreter installed below /root, as pyenv does it, is out of an ordinary user's reach.
-    """
-    major, minor = sys.version_info[:2]
-    for candidate in (sys.executable, f"/usr/bin/python{major}.{minor}"):
-        if os.path.exists(candidate) and reachable_by_others(Path(candidate)):
-            return candidate
-    pytest.skip(f"no Python {major}.{minor} that an ordinary user may run")
-
-
 @pytest.fixture(scope="session")
 def dev_fuse_for_all() -> Iterator[None]:
     with open_dev_fuse():
         yield
 
 
+@pytest.fixture(scope="session")
+def common_installation() -> Iterator[Installation]:
+    with ExitStack() as stack:
+        yield find_installation(stack)
+
+
 @pytest.fixture
-def as_user(dev_fuse_for_all: None) -> Iterator[OrdinaryUser]:
+def as_user(dev_fuse_for_all: None, common_installation: Installation) -> Iterator[OrdinaryUser]:
     """An ordinary user with a home, able to run the Serdab under test."""
     base = Path(tempfile.mkdtemp(prefix="su-"))
     home, runtime = base / "home", base / "run"
     home.mkdir(mode=0o700)
     runtime.mkdir(mode=0o700)
     uid, gid = os.getuid(), os.getgid()
-    python = sys.executable
     prefix: tuple[str, ...] = ()
     if os.geteuid() == 0:
         if shutil.which("setpriv") is None:
             pytest.skip("no setpriv")
-        for needed in (Path(serdab.__file__), Path(zstandard.__file__)):
-            if not reachable_by_others(needed):
-                pytest.skip(f"an ordinary user cannot read {needed}")
-        python = find_common_python()
         account = pwd.getpwnam(ORDINARY_NAME)
         uid, gid = account.pw_uid, account.pw_gid
         base.chmod(0o755)
@@ -154,10 +137,9 @@ def as_user(dev_fuse_for_all: None) -> Iterator[OrdinaryUser]:
             "--inh-caps=-all", "--",
         )  # fmt: skip
     env = private_environment(home, runtime)
-    env["PYTHONDONTWRITEBYTECODE"] = "1"
-    if python != sys.executable:
-        packages = {Path(module.__file__ or "").parents[1] for module in (serdab, zstandard)}
-        env["PYTHONPATH"] = os.pathsep.join(map(str, sorted(packages)))
+    env |= {"PYTHONDONTWRITEBYTECODE": "1", **common_installation.env}
+    python = common_installation.python
     command = Command(env, (*prefix, python, "-m", "serdab"))
-    yield OrdinaryUser(uid, gid, home, env, prefix, python, command)
+    checkout = common_installation.checkout
+    yield OrdinaryUser(uid, gid, home, env, prefix, python, checkout, command)
     shutil.rmtree(base)
