@@ -66,7 +66,8 @@ def test_an_installed_wheel_runs_without_the_checkout(wheel: Path, tmp_path: Pat
         check=True,
     )  # fmt: skip
     script = (
-        "import sys; sys.path.insert(0, sys.argv.pop(1)); from serdab.cli.main import main; main()"
+        "import sys; sys.path.insert(0, sys.argv.pop(1));"
+        "from serdab.cli.main import main; sys.exit(main())"
     )
     result = subprocess.run(
         [sys.executable, "-I", "-c", script, str(tmp_path / "lib"), "--version"],
