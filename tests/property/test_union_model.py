@@ -74,10 +74,13 @@ def test_random_operations_agree_with_the_model(tmp_path: Path, seed: int, layer
     if layered:
         image, mac = build_lower(tmp_path)
     host = MemoryDir()
+    lower: Image | None = None
 
     def reopen(directory: MemoryDir) -> Union:
-        lower: Image | None = None
+        nonlocal lower
         if image is not None:
+            if lower is not None:
+                lower.close()
             lower = open_image(image, key=KEY, expected_mac=mac)
         volume = open_volume_in(directory, key=KEY, lower=lower, create=True, chunk_size=16384)
         return Union(volume, lower)

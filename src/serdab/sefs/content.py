@@ -279,6 +279,13 @@ class Content:
             position = stop
 
     def _write_part(self, inode: Inode, chunk: int, skip: int, part: memoryview) -> None:
+        held = self._place(inode, chunk, skip, part)
+        if held.high - held.low == self._chunk_size:
+            self._drop_chunk(inode.ino, chunk)
+            self._seal(inode.ino, chunk, held.buf)
+
+    def _place(self, inode: Inode, chunk: int, skip: int, part: memoryview) -> DirtyChunk:
+        """Put a part of a chunk into memory."""
         held = self._load(inode, chunk)
         buf = held.buf
         stop = skip + len(part)
@@ -288,9 +295,7 @@ class Content:
         buf[skip:stop] = part
         self.dirty_bytes += len(buf) - before
         held.touch(min(skip, before), stop)
-        if held.high - held.low == self._chunk_size:
-            self._drop_chunk(inode.ino, chunk)
-            self._seal(inode.ino, chunk, buf)
+        return held
 
     def _drop_chunk(self, ino: int, chunk: int) -> None:
         opened = self._dirty.get(ino)
@@ -492,12 +497,15 @@ class Content:
             self._set_pointer(ino, chunk, pointer)
 
     def replay_write(self, inode: Inode, offset: int, raw: bytes) -> None:
-        """Apply a small write of the log. The size is the inode's already."""
+        """Apply a small write of the log; replay writes nothing to the host.
+
+        The size is the inode's already.
+        """
         chunk, skip = divmod(offset, self._chunk_size)
         if skip + len(raw) > self._chunk_size:
             raise FormatError("log write across chunks", subject=f"inode {inode.ino}")
         with memoryview(raw) as view:
-            self._write_part(inode, chunk, skip, view)
+            self._place(inode, chunk, skip, view)
 
 
 def _copy(source: bytes | bytearray, skip: int, out: memoryview) -> None:

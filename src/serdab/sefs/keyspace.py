@@ -186,3 +186,9 @@ def parse_inode(ino: int, raw: bytes) -> Inode:
     ):
         raise FormatError("inode record with an impossible field", subject=f"inode {ino}")
     return inode
+
+
+def copy_inode(source: Inode, into: Inode) -> None:
+    """Make one inode object say what another says."""
+    for field in Inode.__slots__:
+        setattr(into, field, getattr(source, field))

@@ -191,16 +191,15 @@ class Volume:
                 self._content.replay_extents(ino, group, value or b"")
             else:
                 self._items.put(key, value)
-                if key[8] == ks.T_INODE:
-                    self._inodes.pop(int.from_bytes(key[:8], "big"), None)
+                if key[8] == ks.T_INODE and value is not None:
+                    # An inode with dirty content is one object: it takes the newer record.
+                    live = self._content.live_inode(int.from_bytes(key[:8], "big"))
+                    if live is not None:
+                        ks.copy_inode(ks.parse_inode(live.ino, value), live)
         for ino, offset, raw in commit.writes:
             inode = self._content.live_inode(ino) or self.inode(ino)
             if inode is None:
                 raise FormatError("log write to no inode", subject=f"inode {ino}")
-            stored = self.inode(ino)
-            if stored is not None:
-                inode.size, inode.flags = stored.size, stored.flags
-                inode.lower_limit = stored.lower_limit
             self._content.replay_write(inode, offset, raw)
         self._next_ino = max(self._next_ino, commit.next_ino)
         self._content.save_extents()
