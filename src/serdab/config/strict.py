@@ -256,6 +256,24 @@ class Section:
             out.append(Section(item, f"{self.where(name)}[{index}]", self._fail))
         return out
 
+    def mixed(self, name: str) -> list[str | Section]:
+        """Take a list whose items are strings or objects; absent is an empty one."""
+        if self._absent(name):
+            return []
+        value = self._take(name, "a list")
+        if not isinstance(value, list):
+            raise self.refuse(name, "a list", _shown(value))
+        out: list[str | Section] = []
+        for index, item in enumerate(value):
+            if isinstance(item, dict):
+                out.append(Section(item, f"{self.where(name)}[{index}]", self._fail))
+            elif isinstance(item, str):
+                self._check_characters(f"{name}[{index}]", item)
+                out.append(item)
+            else:
+                raise self.refuse(f"{name}[{index}]", "a string or an object", _shown(item))
+        return out
+
     def close(self) -> None:
         """Refuse the first field that was not taken."""
         for name in self._left:

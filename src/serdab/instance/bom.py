@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fills a tree from BOM files: a plan first, then the steps.
+
+Order, as in Occlum: for each BOM its directories, links, copied directories and files; then the
+libraries that programs need. The first of equal mkdirs and the last of equal links, directories and
+files wins; a listed file wins over a library that was found. Nothing is ever removed from the tree
+but what a new entry replaces, and files that are the same are left alone.
+
+A listed program whose libraries are not found is an error; in copied directories it is a warning.
+Libraries keep their absolute path; when one lies where its loader would not look by itself, the
+loader's cache in the tree (``/etc/ld.so.cache``, or musl's path file) is extended.
+
+Above: ``cli`` (copy-bom). Below: ``bomfile``, ``bomplan``, ``bomneeds``, ``bomsteps``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from serdab.errors import Error
+from serdab.instance.bomfile import load_all
+from serdab.instance.bomneeds import Needs
+from serdab.instance.bomplan import Plan, Say, plan_bom
+from serdab.instance.bomsteps import Steps
+from serdab.instance.create import templates_dir
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What was done, in numbers."""
+
+    root: str
+    files: int
+    libraries: int
+    directories: int
+    links: int
+    copied_bytes: int
+
+
+def copy_bom(
+    bom: str,
+    root: str,
+    *,
+    include_dirs: Iterable[str] = (),
+    dry_run: bool = False,
+    say: Say,
+    tell: Say | None = None,
+) -> Summary:
+    """Fill ``root``; ``say`` gets warnings, ``tell`` each step.
+
+    Raises:
+        UsageError: the BOM or something it names is missing or malformed.
+        MeasurementMismatch: a file has not the hash that the BOM declares.
+        Error: listed programs lack libraries; all of them are named at once.
+    """
+    root = os.path.abspath(root)
+    boms = load_all(bom, [*include_dirs, templates_dir()], say)
+    if _has_content(root):
+        say(f"warning: {root} is not empty; what the BOM does not name stays as it is")
+    plan = Plan()
+    for item in boms:
+        plan_bom(plan, item, root, say)
+    if not dry_run:
+        os.makedirs(root, exist_ok=True)
+    copied = Steps(root, tell, dry_run=dry_run)
+    copied.do_listed(plan)
+    Needs(plan, root, say).add()
+    copied.do_libraries(plan)
+    if plan.missing:
+        raise Error(
+            "libraries are missing",
+            stage="copy-bom",
+            subject="; ".join(plan.missing),
+            expected="every library of the listed programs",
+            found=f"{len(plan.missing)} missing",
+            hint="install them, list them in the BOM, or set autodep: false for the program",
+        )
+    return Summary(
+        root,
+        files=len(plan.files),
+        libraries=len(plan.libraries),
+        directories=len(plan.directories),
+        links=len(plan.links),
+        copied_bytes=copied.copied_bytes,
+    )
+
+
+def _has_content(root: str) -> bool:
+    """Return whether the tree holds anything but directories."""
+    return any(files for _, _, files in os.walk(root))
