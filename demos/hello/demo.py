@@ -51,7 +51,6 @@ def find_python() -> dict[str, str]:
                     "HELLO_PYTHON_DIR": folder,
                     "HELLO_PYTHON_NAME": name,
                     "HELLO_STDLIB_DIR": os.path.dirname(stdlib),
-                    "HELLO_DIR": str(HERE),
                 }
     raise Failure("no Python 3 with ssl and sqlite3 on this machine")
 
@@ -60,7 +59,7 @@ def build_instance(stage: Stage) -> None:
     stage.title("An instance, filled through a BOM")
     stage.serdab("new", "hello")
     stage.enter("hello")
-    stage.serdab("copy-bom", "-f", HERE / "hello.yaml", "--root", "image")
+    stage.serdab("copy-bom", "-f", "../hello.yaml", "--root", "image")
     files = [path for path in Path("image").rglob("*") if path.is_file() and not path.is_symlink()]
     size = sum(path.stat().st_size for path in files)
     stage.claim("bash is in the tree", holds=Path("image/bin/bash").is_file())
@@ -73,10 +72,10 @@ def build_instance(stage: Stage) -> None:
     stage.title("Sealed under a key that stays outside")
     stage.serdab("gen-image-key", "../hello.key")
     stage.claim("the key file is 0600", holds=os.stat("../hello.key").st_mode & 0o777 == 0o600)
-    stage.serdab("build", "--image-key", "../hello.key")
+    told = stage.serdab("build", "--image-key", "../hello.key")
     values = {name: stage.serdab("print", name, quiet=True).strip() for name in MEASUREMENTS}
     for name, value in values.items():
-        stage.show(f"{name:<10} {value}")
+        stage.require(f"build and `print {name}` agree", holds=value in told)
         stage.require(
             f"{name} is 64 hex digits", holds=re.fullmatch(r"[0-9a-f]{64}", value) is not None
         )
@@ -190,8 +189,10 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     started_s = time.monotonic()
     base = Path(tempfile.mkdtemp(prefix="serdab-demo-"))
-    stage = Stage(base, find_python())
+    stage = Stage(base, {**find_python(), "HELLO_DIR": str(base)})
     try:
+        for name in ("hello.yaml", "hello.sh"):
+            shutil.copy(HERE / name, base)
         stage.banner(f"Serdab, as {pwd.getpwuid(os.getuid()).pw_name}, Linux {os.uname().release}")
         build_instance(stage)
         boot(stage)

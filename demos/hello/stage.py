@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 _PATIENCE_S: Final = 120
+_SHOWN_LINES: Final = 12
 _SCRIPT: Final = Path(sys.executable).parent / "serdab"
 
 
@@ -56,7 +57,10 @@ class Stage:
         print(f"   {self._paint('$ ' + text, '2')}", flush=True)
 
     def show(self, text: str) -> None:
-        for line in text.splitlines():
+        lines = text.splitlines()
+        if len(lines) > _SHOWN_LINES:
+            lines[_SHOWN_LINES - 1 :] = [f"… and {len(lines) - _SHOWN_LINES + 1} more lines"]
+        for line in lines:
             print(f"   │ {line}", flush=True)
 
     def note(self, text: str) -> None:
