@@ -68,6 +68,7 @@ def load_all(path: str, include_dirs: Iterable[str], say: Callable[[str], None])
         UsageError: a file is missing or malformed, or includes go in circles.
     """
     directories = list(include_dirs)
+    say = _once(say)
     order: list[Bom] = []
     pending = [os.path.abspath(path)]
     read: dict[str, Bom] = {}
@@ -89,6 +90,18 @@ def load_all(path: str, include_dirs: Iterable[str], say: Callable[[str], None])
             pending.append(_find(name, bom.path, directories))
     last = {bom.path: index for index, bom in enumerate(order)}
     return [bom for index, bom in enumerate(order) if last[bom.path] == index]
+
+
+def _once(say: Callable[[str], None]) -> Callable[[str], None]:
+    """Return ``say`` without repetitions: one variable may stand in many paths."""
+    said: set[str] = set()
+
+    def say_once(line: str) -> None:
+        if line not in said:
+            said.add(line)
+            say(line)
+
+    return say_once
 
 
 def _find(name: str, includer: str, directories: list[str]) -> str:
@@ -236,7 +249,7 @@ def _expand(text: str, say: Callable[[str], None]) -> str:
         name = match[1] or match[2]
         if name in os.environ:
             return os.environ[name]
-        say(f"warning: the variable {name} is not set; {match[0]} stays as it is")
+        say(f"warning: the variable {name} is not set and stays as it is")
         return match[0]
 
     return _VARIABLE.sub(value, text)
