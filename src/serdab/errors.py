@@ -64,7 +64,9 @@ class Error(Exception):
         if self.subject and self.subject not in head:
             head = f"{head}: {self.subject}"
         if self.expected or self.found:
-            head = f"{head} (expected {self.expected or 'nothing'}, found {self.found or 'nothing'})"
+            head = (
+                f"{head} (expected {self.expected or 'nothing'}, found {self.found or 'nothing'})"
+            )
         return head
 
     def as_dict(self) -> dict[str, object]:
@@ -200,6 +202,7 @@ def from_dict(fields: dict[str, object]) -> Error:
     """Return the error that ``as_dict`` described (used between our own processes)."""
     cls = _BY_KIND.get(str(fields.get("error")), Error)
     text = {
-        name: str(fields.get(name, "")) for name in ("stage", "subject", "expected", "found", "hint")
+        name: str(fields.get(name, ""))
+        for name in ("stage", "subject", "expected", "found", "hint")
     }
     return cls(str(fields.get("message", "unknown error")), **text)
