@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The version of Serdab; the only place that states it."""
+"""The version of Serdab; the only place that states it.
 
-from __future__ import annotations
+Without annotations: ``serdab --version`` must not pay for ``typing``.
+"""
 
-from typing import Final
-
-VERSION: Final = "0.1.0"
+VERSION = "0.1.0"
