@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,9 +15,7 @@ from serdab.sefs.memorydir import MemoryDir
 from serdab.sefs.volume import open_volume_in
 from serdab.vfs.memfs import MemFs
 from serdab.vfs.union import Union
-
-sys.path.insert(0, str(Path(__file__).parent))
-from fsops import Operations, apply, picture
+from tests.property.fsops import Operations, apply, picture
 
 KEY = Key(b"k" * 16)
 
