@@ -70,7 +70,6 @@ class AnchorState(msgspec.Struct, array_like=True, forbid_unknown_fields=True, f
     """Root MACs of the lower layers that the tree refers to."""
     chunk_size: int
     page_size: int
-    files: int
     live_bytes: int
     previous: bytes
     """Tag of the anchor before this one."""

@@ -8,7 +8,7 @@ Above: everything in ``sefs``. Below: the kernel: open(2), flock(2), pread(2), p
 
 Security:
     1. Names inside are opened with O_NOFOLLOW and O_NONBLOCK; only regular files with one link
-       pass, so a symlink, FIFO, device or hard link that an enemy put there is refused and left alone.
+       pass: a symlink, FIFO, device or hard link that an enemy put there is refused, left alone.
     2. Files are read with pread into private buffers, never mapped: bytes cannot change after
        they were verified, and a shrinking file is a short read, not a signal.
 """

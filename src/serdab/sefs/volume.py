@@ -93,7 +93,7 @@ class Volume:
                 epoch=0, sequence=0, chain=bytes(16), root=b"", root_level=0, table=b"",
                 next_ino=first, next_segment=1, next_log=1, log=0, log_salt=b"",
                 lower=(lower.root_mac,) if lower is not None else (),
-                chunk_size=chunk_size, page_size=PAGE_SIZE, files=0, live_bytes=0,
+                chunk_size=chunk_size, page_size=PAGE_SIZE, live_bytes=0,
                 previous=bytes(16),
             )  # fmt: skip
             self._tag = bytes(16)
@@ -469,7 +469,6 @@ class Volume:
             lower=state.lower,
             chunk_size=state.chunk_size,
             page_size=state.page_size,
-            files=0,
             live_bytes=sum(usage.live for usage in self._segments.usage.values()),
             previous=self._tag,
         )

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python tools/make_golden.py DIR``: writes the golden images and volume of the current format.
+
+Run once per format version. What is committed is never written again: every later version must
+still read it (``tests/vectors``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from serdab.keys import Key
+from serdab.sefs.image import open_image
+from serdab.sefs.imagebuild import Additions, ImageOptions, build_image
+from serdab.sefs.volume import open_volume
+from serdab.vfs.api import SetAttr
+from serdab.vfs.union import Union
+
+KEY = Key.parse("c7-32-b3-ed-44-df-ec-7b-25-2d-9a-32-38-8d-58-61")
+
+
+def make_source(source: Path) -> None:
+    """Make the tree that the golden images hold."""
+    (source / "bin").mkdir(parents=True)
+    (source / "empty").mkdir()
+    (source / "bin/inline").write_bytes(b"inline content\n")
+    (source / "bin/tail").write_bytes(bytes(range(256)) * 20)
+    (source / "bin/chunks").write_bytes(b"".join(i.to_bytes(4, "little") for i in range(50_000)))
+    (source / "sparse").write_bytes(bytes(300_000) + b"end")
+    (source / "link").symlink_to("bin/tail")
+    (source / "hard").hardlink_to(source / "bin/inline")
+    for path in sorted(source.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(0o755 if path.name == "tail" else 0o644)
+            os.utime(path, (1_700_000_000, 1_700_000_000))
+    for path in (source, source / "bin", source / "empty"):
+        path.chmod(0o755)
+
+
+def change(fs: Union) -> None:
+    """Make the changes that the golden volume holds."""
+    chunks = fs.lookup(fs.lookup(1, b"bin").ino, b"chunks")
+    fs.write(chunks.ino, 70_000, memoryview(b"changed"), kill_suidgid=False)
+    new = fs.mknod(1, b"new", 0o100600, 0, 1000, 1000)
+    fs.write(new.ino, 0, memoryview(b"n" * 70_000), kill_suidgid=False)
+    fs.setxattr(new.ino, b"user.note", b"kept", 0)
+    fs.unlink(1, b"sparse")
+    fs.rename(1, b"empty", 1, b"moved", 0)
+    fs.setattr(fs.lookup(1, b"hard").ino, SetAttr(mode=0o600))
+
+
+def main(out: Path) -> None:
+    """Write everything below ``out``."""
+    source = out / "source"
+    make_source(source)
+    macs: dict[str, str] = {}
+    additions = Additions({b"proc": 0o555}, {b"etc/image_config.json": b"{}\n"})
+    for name, key in (("integrity", None), ("encrypted", KEY)):
+        options = ImageOptions(chunk_size=65536, page_size=4096)
+        info = build_image(source, out / name, key=key, options=options, additions=additions)
+        macs[name] = info.root_mac.hex()
+    lower = open_image(out / "encrypted", key=KEY, expected_mac=bytes.fromhex(macs["encrypted"]))
+    (out / "volume").mkdir()
+    fs = Union(open_volume(out / "volume", key=KEY, lower=lower, create=True), lower)
+    change(fs)
+    fs.syncfs()
+    last = fs.mknod(1, b"in the log", 0o100644, 0, 0, 0)
+    fs.write(last.ino, 0, memoryview(b"replayed"), kill_suidgid=False)
+    fs.syncfs()
+    # Room that the log keeps ahead is no part of it.
+    os.truncate(out / "volume/log/00000001", 16 << 10)
+    # Not closed: the volume is left as a crash leaves it, with a log to replay.
+    (out / "macs.json").write_text(json.dumps(macs, indent=1, sort_keys=True) + "\n")
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
