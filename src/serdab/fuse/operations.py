@@ -218,8 +218,8 @@ class Operations:
         return self._entry(unique, self._fs.mkdir(nodeid, name, mode, uid, gid))
 
     def _tmpfile(self, unique: int, nodeid: int, uid: int, gid: int, size: int) -> Reply:
-        mode, _ = wire.parse_create(self.view, size)
-        inode = self._fs.tmpfile(nodeid, mode | stat.S_IFREG, uid, gid)
+        mode = wire.parse_tmpfile(self.view, size)
+        inode = self._fs.tmpfile(nodeid, stat.S_IFREG | mode, uid, gid)
         return wire.dump_created(unique, inode, self._valid_s, self._block_size)
 
     def _unlink(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:

@@ -13,16 +13,18 @@ arrived, checks the length, and raises :class:`MalformedRequest` where it is wro
 Security:
     1. The kernel is trusted, yet a length is never taken on faith: the buffer is reused, so what
        lies past the end is an older request, which might be another user's data.
-    2. A name never holds a NUL or a slash when it leaves here.
+    2. A name never holds a NUL or a slash when it leaves here, and is never longer than 255 bytes
+       (``FsError`` ENAMETOOLONG, the one errno that is decided here).
 """
 
 from __future__ import annotations
 
+import errno
 from enum import IntEnum, IntFlag
 from struct import Struct
 from typing import Final, final
 
-from serdab.errors import FormatError
+from serdab.errors import FormatError, FsError
 from serdab.vfs.api import Inode, SetAttr, StatFs
 
 MAJOR: Final = 7
@@ -30,10 +32,8 @@ MINOR: Final = 45
 #: Oldest minor version served: max_pages (28) and zero-message opendir (29) are there since 5.1,
 #: 7.31 is Linux 5.2.
 MINOR_MIN: Final = 31
-ROOT_ID: Final = 1
+#: The kernel passes names of up to 1024 bytes on; Linux has no file system that takes more.
 NAME_MAX: Final = 255
-#: ENAMETOOLONG and EINVAL are the kernel's; this bounds what a request may hold in names.
-PATH_MAX: Final = 4096
 
 
 class MalformedRequest(FormatError):
@@ -224,6 +224,8 @@ def parse_name(view: memoryview, size: int, start: int = 40) -> bytes:
         raise MalformedRequest("name is empty, unterminated or followed by more")
     if b"/" in raw:
         raise MalformedRequest("name holds a slash")
+    if len(raw) > 256:
+        raise FsError(errno.ENAMETOOLONG)
     return raw[:-1]
 
 
@@ -235,6 +237,8 @@ def parse_two_names(view: memoryview, size: int, start: int) -> tuple[bytes, byt
         raise MalformedRequest("expected two NUL-terminated names")
     if b"/" in raw:
         raise MalformedRequest("name holds a slash")
+    if len(parts[0]) > NAME_MAX or len(parts[1]) > NAME_MAX:
+        raise FsError(errno.ENAMETOOLONG)
     return parts[0], parts[1]
 
 
@@ -318,12 +322,15 @@ def parse_mkdir(view: memoryview, size: int) -> tuple[int, bytes]:
     return mode & ~umask & 0o7777, parse_name(view, size, 48)
 
 
-def parse_create(view: memoryview, size: int) -> tuple[int, bytes]:
-    """Return (permission bits with the umask applied, name) of CREATE and TMPFILE."""
+def parse_tmpfile(view: memoryview, size: int) -> int:
+    """Return the permission bits with the umask applied.
+
+    The layout is CREATE's, name included, but a file without a name arrives as "/".
+    """
     if size < 56:
-        raise _short("CREATE", 56, size)
+        raise _short("TMPFILE", 56, size)
     _, mode, umask, _ = CREATE_IN.unpack_from(view, 40)
-    return mode & ~umask & 0o7777, parse_name(view, size, 56)
+    return int(mode & ~umask & 0o7777)
 
 
 def parse_symlink(view: memoryview, size: int) -> tuple[bytes, bytes]:
@@ -333,6 +340,8 @@ def parse_symlink(view: memoryview, size: int) -> tuple[bytes, bytes]:
         raise MalformedRequest("expected a name and a target, both NUL-terminated")
     if b"/" in parts[0]:
         raise MalformedRequest("name holds a slash")
+    if len(parts[0]) > NAME_MAX:
+        raise FsError(errno.ENAMETOOLONG)
     return parts[0], parts[1]
 
 

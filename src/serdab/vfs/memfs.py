@@ -343,6 +343,8 @@ class MemFs:
             raise FsError(errno.EOPNOTSUPP)
         elif end - node.size > self._size_limit - self._used:
             raise FsError(errno.ENOSPC)
+        # Neither this request nor a copy says whether the caller may keep set-id bits.
+        _kill_privileges(node)
         if not mode & _FALLOC_KEEP_SIZE and end > node.size:
             node.size = end
         node.mtime_ns = node.ctime_ns = time.time_ns()

@@ -24,7 +24,7 @@ PARSERS: dict[str, Callable[[memoryview, int], object]] = {
         "parse_setattr",
         "parse_mknod",
         "parse_mkdir",
-        "parse_create",
+        "parse_tmpfile",
         "parse_symlink",
         "parse_link",
         "parse_rename",
@@ -133,8 +133,8 @@ class TestParsing:
         assert wire.parse_mknod(view, size) == (0o100640, 0x801, b"dev")
         view, size = request(struct.pack("=II", 0o777, 0o022) + b"d\0")
         assert wire.parse_mkdir(view, size) == (0o755, b"d")
-        view, size = request(struct.pack("=IIII", 0o102, 0o100777, 0o077, 0) + b"new\0")
-        assert wire.parse_create(view, size) == (0o700, b"new")
+        view, size = request(struct.pack("=IIII", 0o102, 0o100777, 0o077, 0) + b"/\0")
+        assert wire.parse_tmpfile(view, size) == 0o700
 
     def test_names_of_rename_symlink_and_link(self) -> None:
         view, size = request(struct.pack("=Q", 5) + b"old\0new\0")

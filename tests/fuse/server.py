@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A process that mounts a file system and serves it: ``python -m tests.fuse.server KIND PATH``.
+
+A process and not a thread of the test: a page fault of the test would hold the interpreter lock
+that the server needs to answer it. It says "ready" when mounted and "closed" when unmounted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from serdab.fuse.mounting import mount_host
+from serdab.fuse.session import Session, SessionOptions
+from serdab.vfs.api import FileSystem
+from serdab.vfs.memfs import MemFs
+
+
+def _make(kind: str, source: str) -> FileSystem:
+    if kind == "memory":
+        return MemFs(size_limit_bytes=1 << 30, mode=0o777)
+    from serdab.vfs.hostfs import HostFs
+
+    return HostFs(source, hidden=frozenset((b"hidden",)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("kind", choices=("memory", "host"))
+    parser.add_argument("path")
+    parser.add_argument("--source", default="")
+    parser.add_argument("--read-only", action="store_true")
+    parser.add_argument("--private", action="store_true")
+    arguments = parser.parse_args()
+    fs = _make(arguments.kind, arguments.source)
+    device = mount_host(
+        arguments.path,
+        fsname="serdab-test",
+        read_only=arguments.read_only,
+        allow_other=not arguments.private,
+    )
+    print("ready", flush=True)
+    Session(device, fs, options=SessionOptions()).run()
+    os.close(device)
+    fs.close()
+    print("closed", flush=True)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()
