@@ -34,7 +34,6 @@ struct message {
 void *memcpy(void *dst, const void *src, u64 n);
 void *memset(void *dst, int c, u64 n);
 u64 text_len(const char *s);
-int text_equal(const char *a, const char *b);
 long receive(struct message *m);
 long send(const struct header *h, int fd);
 void die(const char *text, long error);

@@ -57,6 +57,30 @@ static u32 scope_abstract_sockets(void)
 	return r < 0 ? 0 : FEATURE_LANDLOCK_SCOPE;
 }
 
+/* Programs expect 127.0.0.1 to answer: a new network namespace has the device, but down. */
+static long separate_network(void)
+{
+	struct {
+		char name[16];
+		short flags;
+		char pad[22];
+	} request;
+	long fd, r = SYS1(__NR_unshare, CLONE_NEWNET);
+
+	if (r < 0)
+		return r;
+	fd = SYS3(__NR_socket, 2 /* AF_INET */, 2 /* SOCK_DGRAM */ | SFD_CLOEXEC_, 0);
+	if (fd < 0)
+		return fd;
+	memset(&request, 0, sizeof(request));
+	request.name[0] = 'l';
+	request.name[1] = 'o';
+	request.flags = 0x41; /* IFF_UP | IFF_RUNNING */
+	r = SYS3(__NR_ioctl, fd, 0x8914 /* SIOCSIFFLAGS */, &request);
+	SYS1(__NR_close, fd);
+	return r;
+}
+
 /* Each number is the `serial` of the answer when that step failed. */
 static void set_up(const struct message *m)
 {
@@ -78,6 +102,8 @@ static void set_up(const struct message *m)
 		r = SYS5(__NR_prctl, PR_SET_PDEATHSIG, SIG_KILL, 0, 0, 0);
 	if (r >= 0 && ++step)
 		r = SYS5(__NR_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+	if (r >= 0 && ++step && given.own_network)
+		r = separate_network();
 	if (r >= 0 && ++step)
 		r = SYS5(__NR_mount, "none", "/", 0, PRIVATE_RECURSIVE, 0);
 	if (r >= 0 && ++step) {
@@ -143,15 +169,10 @@ __attribute__((noreturn)) static void serve(void)
 	}
 }
 
-__attribute__((used, noreturn)) static void launcher_main(const u64 *stack)
+__attribute__((used, noreturn)) static void launcher_main(void)
 {
-	const char *option = stack[0] > 1 ? (const char *)stack[2] : "";
 	u64 flags = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS;
-	long pid;
-
-	if (text_equal(option, "net"))
-		flags |= CLONE_NEWNET;
-	pid = SYS5(__NR_clone, flags | CLONE_PARENT | SIG_CHLD, 0, 0, 0, 0);
+	long pid = SYS5(__NR_clone, flags | CLONE_PARENT | SIG_CHLD, 0, 0, 0, 0);
 	if (pid == 0)
 		serve();
 	answer(OP_STARTED, pid, 0, (u32)(pid < 0 ? 0 : pid));

@@ -61,13 +61,6 @@ u64 text_len(const char *s)
 	return n;
 }
 
-int text_equal(const char *a, const char *b)
-{
-	for (; *a && *a == *b; a++, b++)
-		;
-	return *a == *b;
-}
-
 /* Only for what cannot be told to the kernel process: the socket itself is gone. */
 __attribute__((noreturn)) void die(const char *text, long error)
 {

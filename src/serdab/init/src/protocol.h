@@ -50,6 +50,8 @@ struct setup {
 	u32 limit_count;
 	u32 filter_count; /* instructions of 8 bytes each */
 	u32 drop_groups;  /* 0 where setgroups(2) is denied (one-id maps) */
+	u32 own_network;  /* a network namespace with nothing but a loopback device */
+	u32 pad;
 	/* struct limit limits[limit_count]; struct sock_filter filter[filter_count]; */
 };
 
@@ -78,6 +80,7 @@ enum {
 #define STEP_EXIST_OK 2u
 
 #define REGISTER_COUNT 64
+#define REGISTER_KEPT 32   /* from here on they outlive a plan */
 #define REGISTER_NONE 255u /* the launcher's own root */
 
 struct step {

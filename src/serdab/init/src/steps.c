@@ -203,6 +203,8 @@ static long step_attach(const struct step *s, const char *path)
 {
 	long target, r;
 
+	if (base_fd(s->src) < 0) /* an optional step before found nothing to take */
+		return -ENOENT;
 	if (s->dst == REGISTER_NONE)
 		return SYS5(__NR_move_mount, base_fd(s->src), "", AT_FDCWD, path,
 			    MOVE_MOUNT_F_EMPTY_PATH);
@@ -306,8 +308,10 @@ static long run_step(const struct step *s, const char *a, const char *b, const s
 	case STEP_FILE:
 		return step_make(s, a, b, m);
 	case STEP_CLOSE:
-		SYS1(__NR_close, base_fd(s->src));
-		registers[s->src % REGISTER_COUNT] = -1;
+		if (s->src < REGISTER_COUNT && registers[s->src] >= 0) {
+			SYS1(__NR_close, registers[s->src]);
+			registers[s->src] = -1;
+		}
 		return 0;
 	case STEP_PIVOT:
 		return step_pivot(s);
@@ -367,7 +371,7 @@ void run_plan(const struct message *m)
 	}
 	if (r < 0)
 		take_off(root);
-	for (int i = 0; i < REGISTER_COUNT; i++) {
+	for (int i = 0; i < REGISTER_KEPT; i++) {
 		if (registers[i] >= 0)
 			SYS1(__NR_close, registers[i]);
 		registers[i] = -1;

@@ -1,0 +1,408 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The boot of one instance: what is done in each state of the chain, and MountRootFS.
+
+Above: ``kernel``. Below: ``trust.chain`` (the decisions), ``sandbox``, ``fsclient``. The order is
+the chain's; here is the work between two of its decisions. Namespaces are made and fs servers
+import their code while descriptor and configuration are verified.
+
+MountRootFS builds everything before it switches: the new tree is complete, or the old one stays
+and the caller gets an errno. It works once, and only while init runs.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from serdab.config.boot import ENCRYPTED, BootConfig, MountEntry
+from serdab.errors import Error, MeasurementMismatch, UsageError, WrongKeyError
+from serdab.libos import environment, hostdirs, hostfiles
+from serdab.libos.fsclient import FsServer
+from serdab.libos.launcher import SpawnRequest
+from serdab.libos.limits import Wanted
+from serdab.libos.loop import Loop, Task
+from serdab.libos.notify import Caller, CallError
+from serdab.libos.request import BootRequest
+from serdab.libos.rootconfig import Request, RootConfig, read_request
+from serdab.libos.sandbox import Sandbox
+from serdab.libos.storage import HOST, TRANSIENT, UNION, Orders
+from serdab.libos.tree import HostDirectory, Memory, Taken, TextFile, Tree
+from serdab.libos.volumekey import volume_key
+from serdab.linux.process import sealed_file
+from serdab.trust import platform, signers
+from serdab.trust.chain import BootChain, State
+from serdab.trust.measurement import code_digest
+
+INIT: Final = "/bin/init"
+IMAGE_KEY_FILE: Final = "/etc/image_key"
+_INIT_FUSE: Final = 0
+_ROOT_FUSE: Final = 1
+_FIRST_HOST_FUSE: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a boot works with. ``new_server(name)`` starts an fs server."""
+
+    loop: Loop
+    sandbox: Sandbox
+    init_server: FsServer
+    root_server: FsServer
+    new_server: Callable[[str], FsServer]
+    log: Callable[[str, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class HostMount:
+    """A host directory of the application's tree, decided and ready to be mounted."""
+
+    target: str
+    shown: hostdirs.Shown
+    server: FsServer | None
+    fuse: int | None
+    taken: int = 0
+    opened: Task[bytes] | None = None
+
+
+class Boot:
+    """One boot; afterwards it knows what programs may be started and with what environment."""
+
+    def __init__(self, parts: Parts, request: BootRequest, stdio: tuple[int, int, int]) -> None:
+        self._parts = parts
+        self._request = request
+        self._stdio = stdio
+        self.chain = BootChain()
+        self._platform = platform.current()
+        self._trusted: tuple[bytes, ...] = ()
+        self.entry_points: tuple[str, ...] = environment.INIT_ENTRY_POINTS
+        self.servers: dict[int, FsServer] = {}
+        self._host_mounts: tuple[HostMount, ...] = ()
+        self._files: tuple[list[hostfiles.HostFile], list[str]] = ([], [])
+        self._refusal: Error | None = None
+        self._mounting = False
+
+    def environment_for(self, caller: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        """Return the environment of a program started from outside."""
+        names = [os.fsencode(name) for name in self.chain.config.env_untrusted]
+        return environment.combine(self._trusted, names, caller)
+
+    async def run(self) -> None:
+        """Boot up to the point where the application may start.
+
+        Raises:
+            Error: refused; the chain says at which stage.
+        """
+        config = self._verify()
+        await self._enter(config)
+        await self._mount_init(config)
+        await self._run_init(config)
+
+    def _verify(self) -> BootConfig:
+        request = self._request
+        expected = signers.expected_signer(request.instance, request.expect_signer)
+        self.chain.accept_descriptor(
+            request.descriptor,
+            code_digest=code_digest(),
+            expected_signer=expected,
+            platform=self._platform.name,
+        )
+        if expected is None or request.expect_signer is not None:
+            # Only after the signature was good: first use, or named by the caller.
+            signers.record_signer(request.instance, self.chain.signer)
+        config = self.chain.accept_config(request.config)
+        self._trusted = tuple(os.fsencode(item) for item in config.env_default)
+        self._check_expected_root(config)
+        return config
+
+    def _check_expected_root(self, config: BootConfig) -> None:
+        named = self._request.expect_root
+        if named is None:
+            return
+        try:
+            expected = bytes.fromhex(named.strip())
+        except ValueError:
+            expected = b""
+        if len(expected) != 32:
+            raise UsageError(
+                "not a root MAC",
+                subject="--expect-root",
+                expected="64 hexadecimal digits, as `serdab print root-mac` shows them",
+            )
+        if expected != config.root_mac:
+            raise MeasurementMismatch(
+                "the root FS is not the expected one",
+                stage="config",
+                subject="root FS",
+                expected=f"root-mac {expected.hex()}",
+                found=f"root-mac {config.root_mac.hex()}",
+            )
+
+    async def _enter(self, config: BootConfig) -> None:
+        self._host_mounts = self._prepare_host_mounts(config)
+        fuse_count = _FIRST_HOST_FUSE + 1  # one for a host directory that init may name
+        fuse_count += sum(1 for mount in self._host_mounts if mount.fuse is not None)
+        limits = config.limits
+        await self._parts.sandbox.enter()
+        line = await self._parts.sandbox.set_up(
+            Wanted(limits.max_processes, limits.memory_bytes, limits.stack_bytes),
+            fuse_count=fuse_count,
+            own_network=config.network == "none",
+        )
+        if line:
+            self._parts.log("warning", line)
+
+    def _prepare_host_mounts(self, config: BootConfig) -> tuple[HostMount, ...]:
+        """Decide about the configured host directories, and start those servers that take part.
+
+        Run by root, a program must not get at the host's files with the host's own ownership, so a
+        server of ours stands in between; run by an ordinary user, a bind mount is as good.
+        """
+        out: list[HostMount] = []
+        for entry in config.mounts:
+            if entry.type != "hostfs":
+                continue
+            shown = self._show(entry.source or ".")
+            if os.geteuid() == 0:
+                index = _FIRST_HOST_FUSE + 1 + len(out)
+                server = self._parts.new_server(f"hostfs {entry.target}")
+                out.append(self._served(entry.target, shown, server, index))
+            else:
+                out.append(HostMount(entry.target, shown, None, None, taken=len(out)))
+        return tuple(out)
+
+    def _show(self, source: str) -> hostdirs.Shown:
+        instance = os.path.realpath(self._request.instance)
+        path = hostdirs.resolve(instance, source)
+        if not os.path.isdir(path):
+            raise UsageError(
+                "a host directory of the configuration is missing",
+                stage="config",
+                subject=path,
+                expected="a directory",
+                found="something else" if os.path.lexists(path) else "nothing",
+            )
+        return hostdirs.show(path, instance=instance, private=self._request.private)
+
+    def _served(
+        self, target: str, shown: hostdirs.Shown, server: FsServer, index: int
+    ) -> HostMount:
+        orders = Orders(
+            HOST,
+            host_path=shown.path,
+            hidden=shown.hidden,
+            one_owner=self._parts.sandbox.ids.is_single,
+        )
+        self.servers[index] = server
+        # It opens while everything else goes on; whoever mounts it waits for that.
+        opened = self._parts.loop.start(server.open(orders))
+        return HostMount(target, shown, server, index, opened=opened)
+
+    async def _mount_init(self, config: BootConfig) -> None:
+        parts = self._parts
+        files = {}
+        if self._request.image_key is not None:
+            files[IMAGE_KEY_FILE] = self._request.image_key.hex("-").encode() + b"\n"
+        mac = await parts.init_server.open(
+            Orders(
+                TRANSIENT,
+                image=self._request.initfs,
+                expected_mac=config.init_mac,
+                files=files,
+                one_owner=parts.sandbox.ids.is_single,
+            )
+        )
+        self.chain.accept_initfs(mac)
+        self._files = hostfiles.load()
+        for line in self._files[1]:
+            parts.log("warning", line)
+        self.servers[_INIT_FUSE] = parts.init_server
+        take = tuple(
+            Taken(mount.taken, mount.shown.path)
+            for mount in self._host_mounts
+            if mount.server is None
+        )
+        await self._switch(
+            Tree(
+                _INIT_FUSE,
+                has_id_range=not parts.sandbox.ids.is_single,
+                take=take,
+                terminal=self._request.terminal,
+            )
+        )
+
+    async def _switch(self, tree: Tree) -> None:
+        files, _ = self._files
+        fds = tuple(sealed_file(os.path.basename(file.target), file.content) for file in files)
+        targets = tuple(TextFile(file.target, number) for number, file in enumerate(files))
+        try:
+            await self._parts.sandbox.switch_root(
+                Tree(
+                    tree.root_fuse,
+                    has_id_range=tree.has_id_range,
+                    take=tree.take,
+                    host_directories=tree.host_directories,
+                    memory=tree.memory,
+                    files=targets,
+                    terminal=tree.terminal,
+                ),
+                fds,
+            )
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    async def _run_init(self, config: BootConfig) -> None:
+        self.chain.init_started()
+        try:
+            program = await self._parts.sandbox.spawn(
+                SpawnRequest(
+                    path=INIT.encode(),
+                    cwd=b"/",
+                    argv=(b"init",),
+                    env=self.environment_for(self._request.environment),
+                    umask=self._request.umask,
+                    fds=self._stdio,
+                )
+            )
+        except Error as exc:
+            exc.stage = "init"
+            raise
+        status = await program.ended
+        if self._refusal is not None:
+            raise self._refusal
+        self.chain.init_exited(os.waitstatus_to_exitcode(status))
+
+    # MountRootFS ---------------------------------------------------------------------------
+
+    async def mount_root(self, caller: Caller) -> None:
+        """Perform call 363.
+
+        Raises:
+            CallError: refused, the errno for init.
+        """
+        # First of all, so that a second call changes nothing: not even the environment.
+        if self.chain.state is not State.INIT or self._mounting:
+            raise CallError(errno.EPERM, "rootfs: MountRootFS works once, while init runs")
+        self._mounting = True
+        try:
+            key, config = caller.notification.arguments[:2]
+            if key or config:
+                request = await caller.read(lambda memory: read_request(memory, key, config))
+            else:
+                request = Request(None, None)
+            caller.check_alive()
+            await self._mount_requested(request)
+            self._refusal = None
+        except Error as exc:
+            # Init gets an errno; the operator, and whoever booted us, the whole of it.
+            self._refusal = exc
+            raise CallError(errno.EIO, str(exc)) from exc
+        finally:
+            self._mounting = False
+
+    async def _mount_requested(self, request: Request) -> None:
+        config = self.chain.config
+        wish = request.config or RootConfig()
+        is_runtime = wish.lower is not None
+        if not is_runtime:
+            _check_key_fits(config, request.key)
+        host_mounts = self._host_mounts
+        if wish.hostfs_source is not None:
+            host_mounts = self._replace_host_mount(wish.hostfs_source, wish.hostfs_target)
+        orders = self._root_orders(config, request)
+        mac = await self._parts.root_server.open(orders)
+        for mount in host_mounts:
+            if mount.opened is not None:
+                await mount.opened
+        # From here on there is no second try: the chain has its decision, the tree follows it.
+        self.chain.accept_rootfs(mac, runtime=is_runtime, caller_mac=wish.root_mac)
+        self.servers[_ROOT_FUSE] = self._parts.root_server
+        await self._switch(self._app_tree(config, host_mounts))
+        self._host_mounts = host_mounts
+        if wish.env is not None:
+            self._trusted = environment.merge_trusted(self._trusted, wish.env)
+        self.entry_points = config.entry_points
+        if wish.entry_point is not None:
+            self.entry_points = (wish.entry_point,)
+
+    def _root_orders(self, config: BootConfig, request: Request) -> Orders:
+        wish = request.config or RootConfig()
+        instance = self._request.instance
+        key = volume_key(
+            config,
+            request.key,
+            platform=self._platform,
+            mrsigner=self.chain.signer,
+            mrenclave=self.chain.descriptor.mrenclave(),
+        )
+        upper = wish.upper if wish.upper is not None else config.upper.source
+        is_temporary = config.upper.temporary and wish.upper is None
+        return Orders(
+            UNION,
+            image=self._request.rootfs
+            if wish.lower is None
+            else os.path.join(instance, wish.lower),
+            image_key=request.key,
+            expected_mac=config.root_mac if wish.lower is None else wish.root_mac,
+            volume="" if is_temporary else os.path.join(instance, upper),
+            volume_key=key.key,
+            source=key.source,
+            one_owner=self._parts.sandbox.ids.is_single,
+        )
+
+    def _replace_host_mount(self, source: str, target: str | None) -> tuple[HostMount, ...]:
+        """Let init name what the first host directory of the configuration is."""
+        if not self._host_mounts:
+            raise CallError(errno.ENOENT, "rootfs: hostfs_source is given, no hostfs is configured")
+        shown = self._show(source)
+        server = self._parts.new_server("hostfs")
+        mount = self._served(target or "/host", shown, server, _FIRST_HOST_FUSE)
+        return (mount, *self._host_mounts[1:])
+
+    def _app_tree(self, config: BootConfig, host_mounts: tuple[HostMount, ...]) -> Tree:
+        return Tree(
+            _ROOT_FUSE,
+            has_id_range=not self._parts.sandbox.ids.is_single,
+            memory=tuple(Memory(entry.target) for entry in config.mounts if _is_memory(entry)),
+            host_directories=tuple(
+                HostDirectory(
+                    mount.target, fuse=mount.fuse, taken=mount.taken, hidden=mount.shown.hidden
+                )
+                for mount in host_mounts
+            ),
+            terminal="/dev/console" if self._request.terminal else None,
+        )
+
+
+def _is_memory(entry: MountEntry) -> bool:
+    return entry.type == "ramfs"
+
+
+def _check_key_fits(config: BootConfig, key: bytes | None) -> None:
+    encrypted = config.image_type == ENCRYPTED
+    if encrypted and key is None:
+        raise WrongKeyError(
+            "no key was given for the encrypted root FS",
+            stage="rootfs",
+            subject="root FS",
+            expected="its image key",
+            found="none",
+            hint="`serdab run --image-key FILE`, or an init that fetches the key",
+        )
+    if not encrypted and key is not None:
+        raise WrongKeyError(
+            "a key was given, but the root FS is not encrypted",
+            stage="rootfs",
+            subject="root FS",
+            expected="no key",
+            found="one",
+            hint="leave --image-key out, or build with it",
+        )
+
+
+def measured_lines(chain: BootChain) -> list[tuple[str, str, str]]:
+    """Return (stage, what, digest) of everything that was measured."""
+    return [(item.stage, item.subject, str(item.digest)) for item in chain.measured]

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel process's side of an fs server.
+
+Above: ``boot``, ``kernel``. Below: ``loop``, ``channel``, ``interpreter``. The server runs in a
+session of its own: what kills the caller's process group must not keep it from writing the last
+pages and closing its volume.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from serdab.errors import Error, InternalError, from_dict
+from serdab.libos.channel import Channel, close_all, socket_pair
+from serdab.libos.interpreter import start_python
+from serdab.libos.loop import Future, Loop
+from serdab.libos.messages import Value
+from serdab.libos.storage import Orders
+
+
+class FsServer:
+    """One fs server process. ``log(level, line)`` gets what it has to say."""
+
+    def __init__(
+        self, loop: Loop, name: str, *, path: list[str], cache: str, log: Callable[[str, str], None]
+    ) -> None:
+        self._loop = loop
+        self.name = name
+        self._log = log
+        self._opened: Future[bytes] | None = None
+        self._synced: list[Future[int]] = []
+        self.closed: Future[str] = loop.future()
+        self.is_serving = False
+        ours, theirs = socket_pair()
+        try:
+            self.pid = start_python(
+                "serdab.libos.fsserver", theirs.fileno(), path=path, cache=cache, new_session=True
+            )
+        finally:
+            theirs.close()
+        self._channel = Channel(ours)
+        loop.watch(self._channel.fileno(), self._readable)
+
+    def _readable(self) -> None:
+        message = self._channel.receive()
+        if message is None:
+            self._ended()
+            return
+        record, fds = message
+        close_all(fds)
+        match record.get("op"):
+            case "opened":
+                mac = record.get("root_mac")
+                if self._opened is not None:
+                    self._opened.set_result(mac if isinstance(mac, bytes) else b"")
+            case "refused" if self._opened is not None:
+                self._opened.set_error(from_dict(dict(record)))
+            case "synced":
+                code = record.get("errno")
+                if self._synced:
+                    self._synced.pop(0).set_result(code if isinstance(code, int) else 5)
+            case "log":
+                self._log(str(record.get("level")), f"{self.name}: {record.get('line')}")
+            case "closed":
+                self.closed.set_result(str(record.get("problem")))
+
+    def _ended(self) -> None:
+        self._loop.unwatch(self._channel.fileno())
+        self._channel.close()
+        os.waitpid(self.pid, 0)
+        self.pid = 0
+        died = self._death()
+        if self._opened is not None:
+            self._opened.set_error(died)
+        for waiting in self._synced:
+            waiting.set_result(5)
+        self._synced.clear()
+        self.closed.set_result(str(died) if self.is_serving else "")
+
+    async def open(self, orders: Orders) -> bytes:
+        """Let it open a file system; return the root MAC. After a refusal it may be asked again.
+
+        Raises:
+            Error: what it refused, or that it is gone.
+        """
+        if self.pid == 0:
+            raise self._death()
+        self._opened = self._loop.future()
+        self._send(orders.dump())
+        return await self._opened
+
+    def _death(self) -> Error:
+        return Error("an fs server ended unexpectedly", stage=self.name, subject="fs server")
+
+    def serve(self, fuse_fd: int) -> None:
+        """Hand over the mount. The descriptor is closed here: the server is its only holder."""
+        try:
+            self.is_serving = True
+            self._send({"op": "serve"}, (fuse_fd,))
+        finally:
+            os.close(fuse_fd)
+
+    async def sync(self) -> int:
+        """Let it make everything durable; return an errno."""
+        if self.closed.is_done or not self.is_serving:
+            return 0
+        future: Future[Any] = self._loop.future()
+        self._synced.append(future)
+        self._send({"op": "sync"})
+        return int(await future)
+
+    def dismiss(self) -> None:
+        """Send it away before anything is mounted."""
+        if self.is_serving:
+            raise InternalError("an fs server is dismissed while it serves")
+        self._send({"op": "quit"})
+
+    def _send(self, record: dict[str, Value], fds: tuple[int, ...] = ()) -> None:
+        if self.pid == 0:
+            return  # its end was told already, through the futures
+        try:
+            self._channel.send(record, fds)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # _readable hears the end of file and tells everybody

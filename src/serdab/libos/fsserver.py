@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fs server process: opens one file system, serves it until it is unmounted, makes it durable.
+
+Above: nothing (it is executed). Below: ``storage``, ``fuse.session``. Its peer is the kernel
+process: ``fsclient``.
+
+Life: it imports what it will need and waits; ``open`` brings orders, answered by ``opened`` or
+``refused``; ``serve`` brings the descriptor of ``/dev/fuse``; from then on it serves, and answers
+``sync``, until the kernel says that the mount is gone (ENODEV). Then it closes the file system and
+says ``closed``. Neither a signal nor the death of the kernel process ends it earlier: late pages
+of mappings are still to be written.
+
+Security: it is non-dumpable before it receives a key, it holds the keys of one file system and
+never more than one descriptor of ``/dev/fuse``, of which nobody else holds a copy.
+"""
+
+from __future__ import annotations
+
+import _socket
+import logging
+import os
+import sys
+import traceback
+from typing import Final
+
+from serdab.errors import Error, InternalError
+from serdab.libos.channel import Channel, close_all
+from serdab.libos.messages import Value
+from serdab.libos.storage import Opened, Orders, open_file_system
+from serdab.linux.process import hide_memory
+
+_LEVELS: Final = {logging.ERROR: "error", logging.WARNING: "warning", logging.INFO: "info"}
+
+
+class _Forward(logging.Handler):
+    """Sends log lines to the kernel process."""
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__()
+        self._channel = channel
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = _LEVELS.get(record.levelno, "debug")
+        _tell(self._channel, {"op": "log", "level": level, "line": record.getMessage()})
+
+
+def _tell(channel: Channel, record: dict[str, Value]) -> None:
+    try:
+        channel.send(record)
+    except OSError:
+        pass  # the kernel process died: nobody is left to tell, the data still counts
+
+
+class _Server:
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._opened: Opened | None = None
+
+    def run(self) -> None:
+        """Serve the messages of the kernel process in their order."""
+        while (message := self._channel.receive()) is not None:
+            record, fds = message
+            match record.get("op"):
+                case "open":
+                    close_all(fds)
+                    self._open(Orders.parse(record))
+                case "serve" if self._opened is not None and len(fds) == 1:
+                    self._serve(fds[0], self._opened)
+                    return
+                case "quit":
+                    close_all(fds)
+                    break
+                case other:
+                    close_all(fds)
+                    raise InternalError(f"fs server: {other!r} is out of turn")
+        # Asked to leave, or alone, before anything was mounted.
+        if self._opened is not None:
+            self._opened.fs.close()
+
+    def _open(self, orders: Orders) -> None:
+        if self._opened is not None:
+            raise InternalError("fs server: a second open")
+        try:
+            self._opened = open_file_system(orders)
+        except Error as exc:
+            _tell(self._channel, {"op": "refused", **_plain(exc.as_dict())})
+        except OSError as exc:
+            error = Error(
+                os.strerror(exc.errno or 0).lower(),
+                subject=str(exc.filename or orders.image or orders.host_path),
+            )
+            _tell(self._channel, {"op": "refused", **_plain(error.as_dict())})
+        else:
+            _tell(self._channel, {"op": "opened", "root_mac": self._opened.root_mac})
+
+    def _serve(self, fd: int, opened: Opened) -> None:
+        from serdab.fuse.session import Session, SessionOptions
+
+        options = SessionOptions(wake_fd=self._channel.fileno(), on_wake=self._spoken_to)
+        try:
+            Session(fd, opened.fs, options=options, log=self._log).run()
+        finally:
+            os.close(fd)
+            problem = ""
+            try:
+                opened.fs.close()
+            except (Error, OSError) as exc:
+                problem = str(exc)
+            _tell(self._channel, {"op": "closed", "problem": problem})
+
+    def _spoken_to(self) -> bool:
+        message = self._channel.receive()
+        if message is None:
+            return False
+        record, fds = message
+        close_all(fds)
+        if record.get("op") == "sync" and self._opened is not None:
+            code = 0
+            try:
+                self._opened.fs.syncfs()
+            except OSError as exc:
+                code = exc.errno or 5
+            except Error as exc:
+                self._log(str(exc))
+                code = 5
+            _tell(self._channel, {"op": "synced", "errno": code})
+        return True
+
+    def _log(self, line: str) -> None:
+        _tell(self._channel, {"op": "log", "level": "error", "line": line})
+
+
+def _plain(fields: dict[str, object]) -> dict[str, Value]:
+    return {name: value if isinstance(value, int) else str(value) for name, value in fields.items()}
+
+
+def _import_early() -> None:
+    """Import while the kernel process is busy verifying; a key has not arrived yet."""
+    import serdab.fuse.session
+    import serdab.sefs.image
+    import serdab.sefs.memorydir
+    import serdab.sefs.volume
+    import serdab.vfs.union  # noqa: F401
+
+
+def main(fd: int) -> None:
+    """Run an fs server whose channel is ``fd``."""
+    os.closerange(fd + 1, 65536)
+    hide_memory()
+    channel = Channel(_socket.socket(fileno=fd))
+    os.set_inheritable(fd, False)
+    handler = _Forward(channel)
+    logging.getLogger("serdab").addHandler(handler)
+    logging.getLogger("serdab").setLevel(logging.INFO)
+    try:
+        _import_early()
+        _Server(channel).run()
+    except Exception:
+        lines = traceback.format_exc().rstrip().replace("\n", " | ")
+        _tell(channel, {"op": "log", "level": "error", "line": f"please report: {lines}"})
+        sys.exit(1)

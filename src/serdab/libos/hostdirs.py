@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which host directories may be shown inside, and what of them is hidden. Pure but for realpath.
+
+Above: ``boot``, ``rootfs``. Never reachable through a host directory: the instance's build/ and
+run/, the user's state, cache and runtime directories (keys, records, sockets), our own code.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from serdab.errors import UsageError
+
+#: Below the instance directory; shown empty.
+HIDDEN_IN_INSTANCE = ("build", "run")
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A host directory to show: its real path, and relative paths to hide."""
+
+    path: str
+    hidden: tuple[str, ...]
+
+
+def _is_below(path: str, directory: str) -> bool:
+    return path == directory or path.startswith(directory.rstrip("/") + "/")
+
+
+def resolve(instance: str, source: str) -> str:
+    """Return the real path of a source; relative ones are the instance's."""
+    return os.path.realpath(os.path.join(instance, source))
+
+
+def show(path: str, *, instance: str, private: tuple[str, ...]) -> Shown:
+    """Decide about a host directory; all paths are real paths.
+
+    Raises:
+        UsageError: it lies inside something that is never shown.
+    """
+    protected = (*(os.path.join(instance, name) for name in HIDDEN_IN_INSTANCE), *private)
+    hidden: list[str] = []
+    for item in protected:
+        if _is_below(path, item):
+            raise UsageError(
+                "this host directory is never shown to programs",
+                stage="config",
+                subject=path,
+                expected="a directory outside " + item,
+                found=path,
+                hint="keys, records, images and our own code stay outside the sandbox",
+            )
+        if _is_below(item, path):
+            hidden.append(os.path.relpath(item, path))
+    return Shown(path, tuple(hidden))

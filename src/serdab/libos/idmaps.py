@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which ids of the host the ids inside are: decided (pure), then written.
+
+Above: ``sandbox``. See user_namespaces(7), subuid(5), newuidmap(1).
+
+Security: kuid 0 is never mapped. A program that is root inside must not be host root to the
+kernel, or every file that checks for host root alone (core_pattern) would be open to it. Run by
+root, ids inside are a subordinate range; run by an ordinary user, a range from /etc/subuid through
+the set-id helper newuidmap, else the one id of the caller.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from typing import Final
+
+from serdab.errors import EnvironmentRefused
+
+RANGE_IDS: Final = 65536
+#: Where root's range starts when /etc/subuid gives it none: high enough to be nobody's, and below
+#: 2**31, which some programs take for negative.
+_DEFAULT_BASE: Final = 1879048192
+_SUBUID: Final = "/etc/subuid"
+_SUBGID: Final = "/etc/subgid"
+
+
+@dataclass(frozen=True, slots=True)
+class IdMap:
+    """(first inside, first outside, count) lines for users and groups.
+
+    ``through_newuidmap``: the kernel wants a privileged writer. ``is_single``: one id only, so
+    files of other owners must be shown as the inner root's.
+    """
+
+    uids: tuple[tuple[int, int, int], ...]
+    gids: tuple[tuple[int, int, int], ...]
+    through_newuidmap: bool = False
+    is_single: bool = False
+
+    @property
+    def drop_groups(self) -> bool:
+        """Whether setgroups(2) is admitted inside."""
+        return not self.is_single
+
+
+def subordinate_range(text: str, names: tuple[str, ...]) -> tuple[int, int] | None:
+    """Return (first, count) of the first usable line of subuid(5) for one of ``names``."""
+    for name in names:
+        for line in text.splitlines():
+            fields = line.strip().split(":")
+            if len(fields) != 3 or fields[0] != name:
+                continue
+            if fields[1].isdecimal() and fields[2].isdecimal():
+                first, count = int(fields[1]), int(fields[2])
+                # A whole range of 16-bit ids, and never host root.
+                if first > 0 and count >= RANGE_IDS:
+                    return first, count
+    return None
+
+
+def choose(
+    *,
+    uid: int,
+    gid: int,
+    user: str,
+    subuid: str,
+    subgid: str,
+    has_helpers: bool,
+) -> IdMap:
+    """Return the map for a caller."""
+    if uid == 0:
+        names: tuple[str, ...] = ("serdab", "root", "0")
+        uids = subordinate_range(subuid, names) or (_DEFAULT_BASE, RANGE_IDS)
+        gids = subordinate_range(subgid, names) or (_DEFAULT_BASE, RANGE_IDS)
+        return IdMap(((0, uids[0], RANGE_IDS),), ((0, gids[0], RANGE_IDS),))
+    names = (user, str(uid)) if user else (str(uid),)
+    range_u = subordinate_range(subuid, names)
+    range_g = subordinate_range(subgid, names)
+    if has_helpers and range_u and range_g:
+        # The caller is root inside, so that what the sandbox writes to the host is the caller's.
+        return IdMap(
+            ((0, uid, 1), (1, range_u[0], RANGE_IDS - 1)),
+            ((0, gid, 1), (1, range_g[0], RANGE_IDS - 1)),
+            through_newuidmap=True,
+        )
+    return IdMap(((0, uid, 1),), ((0, gid, 1),), is_single=True)
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def choose_here() -> IdMap:
+    """Return the map for the calling process on this machine."""
+    uid, gid = os.geteuid(), os.getegid()
+    user = ""
+    has_helpers = False
+    if uid != 0:
+        has_helpers = bool(shutil.which("newuidmap") and shutil.which("newgidmap"))
+        if has_helpers:
+            import pwd
+
+            try:
+                user = pwd.getpwuid(uid).pw_name
+            except KeyError:
+                user = ""
+    return choose(
+        uid=uid,
+        gid=gid,
+        user=user,
+        subuid=_read(_SUBUID),
+        subgid=_read(_SUBGID),
+        has_helpers=has_helpers,
+    )
+
+
+def write(pid: int, ids: IdMap) -> None:
+    """Write the map of a process that has just entered a new user namespace.
+
+    Raises:
+        EnvironmentRefused: the kernel or newuidmap refuses.
+    """
+    if ids.through_newuidmap:
+        import subprocess
+
+        for tool, lines in (("newuidmap", ids.uids), ("newgidmap", ids.gids)):
+            command = [tool, str(pid), *(str(number) for line in lines for number in line)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                raise _refused(tool, done.stderr.strip())
+        return
+    try:
+        if ids.is_single and os.geteuid() != 0:
+            _put(pid, "setgroups", "deny")  # required before an unprivileged gid_map
+        _put(pid, "gid_map", "".join("{} {} {}\n".format(*line) for line in ids.gids))
+        _put(pid, "uid_map", "".join("{} {} {}\n".format(*line) for line in ids.uids))
+    except OSError as exc:
+        raise _refused(str(exc.filename), os.strerror(exc.errno or 0)) from exc
+
+
+def _put(pid: int, name: str, content: str) -> None:
+    # One write(2) of the whole text: the kernel takes a map in a single piece.
+    path = f"/proc/{pid}/{name}"
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, content.encode("ascii"))
+    except OSError as exc:
+        exc.filename = path
+        raise
+    finally:
+        os.close(fd)
+
+
+def _refused(subject: str, found: str) -> EnvironmentRefused:
+    return EnvironmentRefused(
+        "the ids of the sandbox cannot be mapped",
+        stage="sandbox",
+        subject=subject,
+        found=found,
+        hint="see user_namespaces(7); with subordinate ids: usermod --add-subuids",
+    )

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How Serdab's own processes are started: an isolated interpreter that runs the code that was
+measured.
+
+Above: ``kernel`` (starts fs servers), ``pal`` (starts the kernel process).
+
+Security:
+    1. ``-I -S``: no environment, no user directory, no ``.pth``, no ``sitecustomize``, nothing from
+       the current directory. The import path is given explicitly: the directory of this package
+       and those of its dependencies.
+    2. Byte code beside the sources is never used: it could be older than, or other than, the
+       sources that were hashed. The interpreter keeps its own below the user's cache directory.
+    3. Processes are executed, never forked and continued, so they inherit what is named here and
+       nothing else. No key is ever an argument or in the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Final
+
+#: Where a new process finds its channel.
+CHANNEL_FD: Final = 3
+
+#: Held back in our own processes. Signals of the terminal and of process groups are meant for the
+#: programs; blocked ones stay pending, where the kernel process can look for them.
+HELD_SIGNALS: Final = frozenset(
+    {
+        signal.SIGINT,
+        signal.SIGQUIT,
+        signal.SIGTERM,
+        signal.SIGHUP,
+        signal.SIGUSR1,
+        signal.SIGUSR2,
+        signal.SIGWINCH,
+        signal.SIGALRM,
+        signal.SIGTSTP,
+        signal.SIGTTIN,
+        signal.SIGTTOU,
+    }
+)
+
+#: What the interpreter ignores on its own account and a program must not inherit.
+PYTHON_IGNORES: Final = (signal.SIGPIPE, signal.SIGXFSZ)
+
+_ENVIRONMENT: Final = (
+    "HOME",
+    "PATH",
+    "SERDAB_PLATFORM",
+    "TZ",
+    "XDG_CACHE_HOME",
+    "XDG_CONFIG_HOME",
+    "XDG_RUNTIME_DIR",
+    "XDG_STATE_HOME",
+)
+_DEPENDENCIES: Final = ("cryptography", "zstandard", "blake3", "msgspec")
+
+
+def import_path() -> list[str]:
+    """Return the directories of this package and of its dependencies, each once."""
+    from importlib.machinery import PathFinder
+
+    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    found = [package]
+    for name in _DEPENDENCIES:
+        spec = PathFinder.find_spec(name)
+        if spec is not None and spec.origin is not None:
+            directory = os.path.dirname(os.path.dirname(os.path.abspath(spec.origin)))
+            if directory not in found:
+                found.append(directory)
+    return found
+
+
+def start_python(
+    module: str,
+    channel: int,
+    *,
+    path: list[str],
+    cache: str,
+    new_session: bool = False,
+) -> int:
+    """Run ``module.main(CHANNEL_FD)`` in a new interpreter and return its process id.
+
+    Its standard input and output are /dev/null, its standard error is ours.
+    """
+    code = f"import sys;sys.path[:0]={path!r};from {module} import main;main({CHANNEL_FD})"
+    argv = [sys.executable, "-I", "-S", "-X", f"pycache_prefix={cache}", "-c", code]
+    return os.posix_spawn(
+        sys.executable,
+        argv,
+        _environment(),
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
+            (os.POSIX_SPAWN_DUP2, channel, CHANNEL_FD),
+        ],
+        setsigmask=HELD_SIGNALS,
+        setsid=new_session,
+    )
+
+
+def _environment() -> dict[str, str]:
+    """Return what our own processes need of the environment: where their directories are."""
+    out = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    out["LC_ALL"] = "C.UTF-8"
+    return out

@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel process: one per running instance. Boots it, starts programs, takes it down.
+
+Above: ``pal`` (its peer on the control channel). Below: ``boot``, ``sandbox``, ``notify``.
+
+It never walks a path inside the application's tree: it would wait for an fs server that may wait
+for it. It lives in the caller's session and process group, so that the terminal's job control
+treats programs as if they had been started without us; signals meant for programs are held back,
+see ``signals_of_group``. When the control channel closes, whatever the reason, it takes the
+instance down in order and ends.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Final
+
+from serdab.errors import Error, FormatError
+from serdab.libos import filter as call_filter
+from serdab.libos.boot import Boot, Parts, measured_lines
+from serdab.libos.channel import Channel, close_all
+from serdab.libos.environment import check_entry_point
+from serdab.libos.fsclient import FsServer
+from serdab.libos.interpreter import import_path
+from serdab.libos.launcher import SpawnRequest
+from serdab.libos.loop import Loop
+from serdab.libos.messages import Value
+from serdab.libos.notify import CallError, Notifications
+from serdab.libos.request import BootRequest, byte_strings, number, raw
+from serdab.libos.sandbox import Listeners, Program, Sandbox
+
+_CLOSE_PATIENCE_S: Final = 600.0
+_TERM_PATIENCE_S: Final = 5.0
+
+
+class Kernel:
+    """The state of the process."""
+
+    def __init__(self, loop: Loop, channel: Channel, cache: str) -> None:
+        self._loop = loop
+        self._channel = channel
+        self._cache = cache
+        self._path = import_path()
+        self._all_servers: list[FsServer] = []
+        self._programs: dict[int, Program] = {}
+        self._boot: Boot | None = None
+        self._is_going_down = False
+        self._lock_fds: list[int] = []
+        numbers = call_filter.options_for(os.uname().machine).numbers
+        self._notifications = Notifications(
+            loop, numbers, mount_root=self._mount_root, sync=self._sync, log=self._log
+        )
+        # Everything that takes time to start is started before anything is verified: none of it
+        # holds a secret, and none of it acts before it is told to.
+        self._root_server = self._new_server("root FS")
+        self._init_server = self._new_server("init FS")
+        self._sandbox = Sandbox(
+            loop,
+            Listeners(
+                on_listener=self._notifications.add,
+                on_fuse=self._on_fuse,
+                on_gone=self._on_gone,
+            ),
+        )
+        loop.watch(channel.fileno(), self._readable)
+
+    def _new_server(self, name: str) -> FsServer:
+        server = FsServer(self._loop, name, path=self._path, cache=self._cache, log=self._log)
+        self._all_servers.append(server)
+        return server
+
+    def _tell(self, record: dict[str, Value]) -> None:
+        try:
+            self._channel.send(record)
+        except OSError:
+            pass  # the caller is gone: _readable hears it and takes the instance down
+
+    def _log(self, level: str, line: str) -> None:
+        self._tell({"op": "log", "level": level, "line": line})
+
+    def _on_fuse(self, index: int, fd: int, device: int) -> None:
+        boot = self._boot
+        server = None if boot is None else boot.servers.get(index)
+        if server is None:
+            os.close(fd)
+            return
+        server.serve(fd)
+        _raise_read_ahead(device)
+
+    async def _mount_root(self, caller: object) -> None:
+        from serdab.libos.notify import Caller
+
+        if self._boot is None or not isinstance(caller, Caller):
+            raise CallError(1)
+        await self._boot.mount_root(caller)
+
+    async def _sync(self) -> None:
+        """Make everything durable, as sync(2) and syncfs(2) promise inside."""
+        try:
+            await self._sandbox.write_back()
+        except OSError as exc:
+            raise CallError(exc.errno or 5) from None
+        worst = 0
+        for server in self._all_servers:
+            worst = await server.sync() or worst
+        if worst:
+            raise CallError(worst)
+
+    # The control channel --------------------------------------------------------------------
+
+    def _readable(self) -> None:
+        message = self._channel.receive()
+        if message is None:
+            self._loop.unwatch(self._channel.fileno())
+            self._start_down(_TERM_PATIENCE_S)
+            return
+        record, fds = message
+        match record.get("op"):
+            case "boot" if len(fds) >= 3 and self._boot is None:
+                self._lock_fds = fds[3:]
+                self._loop.start(self._run_boot(record, (fds[0], fds[1], fds[2])))
+            case "spawn" if len(fds) == 3:
+                self._loop.start(self._run_spawn(record, (fds[0], fds[1], fds[2])))
+            case "kill":
+                close_all(fds)
+                self._kill(record)
+            case "destroy":
+                close_all(fds)
+                self._start_down(number(record, "patience_ms") / 1000)
+            case other:
+                close_all(fds)
+                raise FormatError(f"the kernel process does not know {other!r}")
+
+    async def _run_boot(self, record: dict[str, Value], stdio: tuple[int, int, int]) -> None:
+        try:
+            self._boot = Boot(
+                Parts(
+                    self._loop,
+                    self._sandbox,
+                    self._init_server,
+                    self._root_server,
+                    self._new_server,
+                    self._log,
+                ),
+                BootRequest.parse(record),
+                stdio,
+            )
+            await self._boot.run()
+        except Error as exc:
+            self._tell({"op": "failed", **_fields(exc)})
+            self._start_down(0)
+        except Exception as exc:
+            self._report_defect(exc)
+            self._start_down(0)
+        else:
+            lines: list[Value] = [list(line) for line in measured_lines(self._boot.chain)]
+            self._tell({"op": "booted", "measured": lines, "pid": self._sandbox.pid})
+        finally:
+            close_all(stdio)
+
+    def _report_defect(self, exc: BaseException) -> None:
+        lines = "".join(traceback.format_exception(exc)).rstrip()
+        self._tell({"op": "defect", "trace": lines})
+
+    async def _run_spawn(self, record: dict[str, Value], stdio: tuple[int, int, int]) -> None:
+        serial = number(record, "id")
+        try:
+            program = await self._spawn(record, stdio)
+        except Error as exc:
+            self._tell({"op": "refused", "id": serial, **_fields(exc)})
+            return
+        except Exception as exc:
+            self._report_defect(exc)
+            self._start_down(0)
+            return
+        finally:
+            close_all(stdio)
+        self._programs[serial] = program
+        self._tell({"op": "spawned", "id": serial})
+        status = await program.ended
+        self._programs.pop(serial, None)
+        self._tell({"op": "exited", "id": serial, "status": status})
+
+    async def _spawn(self, record: dict[str, Value], stdio: tuple[int, int, int]) -> Program:
+        if self._boot is None or self._is_going_down:
+            raise Error("the instance is not running", stage="app")
+        path = raw(record, "path")
+        check_entry_point(os.fsdecode(path), self._boot.entry_points)
+        return await self._sandbox.spawn(
+            SpawnRequest(
+                path=path,
+                cwd=raw(record, "cwd"),
+                argv=byte_strings(record, "argv"),
+                env=self._boot.environment_for(byte_strings(record, "env")),
+                umask=number(record, "umask"),
+                fds=stdio,
+            )
+        )
+
+    def _kill(self, record: dict[str, Value]) -> None:
+        which = number(record, "id")
+        sent = number(record, "signal")
+        sender = number(record, "sender")
+        if sender and signal_of_group(sent, sender):
+            return  # whoever sent it sent it to the whole group: the program has it already
+        if which == 0:
+            self._sandbox.kill(sent)
+        elif which in self._programs:
+            self._sandbox.kill(sent, self._programs[which])
+
+    # Going down -----------------------------------------------------------------------------
+
+    def _start_down(self, patience_s: float) -> None:
+        if not self._is_going_down:
+            self._is_going_down = True
+            self._loop.start(self._go_down(patience_s))
+
+    def _on_gone(self) -> None:
+        self._start_down(0)
+
+    async def _go_down(self, patience_s: float) -> None:
+        """Ask programs to end, end the sandbox, wait until every volume is durable."""
+        problems: list[Value] = []
+        try:
+            running = [program.ended for program in self._programs.values()]
+            if running and patience_s > 0:
+                self._sandbox.kill(signal.SIGTERM)
+                timer_over = self._loop.future()
+                self._loop.call_later(patience_s, lambda: timer_over.set_result(None))
+                for ended in running:
+                    await self._loop.first(ended, timer_over, timeout_s=patience_s + 1)
+            self._sandbox.end()
+            await self._sandbox.gone
+            for server in self._all_servers:
+                if not server.is_serving:
+                    server.dismiss()
+            for server in self._all_servers:
+                if not await self._loop.first(server.closed, timeout_s=_CLOSE_PATIENCE_S):
+                    problems.append(f"{server.name}: did not close in time")
+                elif server.closed.result():
+                    problems.append(f"{server.name}: {server.closed.result()}")
+            if self._boot is not None:
+                self._boot.chain.down()
+        except Exception as exc:
+            self._report_defect(exc)
+        self._tell({"op": "down", "problems": problems})
+        self._loop.stop()
+
+
+def signal_of_group(sent: int, sender: int) -> bool:
+    """Return whether the signal that was forwarded to us also reached us directly.
+
+    A signal sent to a process group reaches all of it in one call. So when the caller forwards one,
+    and the same from the same sender is pending here, the program, which is in the group too, has
+    it already. Terminal signals never come this way: the caller can tell those by themselves.
+    """
+    try:
+        info = signal.sigtimedwait({sent}, 0)
+    except (OSError, ValueError):
+        return False
+    return info is not None and info.si_pid == sender
+
+
+def _fields(exc: Error) -> dict[str, Value]:
+    return {
+        name: value if isinstance(value, int) else str(value)
+        for name, value in exc.as_dict().items()
+    }
+
+
+def _raise_read_ahead(device: int) -> None:
+    """Let the kernel read ahead 1 MiB on a mount of ours; only host root may."""
+    if device == 0 or os.geteuid() != 0:
+        return
+    path = f"/sys/class/bdi/{device >> 20}:{device & 0xFFFFF}/read_ahead_kb"
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return  # no sysfs here: a matter of speed only
+    try:
+        os.write(fd, b"1024")
+    finally:
+        os.close(fd)
+
+
+def main(fd: int) -> None:
+    """Run the kernel process whose control channel is ``fd``."""
+    os.closerange(fd + 1, 65536)
+    os.set_inheritable(fd, False)
+    channel = Channel(_socket.socket(fileno=fd))
+    cache = sys.pycache_prefix or ""
+    loop = Loop()
+    report: Callable[[BaseException], None] = lambda exc: channel.send(  # noqa: E731
+        {"op": "defect", "trace": "".join(traceback.format_exception(exc)).rstrip()}
+    )
+    try:
+        Kernel(loop, channel, cache)
+        loop.run()
+    except Error as exc:
+        channel.send({"op": "failed", **_fields(exc)})
+    except Exception as exc:
+        report(exc)
+        raise

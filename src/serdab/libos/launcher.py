@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel process's side of the launcher: start it, tell it what to do, hear what happened.
+
+Above: ``sandbox``. Below: ``loop``, ``channel``. The layouts are those of
+``init/src/protocol.h``; both ends ship together.
+
+Security: the launcher is executed from a sealed file in memory, so that ``/proc/1/exe`` inside is
+no file of the host (the class of CVE-2019-5736). What it sends is still parsed with care: it
+shares its memory image with nothing the application runs, but it is the nearest to it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from serdab.errors import EnvironmentRefused, Error, InternalError
+from serdab.libos.channel import close_all, receive_raw, send_raw, socket_pair
+from serdab.libos.interpreter import CHANNEL_FD, PYTHON_IGNORES
+from serdab.libos.loop import Future, Loop
+from serdab.linux.process import sealed_file
+
+HEADER: Final = struct.Struct("<HHIiI")
+SETUP: Final = struct.Struct("<QIIIII")
+LIMIT: Final = struct.Struct("<IIQQ")
+SPAWN_FAILURE: Final = struct.Struct("<iI")
+
+_SETUP, _PLAN, _SPAWN, _KILL, _SYNC = 1, 2, 3, 4, 5
+_STARTED, _READY, _FUSE, _DONE, _SPAWNED, _LISTENER, _EXITED, _SYNCED = range(64, 72)
+
+FEATURE_LANDLOCK_SCOPE: Final = 1
+
+#: What the launcher does between OP_SETUP and OP_READY, by the number it reports.
+_SETUP_STEPS: Final = (
+    "",
+    "opening /dev/fuse",
+    "dropping groups",
+    "becoming the inner group",
+    "becoming the inner root",
+    "hiding its memory",
+    "asking for the parent's death signal",
+    "no_new_privs",
+    "an own network namespace",
+    "making mounts private",
+    "a session keyring",
+)
+
+
+class StepFailed(Exception):
+    """A mount step was refused by the system: its number and errno."""
+
+    def __init__(self, step: int, code: int) -> None:
+        super().__init__(f"step {step}: {os.strerror(code)}")
+        self.step = step
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What the sandbox is given once. ``limits``: (resource, soft, hard)."""
+
+    capabilities: int
+    fuse_count: int
+    limits: tuple[tuple[int, int, int], ...]
+    filter: bytes
+    drop_groups: bool
+    own_network: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnRequest:
+    """A program to start: strings as bytes, three descriptors, a status pipe."""
+
+    path: bytes
+    cwd: bytes
+    argv: tuple[bytes, ...]
+    env: tuple[bytes, ...]
+    umask: int
+    fds: tuple[int, int, int]
+
+
+def dump_setup(setup: Setup) -> bytes:
+    """Return struct setup with what follows it."""
+    count = len(setup.filter) // 8
+    raw = SETUP.pack(
+        setup.capabilities,
+        setup.fuse_count,
+        len(setup.limits),
+        count,
+        int(setup.drop_groups),
+        int(setup.own_network),
+    )
+    raw += b"\0" * (-len(raw) % 8)
+    return (
+        raw
+        + b"".join(LIMIT.pack(r, 0, soft, hard) for r, soft, hard in setup.limits)
+        + setup.filter
+    )
+
+
+def dump_strings(request: SpawnRequest) -> bytes:
+    """Return the strings of a program as the launcher reads them."""
+    strings = (request.path, request.cwd, *request.argv, *request.env)
+    if any(b"\0" in text for text in strings):
+        raise InternalError("a NUL byte in an argument was not refused earlier")
+    head = struct.pack("<II", len(request.argv), len(request.env))
+    return head + b"".join(text + b"\0" for text in strings)
+
+
+def launcher_file() -> int:
+    """Return the launcher as a sealed file in memory.
+
+    Raises:
+        EnvironmentRefused: there is none for this processor.
+    """
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    path = os.path.join(root, "init", "bin", platform.machine(), "launcher")
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return sealed_file("launcher", file.read(), executable=True)
+    except FileNotFoundError:
+        raise EnvironmentRefused(
+            "there is no launcher for this processor",
+            stage="sandbox",
+            expected="x86_64",
+            found=platform.machine(),
+        ) from None
+
+
+class Launcher:
+    """Starts pid 1 of an instance and speaks with it.
+
+    ``on_listener(serial, fd)`` takes over the seccomp listener of a program, ``on_fuse(index, fd,
+    device)`` the descriptor of a mount that was just made, ``on_exit(serial, status)`` hears of a
+    program's end, ``on_gone()`` that pid 1 is no more.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        *,
+        on_listener: Callable[[int, int], None],
+        on_fuse: Callable[[int, int, int], None],
+        on_exit: Callable[[int, int], None],
+        on_gone: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self._on = {_LISTENER: on_listener, _EXITED: on_exit}
+        self._on_fuse = on_fuse
+        self._on_gone = on_gone
+        self._waiting: dict[tuple[int, int], Future[Any]] = {}
+        self._serial = 0
+        self.pid = 0
+        self._end, inner = socket_pair()
+        file = launcher_file()
+        try:
+            self._starter = os.posix_spawn(
+                f"/proc/self/fd/{file}",
+                ["serdab-launcher"],
+                {},
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, inner.fileno(), CHANNEL_FD),
+                ],
+                setsigmask=[],
+                setsigdef=PYTHON_IGNORES,
+            )
+        finally:
+            os.close(file)
+            inner.close()
+        loop.watch(self._end.fileno(), self._readable)
+
+    def _expect(self, op: int, serial: int) -> Future[Any]:
+        future: Future[Any] = self._loop.future()
+        self._waiting[op, serial] = future
+        return future
+
+    def _readable(self) -> None:
+        try:
+            payload, fds = receive_raw(self._end, HEADER.size)
+        except ConnectionResetError:
+            payload, fds = b"", []
+        if len(payload) != HEADER.size:
+            close_all(fds)
+            self._gone()
+            return
+        op, _, serial, result, value = HEADER.unpack(payload)
+        if op == _LISTENER and len(fds) == 1:
+            self._on[op](serial, fds[0])
+        elif op == _FUSE and len(fds) == 1:
+            self._on_fuse(serial, fds[0], value)
+        else:
+            close_all(fds)
+            if op == _EXITED:
+                self._on[op](serial, value)
+                return
+            key = (op, serial if op in (_SPAWNED, _SYNCED) else 0)
+            future = self._waiting.pop(key, None)
+            if future is not None:
+                future.set_result((serial, result, value))
+
+    def _gone(self, *, tell: bool = True) -> None:
+        self._loop.unwatch(self._end.fileno())
+        waiting, self._waiting = self._waiting, {}
+        for future in waiting.values():
+            future.set_error(
+                Error("the sandbox ended unexpectedly", stage="sandbox", subject="launcher")
+            )
+        if tell:
+            self._on_gone()
+
+    async def started(self) -> int:
+        """Wait until the namespaces exist; return the process id of pid 1 outside.
+
+        Raises:
+            EnvironmentRefused: this machine does not let us make them.
+        """
+        future = self._expect(_STARTED, 0)
+        _, result, value = await future
+        os.waitpid(self._starter, 0)
+        if result < 0:
+            raise EnvironmentRefused(
+                "this machine refuses user namespaces",
+                stage="sandbox",
+                subject="clone(CLONE_NEWUSER)",
+                found=os.strerror(-result),
+                hint="see user.max_user_namespaces, kernel.unprivileged_userns_clone and "
+                "kernel.apparmor_restrict_unprivileged_userns in sysctl(8)",
+            )
+        self.pid = value
+        return int(value)
+
+    async def set_up(self, setup: Setup) -> int:
+        """Let pid 1 prepare itself, after the id maps were written; return FEATURE_* bits.
+
+        Raises:
+            EnvironmentRefused: something that is needed is missing.
+        """
+        future = self._expect(_READY, 0)
+        self._send(_SETUP, body=dump_setup(setup))
+        step, result, features = await future
+        if result < 0:
+            what = _SETUP_STEPS[step] if step < len(_SETUP_STEPS) else f"step {step}"
+            hint = "`serdab doctor` says what this machine lacks"
+            if step == 1:
+                hint = "the module fuse must be loaded and /dev/fuse open to this user (0666)"
+            raise EnvironmentRefused(
+                f"the sandbox failed at {what}",
+                stage="sandbox",
+                subject=what,
+                found=os.strerror(-result),
+                hint=hint,
+            )
+        return int(features)
+
+    async def run_plan(self, plan: bytes, fds: tuple[int, ...] = ()) -> None:
+        """Run mount steps.
+
+        Raises:
+            StepFailed: one was refused; the root is what it was before.
+        """
+        future = self._expect(_DONE, 0)
+        self._send(_PLAN, body=plan, fds=fds)
+        step, result, _ = await future
+        if result < 0:
+            raise StepFailed(step, -result)
+
+    async def spawn(self, request: SpawnRequest, status_fd: int) -> int:
+        """Start a program; return its serial. ``status_fd``: where exec's failure is written.
+
+        Raises:
+            OSError: no process could be made.
+        """
+        self._serial += 1
+        serial = self._serial
+        future = self._expect(_SPAWNED, serial)
+        strings = sealed_file("program", dump_strings(request))
+        try:
+            self._send(
+                _SPAWN, serial=serial, value=request.umask, fds=(strings, *request.fds, status_fd)
+            )
+        finally:
+            os.close(strings)
+        _, result, _ = await future
+        if result < 0:
+            raise OSError(-result, os.strerror(-result), "starting a process")
+        return serial
+
+    def kill(self, serial: int, signal_number: int) -> None:
+        """Signal a program (0: every process inside); one that has ended is not an error."""
+        self._send(_KILL, serial=serial, result=signal_number)
+
+    async def sync(self) -> None:
+        """Let dirty pages of the root go to its fs server.
+
+        Raises:
+            OSError: what syncfs(2) said.
+        """
+        self._serial += 1
+        future = self._expect(_SYNCED, self._serial)
+        self._send(_SYNC, serial=self._serial)
+        _, result, _ = await future
+        if result < 0:
+            raise OSError(-result, os.strerror(-result))
+
+    def _send(
+        self,
+        op: int,
+        *,
+        serial: int = 0,
+        result: int = 0,
+        value: int = 0,
+        body: bytes = b"",
+        fds: tuple[int, ...] = (),
+    ) -> None:
+        try:
+            send_raw(self._end, HEADER.pack(op, 0, serial, result, value) + body, fds)
+        except (BrokenPipeError, ConnectionResetError):
+            # The end of file is told by _readable; whoever waits for an answer hears it there.
+            pass
+
+    def close(self) -> None:
+        """Let go of pid 1, which then ends with everything inside."""
+        if self._end.fileno() >= 0:
+            self._gone(tell=False)
+            self._end.close()

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernel process is asked to boot: one value, dumped by ``pal``, parsed by ``kernel``.
+
+The bytes of descriptor and configuration are as they were read: nothing about them is checked yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from serdab.errors import FormatError
+from serdab.libos.messages import Value
+
+
+@dataclass(frozen=True, slots=True)
+class BootRequest:
+    """One boot. Paths are absolute.
+
+    ``upper`` is where a relative path of the configuration starts. ``private`` are directories that
+    are never shown inside. ``terminal`` is the path of the caller's terminal, if it has one.
+    """
+
+    instance: str
+    descriptor: bytes
+    config: bytes
+    initfs: str
+    rootfs: str
+    private: tuple[str, ...]
+    environment: tuple[bytes, ...]
+    umask: int
+    image_key: bytes | None = None
+    expect_signer: str | None = None
+    expect_root: str | None = None
+    terminal: str | None = None
+
+    def __repr__(self) -> str:
+        return f"BootRequest(instance={self.instance!r})"
+
+    def dump(self) -> dict[str, Value]:
+        """Return the record that travels to the kernel process."""
+        return {
+            "op": "boot",
+            "instance": self.instance,
+            "descriptor": self.descriptor,
+            "config": self.config,
+            "initfs": self.initfs,
+            "rootfs": self.rootfs,
+            "private": list(self.private),
+            "environment": list(self.environment),
+            "umask": self.umask,
+            "image_key": self.image_key,
+            "expect_signer": self.expect_signer,
+            "expect_root": self.expect_root,
+            "terminal": self.terminal,
+        }
+
+    @classmethod
+    def parse(cls, record: Mapping[str, Value]) -> BootRequest:
+        """Return the request in a record.
+
+        Raises:
+            FormatError: it is not what :meth:`dump` makes.
+        """
+        return cls(
+            instance=text(record, "instance"),
+            descriptor=raw(record, "descriptor"),
+            config=raw(record, "config"),
+            initfs=text(record, "initfs"),
+            rootfs=text(record, "rootfs"),
+            private=tuple(str(item) for item in many(record, "private")),
+            environment=byte_strings(record, "environment"),
+            umask=number(record, "umask"),
+            image_key=raw(record, "image_key") if record.get("image_key") is not None else None,
+            expect_signer=optional_text(record, "expect_signer"),
+            expect_root=optional_text(record, "expect_root"),
+            terminal=optional_text(record, "terminal"),
+        )
+
+
+def text(record: Mapping[str, Value], name: str) -> str:
+    """Return a text field, or raise ``FormatError``."""
+    value = record.get(name)
+    if not isinstance(value, str):
+        raise FormatError(f"a request lacks the text {name}")
+    return value
+
+
+def optional_text(record: Mapping[str, Value], name: str) -> str | None:
+    """Return a text field or None."""
+    return None if record.get(name) is None else text(record, name)
+
+
+def raw(record: Mapping[str, Value], name: str) -> bytes:
+    """Return a bytes field, or raise ``FormatError``."""
+    value = record.get(name)
+    if not isinstance(value, bytes):
+        raise FormatError(f"a request lacks the bytes {name}")
+    return value
+
+
+def number(record: Mapping[str, Value], name: str) -> int:
+    """Return an integer field, or raise ``FormatError``."""
+    value = record.get(name)
+    if not isinstance(value, int):
+        raise FormatError(f"a request lacks the number {name}")
+    return value
+
+
+def many(record: Mapping[str, Value], name: str) -> Sequence[Value]:
+    """Return a list field, or raise ``FormatError``."""
+    value = record.get(name)
+    if not isinstance(value, list):
+        raise FormatError(f"a request lacks the list {name}")
+    return value
+
+
+def byte_strings(record: Mapping[str, Value], name: str) -> tuple[bytes, ...]:
+    """Return a list of bytes, or raise ``FormatError``."""
+    items = many(record, name)
+    out = tuple(item for item in items if isinstance(item, bytes))
+    if len(out) != len(items):
+        raise FormatError(f"a request lacks the byte strings {name}")
+    return out

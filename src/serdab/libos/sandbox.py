@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sandbox of one instance: namespaces, ids, limits, the trees of its two stages, programs.
+
+Above: ``boot``, ``kernel``. Below: ``launcher``, ``tree``, ``filter``, ``idmaps``, ``limits``.
+
+Security: rules that hold whatever the caller does: no kuid 0 inside, no_new_privs, the default
+capability set of containers, the filter of ``filter``, an own session keyring, abstract sockets
+out of reach where the kernel has Landlock scopes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from serdab.errors import EnvironmentRefused, Error, NotAllowedError, NotFoundError
+from serdab.libos import filter as call_filter
+from serdab.libos import idmaps, limits
+from serdab.libos.launcher import (
+    FEATURE_LANDLOCK_SCOPE,
+    SPAWN_FAILURE,
+    Launcher,
+    Setup,
+    SpawnRequest,
+    StepFailed,
+)
+from serdab.libos.loop import Future, Loop
+from serdab.libos.tree import Tree, plan
+from serdab.linux.capability import Capability, mask
+
+#: What podman gives a container by default, as far as it means anything inside.
+CAPABILITIES: Final = (
+    Capability.CHOWN,
+    Capability.DAC_OVERRIDE,
+    Capability.FOWNER,
+    Capability.FSETID,
+    Capability.KILL,
+    Capability.NET_BIND_SERVICE,
+    Capability.SETFCAP,
+    Capability.SETGID,
+    Capability.SETPCAP,
+    Capability.SETUID,
+    Capability.SYS_CHROOT,
+)
+
+_STAGE_FILTER: Final = 4
+_STAGE_CHDIR: Final = 2
+_STAGE_EXEC: Final = 3
+_NOT_FOUND: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
+_NOT_EXECUTABLE: Final = frozenset({errno.EACCES, errno.ENOEXEC, errno.EISDIR, errno.EPERM})
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """Who takes over what the sandbox produces."""
+
+    on_listener: Callable[[int], None]
+    on_fuse: Callable[[int, int, int], None]
+    on_gone: Callable[[], None]
+
+
+class Program:
+    """A program that was started. ``ended`` gives its wait status."""
+
+    __slots__ = ("ended", "serial")
+
+    def __init__(self, serial: int, ended: Future[int]) -> None:
+        self.serial = serial
+        self.ended = ended
+
+
+class Sandbox:
+    """Starts its launcher at once, so that namespaces are made while others verify."""
+
+    def __init__(self, loop: Loop, listeners: Listeners) -> None:
+        self._loop = loop
+        self._listeners = listeners
+        self._ended: dict[int, Future[int]] = {}
+        self._group: limits.ControlGroup | None = None
+        self._pidfd = -1
+        self.ids = idmaps.choose_here()
+        self.has_scopes = False
+        self.is_gone = False
+        self.gone: Future[None] = loop.future()
+        self._launcher = Launcher(
+            loop,
+            on_listener=lambda _, fd: listeners.on_listener(fd),
+            on_fuse=listeners.on_fuse,
+            on_exit=self._on_exit,
+            on_gone=self._on_gone,
+        )
+
+    @property
+    def pid(self) -> int:
+        """The process id of pid 1 outside."""
+        return self._launcher.pid
+
+    async def enter(self) -> None:
+        """Wait for the namespaces and map their ids.
+
+        Raises:
+            EnvironmentRefused: this machine lacks something.
+        """
+        pid = await self._launcher.started()
+        self._pidfd = os.pidfd_open(pid)
+        self._loop.watch(self._pidfd, self._on_death)
+        idmaps.write(pid, self.ids)
+
+    async def set_up(self, wanted: limits.Wanted, *, fuse_count: int, own_network: bool) -> str:
+        """Limit and prepare pid 1; return a line for the operator, or nothing.
+
+        Raises:
+            EnvironmentRefused: this machine lacks something.
+        """
+        self._group = limits.control_group(wanted)
+        if self._group is not None:
+            self._group.add(self._launcher.pid)
+        has_group = self._group is not None
+        features = await self._launcher.set_up(
+            Setup(
+                capabilities=mask(CAPABILITIES),
+                fuse_count=fuse_count,
+                limits=limits.rlimits(wanted, has_group=has_group),
+                filter=call_filter.build(call_filter.options_for(platform.machine())),
+                drop_groups=self.ids.drop_groups,
+                own_network=own_network,
+            )
+        )
+        self.has_scopes = bool(features & FEATURE_LANDLOCK_SCOPE)
+        return limits.describe(wanted, has_group=has_group)
+
+    async def switch_root(self, tree: Tree, fds: tuple[int, ...] = ()) -> None:
+        """Build a tree and make it the root of everything inside.
+
+        Raises:
+            Error: a step was refused; the root is what it was.
+        """
+        steps = plan(tree)
+        try:
+            await self._launcher.run_plan(steps.raw, fds)
+        except StepFailed as exc:
+            what = steps.words[exc.step] if exc.step < len(steps.words) else f"step {exc.step}"
+            kind = EnvironmentRefused if exc.code in (errno.EPERM, errno.ENODEV) else Error
+            raise kind(
+                f"the tree of mounts cannot be built: {what}",
+                stage="sandbox",
+                subject=what,
+                found=os.strerror(exc.code),
+                hint="`serdab doctor` says what this machine lacks",
+            ) from None
+
+    async def spawn(self, request: SpawnRequest) -> Program:
+        """Start a program; returns once exec has succeeded.
+
+        Raises:
+            NotFoundError, NotAllowedError: exec's reason.
+            EnvironmentRefused: the filter cannot be installed on this kernel.
+            Error: any other failure.
+        """
+        reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            try:
+                serial = await self._launcher.spawn(request, writer)
+            except OSError as exc:
+                raise Error(
+                    "no process can be made",
+                    stage="app",
+                    subject=os.fsdecode(request.path),
+                    found=os.strerror(exc.errno or 0),
+                    hint="resource_limits.max_num_of_threads in Occlum.json is the limit inside",
+                ) from None
+            finally:
+                os.close(writer)
+            ended: Future[int] = self._loop.future()
+            self._ended[serial] = ended
+            outcome = await self._read_status(reader)
+        finally:
+            os.close(reader)
+        if len(outcome) == SPAWN_FAILURE.size:
+            code, stage = SPAWN_FAILURE.unpack(outcome)
+            raise _spawn_error(request, code, stage)
+        return Program(serial, ended)
+
+    async def _read_status(self, reader: int) -> bytes:
+        """Return what the child wrote before it ended; nothing when it became the program."""
+        done: Future[Any] = self._loop.future()
+
+        def readable() -> None:
+            self._loop.unwatch(reader)
+            done.set_result(os.read(reader, 64))
+
+        self._loop.watch(reader, readable)
+        return bytes(await done)
+
+    def kill(self, signal_number: int, program: Program | None = None) -> None:
+        """Signal one program, or every process inside."""
+        if not self.is_gone:
+            self._launcher.kill(0 if program is None else program.serial, signal_number)
+
+    async def write_back(self) -> None:
+        """Let dirty pages go to the root's fs server.
+
+        Raises:
+            OSError: what syncfs(2) said.
+        """
+        await self._launcher.sync()
+
+    def end(self) -> None:
+        """End pid 1, and with it every process and every mount inside; ``gone`` says when."""
+        if self._pidfd >= 0:
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        elif not self.is_gone:
+            self._launcher.close()
+            self._on_gone()
+
+    def _on_exit(self, serial: int, status: int) -> None:
+        future = self._ended.pop(serial, None)
+        if future is not None:
+            future.set_result(status)
+
+    def _on_death(self) -> None:
+        self._loop.unwatch(self._pidfd)
+        os.close(self._pidfd)
+        self._pidfd = -1
+        os.waitpid(self._launcher.pid, 0)
+        self._launcher.close()
+        self._on_gone()
+
+    def _on_gone(self) -> None:
+        if self.is_gone or self._pidfd >= 0:
+            return  # what closed its socket may still have mounts: its death is what counts
+        self.is_gone = True
+        if self._group is not None:
+            self._group.remove()
+        for future in self._ended.values():
+            future.set_result(9)  # as if killed: pid 1 took it along
+        self._ended.clear()
+        self.gone.set_result(None)
+        self._listeners.on_gone()
+
+
+def _spawn_error(request: SpawnRequest, code: int, stage: int) -> Error:
+    path = os.fsdecode(request.path)
+    found = os.strerror(code)
+    if stage == _STAGE_EXEC and code in _NOT_FOUND:
+        return NotFoundError(
+            "no such program in the root FS",
+            stage="app",
+            subject=path,
+            found=found,
+            hint="a script's interpreter or a binary's loader may be what is missing",
+        )
+    if stage == _STAGE_EXEC and code in _NOT_EXECUTABLE:
+        return NotAllowedError(
+            "the program cannot be executed", stage="app", subject=path, found=found
+        )
+    if stage == _STAGE_CHDIR:
+        return Error(
+            "no such working directory", stage="app", subject=os.fsdecode(request.cwd), found=found
+        )
+    if stage == _STAGE_FILTER:
+        return EnvironmentRefused(
+            "the system call filter cannot be installed",
+            stage="sandbox",
+            subject="seccomp(2)",
+            expected="Linux 5.19 or newer with CONFIG_SECCOMP_FILTER",
+            found=found,
+        )
+    return Error("the program could not be started", stage="app", subject=path, found=found)

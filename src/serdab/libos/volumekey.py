@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which key the writable layer of the root FS has. Pure.
+
+Above: ``boot``. A key that was given serves both layers. Without one the key is the platform's, so
+that only this signer's builds on this machine get it again. A built-in image key is public (it lies
+in clear in the init FS), so there the platform's key is mixed in: what a program writes stays
+secret.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+from dataclasses import dataclass
+from typing import Final
+
+from serdab.config.boot import BootConfig
+from serdab.keys import KEY_BYTES
+from serdab.trust.measurement import Digest
+from serdab.trust.platform import KeyPolicy, Platform
+
+_LABEL: Final = b"serdab built-in key 1\n"
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeKey:
+    """The key, and what the volume remembers in clear about where it comes from."""
+
+    key: bytes
+    source: bytes
+
+    def __repr__(self) -> str:
+        return f"VolumeKey({self.source!r})"
+
+
+def volume_key(
+    config: BootConfig,
+    image_key: bytes | None,
+    *,
+    platform: Platform,
+    mrsigner: Digest,
+    mrenclave: Digest,
+) -> VolumeKey:
+    """Return the key of the writable layer.
+
+    Raises:
+        Error: as ``Platform.seal_key`` says.
+    """
+    if image_key is not None and not config.builtin_image_key:
+        return VolumeKey(image_key, _source({"key": "user"}))
+    bound = mrenclave if config.upper.autokey_policy else None
+    policy = KeyPolicy(mrsigner, config.product_id, bound)
+    sealed = platform.seal_key(policy).raw()
+    said = {"key": "automatic", "platform": platform.name, "policy": policy.describe()}
+    if image_key is None:
+        return VolumeKey(sealed, _source(said))
+    mixed = hmac.digest(_LABEL + sealed, image_key, "sha256")[:KEY_BYTES]
+    return VolumeKey(mixed, _source({**said, "key": "automatic and built-in"}))
+
+
+def _source(fields: dict[str, str]) -> bytes:
+    return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode("ascii")

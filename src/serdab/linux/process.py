@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls about the calling process that Python does not offer, and sealed files in memory."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+from typing import Final
+
+_PR_SET_DUMPABLE: Final = 4
+_F_ADD_SEALS: Final = 1033
+_SEAL_ALL: Final = 0x1 | 0x2 | 0x4 | 0x8  # SEAL, SHRINK, GROW, WRITE
+_MFD_ALLOW_SEALING: Final = 0x2
+_MFD_CLOEXEC: Final = 0x1
+_MFD_EXEC: Final = 0x10
+_MFD_NOEXEC_SEAL: Final = 0x8
+
+
+def hide_memory() -> None:
+    """Make this process non-dumpable: no core file, no ptrace, no /proc/PID/mem by its own user.
+
+    A process does this before it receives a key.
+    """
+    import ctypes
+
+    from serdab.linux.libc import check, libc
+
+    zero = ctypes.c_ulong(0)
+    check(libc.prctl(_PR_SET_DUMPABLE, zero, zero, zero, zero), "prctl(PR_SET_DUMPABLE)")
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def sealed_file(name: str, content: bytes, *, executable: bool = False) -> int:
+    """Return a descriptor of a file in memory that nobody can change any more."""
+    base = _MFD_CLOEXEC | _MFD_ALLOW_SEALING
+    try:
+        fd = os.memfd_create(name, base | (_MFD_EXEC if executable else _MFD_NOEXEC_SEAL))
+    except OSError:
+        # Before Linux 6.3 the two flags do not exist, and every memfd may be executed.
+        fd = os.memfd_create(name, base)
+    try:
+        view = memoryview(content)
+        while view:
+            view = view[os.write(fd, view) :]
+        fcntl.fcntl(fd, _F_ADD_SEALS, _SEAL_ALL)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Seccomp actions and the user notification protocol (seccomp_unotify(2)).
+
+Above: ``libos.notify``. The listener descriptor comes from the launcher; these functions only
+receive and answer on it.
+
+Security: arguments are copied out of the caller's memory once, and the notification is checked
+again (:func:`is_alive`) after the caller's /proc files were opened and before what was read is
+used; without that the thread id could belong to somebody else by then.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+RET_KILL_PROCESS: Final = 0x80000000
+RET_ERRNO: Final = 0x00050000
+RET_USER_NOTIF: Final = 0x7FC00000
+RET_ALLOW: Final = 0x7FFF0000
+
+ARCH_X86_64: Final = 0xC000003E
+ARCH_AARCH64: Final = 0xC00000B7
+ARCH_I386: Final = 0x40000003
+
+#: struct seccomp_notif: id, pid, flags, then struct seccomp_data.
+_NOTIF: Final = struct.Struct("<QIIiIQ6Q")
+#: struct seccomp_notif_resp: id, val, error, flags.
+_RESPONSE: Final = struct.Struct("<QqiI")
+
+_RECEIVE: Final = 0xC0502100  # SECCOMP_IOCTL_NOTIF_RECV
+_SEND: Final = 0xC0182101  # SECCOMP_IOCTL_NOTIF_SEND
+_ID_VALID: Final = 0x40082102  # SECCOMP_IOCTL_NOTIF_ID_VALID
+
+_PATH_MAX: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """A call that waits for an answer. ``thread`` is a thread id in our pid namespace."""
+
+    id: int
+    thread: int
+    number: int
+    arguments: tuple[int, int, int, int, int, int]
+
+
+def receive(listener: int) -> Notification | None:
+    """Return the next waiting call; None if its caller died in between."""
+    buffer = bytearray(_NOTIF.size)
+    try:
+        fcntl.ioctl(listener, _RECEIVE, buffer)
+    except OSError as exc:
+        if exc.errno in (errno.ENOENT, errno.EINTR):
+            return None
+        raise
+    id_, thread, _flags, number, _arch, _ip, *arguments = _NOTIF.unpack(buffer)
+    first, second, third, fourth, fifth, sixth = arguments
+    return Notification(id_, thread, number, (first, second, third, fourth, fifth, sixth))
+
+
+def is_alive(listener: int, id_: int) -> bool:
+    """Return whether the caller still waits in this very call."""
+    try:
+        fcntl.ioctl(listener, _ID_VALID, struct.pack("<Q", id_))
+    except OSError as exc:
+        if exc.errno == errno.ENOENT:
+            return False
+        raise
+    return True
+
+
+def answer(listener: int, id_: int, *, error: int = 0, value: int = 0) -> bool:
+    """Answer with an errno or a value; return False if nobody waits any more."""
+    response = bytearray(_RESPONSE.pack(id_, value, -error, 0))
+    try:
+        fcntl.ioctl(listener, _SEND, response)
+    except OSError as exc:
+        if exc.errno == errno.ENOENT:
+            return False
+        raise
+    return True
+
+
+class Memory:
+    """Reads the memory of a thread that waits for an answer.
+
+    SAFETY: opened first, checked with :func:`is_alive` afterwards; from then on the descriptor
+    stays bound to that address space, whoever gets the thread id later.
+    """
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, thread: int) -> None:
+        self._fd = os.open(f"/proc/{thread}/mem", os.O_RDONLY | os.O_CLOEXEC)
+
+    def read(self, address: int, length: int) -> bytes:
+        """Return ``length`` bytes.
+
+        Raises:
+            OSError: EFAULT, part of it is not the caller's memory.
+        """
+        if not 0 < address < 1 << 63 or address + length > 1 << 63:
+            raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+        out = b""
+        while len(out) < length:
+            try:
+                part = os.pread(self._fd, length - len(out), address + len(out))
+            except OSError as exc:
+                if exc.errno == errno.EIO:  # how /proc/PID/mem says "nothing mapped there"
+                    raise OSError(errno.EFAULT, os.strerror(errno.EFAULT)) from None
+                raise
+            if not part:
+                raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+            out += part
+        return out
+
+    def text(self, address: int, limit: int = _PATH_MAX) -> bytes:
+        """Return the bytes before the next NUL.
+
+        Raises:
+            OSError: EFAULT; ENAMETOOLONG, no NUL within ``limit`` bytes.
+        """
+        out = b""
+        while len(out) < limit:
+            # Never across a page border that need not be mapped.
+            step = min(4096 - (address + len(out)) % 4096, limit - len(out))
+            part = self.read(address + len(out), step)
+            end = part.find(b"\0")
+            if end >= 0:
+                return out + part[:end]
+            out += part
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+
+    def close(self) -> None:
+        """Release the descriptor."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

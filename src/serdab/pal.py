@@ -1,0 +1,527 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The API to embed: boot an instance, run programs in it, take it down.
+
+::
+
+    with pal.init("instance", image_key=key) as instance:
+        status = instance.exec(["/bin/echo", "hello"])
+
+:func:`init` goes through the whole boot chain, the init stage included, in a process of its own,
+the kernel process. Above: ``cli`` and embedders. Below: ``instance.layout``, ``libos``.
+
+Threads: a ``Pal`` and its processes may be used from several threads. The child process of this
+module is the kernel process; an embedder that reaps all children must not reap it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self
+
+from serdab.config.dirs import cache_dir, make_private, runtime_dir, state_dir
+from serdab.errors import Error, InternalError, UsageError, from_dict
+from serdab.instance import layout
+from serdab.instance.layout import Instance
+from serdab.instance.locks import lock_run
+from serdab.keys import Key
+from serdab.libos.channel import Channel, close_all, socket_pair
+from serdab.libos.interpreter import import_path, start_python
+from serdab.libos.messages import Value
+from serdab.libos.request import BootRequest
+from serdab.trust.measurement import code_digest, package_root
+from serdab.version import VERSION
+
+LEVELS: Final = ("off", "error", "warning", "info", "debug")
+_DOWN_PATIENCE_S: Final = 5.0
+
+
+def get_version() -> str:
+    """Return the version of Serdab."""
+    return VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class ExitStatus:
+    """How a program ended: ``code``, or ``signal`` if one killed it."""
+
+    code: int | None = None
+    signal: int | None = None
+
+    @property
+    def shell(self) -> int:
+        """The status as a shell shows it: 128 plus the signal's number."""
+        return 128 + self.signal if self.signal is not None else self.code or 0
+
+    @classmethod
+    def of_wait_status(cls, status: int) -> ExitStatus:
+        """Return what wait(2) reported as a value."""
+        code = os.waitstatus_to_exitcode(status)
+        return cls(signal=-code) if code < 0 else cls(code=code)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One thing that the boot measured and accepted."""
+
+    stage: str
+    subject: str
+    digest: str
+
+
+class Process:
+    """A program that was started; exec has succeeded."""
+
+    def __init__(self, pal: Pal, number: int) -> None:
+        self._pal = pal
+        self.number = number
+
+    def wait(self) -> ExitStatus:
+        """Wait until it ends.
+
+        Raises:
+            Error: the instance ended without telling how.
+        """
+        return self._pal._wait(self.number)  # the two are one unit
+
+    def kill(self, signal_number: int = signal.SIGKILL) -> None:
+        """Send it a signal; one that has ended is not an error."""
+        self._pal.kill(self, signal_number)
+
+
+class Pal:
+    """A running instance. Made by :func:`init`."""
+
+    def __init__(self, channel: Channel, pid: int, log: Callable[[str, str], None]) -> None:
+        self._channel = channel
+        self._pid = pid
+        self._log = log
+        self._condition = threading.Condition()
+        self._is_reading = False
+        self._next = 1
+        self._answers: dict[int, Error | None] = {}
+        self._statuses: dict[int, int] = {}
+        self._boot_answer: Error | None = None
+        self._is_booted = False
+        self._is_down = False
+        self._problems: list[str] = []
+        self._defect = ""
+        self.measured: tuple[Measured, ...] = ()
+
+    # Messages -------------------------------------------------------------------------------
+
+    def _take(self, record: dict[str, Value]) -> None:
+        number = record.get("id")
+        match record.get("op"):
+            case "log":
+                self._log(str(record.get("level")), str(record.get("line")))
+            case "booted":
+                lines = record.get("measured")
+                if isinstance(lines, list):
+                    self.measured = tuple(Measured(*map(str, line)) for line in lines)
+                self._is_booted = True
+            case "failed":
+                self._boot_answer = from_dict(dict(record))
+            case "defect":
+                self._defect = str(record.get("trace"))
+            case "spawned" if isinstance(number, int):
+                self._answers[number] = None
+            case "refused" if isinstance(number, int):
+                self._answers[number] = from_dict(dict(record))
+            case "exited" if isinstance(number, int):
+                status = record.get("status")
+                self._statuses[number] = status if isinstance(status, int) else 0
+            case "down":
+                problems = record.get("problems")
+                if isinstance(problems, list):
+                    self._problems = [str(problem) for problem in problems]
+
+    def _wait_until(self, is_there: Callable[[], bool]) -> None:
+        """Read messages until ``is_there``; whichever thread waits reads for all."""
+        while True:
+            with self._condition:
+                while self._is_reading and not is_there():
+                    self._condition.wait()
+                if is_there():
+                    return
+                self._is_reading = True
+            try:
+                message = None if self._is_down else self._channel.receive()
+                with self._condition:
+                    if message is None:
+                        self._ended()
+                    else:
+                        record, fds = message
+                        close_all(fds)
+                        self._take(record)
+            finally:
+                with self._condition:
+                    self._is_reading = False
+                    self._condition.notify_all()
+            if self._is_down and not is_there():
+                raise self._unexpected_end()
+
+    def _ended(self) -> None:
+        if not self._is_down:
+            self._is_down = True
+            os.waitpid(self._pid, 0)
+
+    def _unexpected_end(self) -> Exception:
+        if self._defect:
+            return InternalError(self._defect)
+        return Error(
+            "the kernel process ended unexpectedly",
+            stage="down",
+            subject="kernel process",
+            hint="it may have been killed; what was synced is safe",
+        )
+
+    def _send(self, record: dict[str, Value], fds: tuple[int, ...] = ()) -> None:
+        try:
+            self._channel.send(record, fds)
+        except OSError:
+            pass  # it is gone; whoever waits for its answer hears so
+
+    # The API --------------------------------------------------------------------------------
+
+    def _boot(self, request: BootRequest, fds: tuple[int, ...]) -> None:
+        self._send(request.dump(), fds)
+        self._wait_until(
+            lambda: self._is_booted or self._boot_answer is not None or bool(self._defect)
+        )
+        if self._boot_answer is not None:
+            raise self._boot_answer
+        if self._defect:
+            raise InternalError(self._defect)
+
+    def create_process(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "/",
+        stdin: int = 0,
+        stdout: int = 1,
+        stderr: int = 2,
+    ) -> Process:
+        """Start a program; ``argv[0]`` is its absolute path inside.
+
+        ``env`` (default: this process's) passes what the configuration lets through. The three
+        descriptors stay the caller's.
+
+        Raises:
+            UsageError: the path is not absolute or has a ``..``.
+            NotAllowedError: not an entry point, or not executable.
+            NotFoundError: no such program.
+        """
+        if not argv:
+            raise UsageError("no program to start", stage="app")
+        items = os.environ if env is None else env
+        raw = [os.fsencode(item) for item in argv]
+        environment = [os.fsencode(f"{name}={value}") for name, value in items.items()]
+        if any(b"\0" in item for item in (*raw, *environment, os.fsencode(cwd))):
+            raise UsageError("an argument holds a NUL byte", stage="app", subject=argv[0])
+        with self._condition:
+            number = self._next
+            self._next += 1
+        descriptors = _open_descriptors((stdin, stdout, stderr))
+        try:
+            self._send(
+                {
+                    "op": "spawn",
+                    "id": number,
+                    "path": raw[0],
+                    "argv": raw,
+                    "env": environment,
+                    "cwd": os.fsencode(cwd),
+                    "umask": _current_umask(),
+                },
+                descriptors.fds,
+            )
+        finally:
+            descriptors.close()
+        self._wait_until(lambda: number in self._answers)
+        error = self._answers.pop(number)
+        if error is not None:
+            raise error
+        return Process(self, number)
+
+    def exec(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "/",
+        stdin: int = 0,
+        stdout: int = 1,
+        stderr: int = 2,
+    ) -> ExitStatus:
+        """Start a program and wait until it ends; see :meth:`create_process`."""
+        process = self.create_process(
+            argv, env=env, cwd=cwd, stdin=stdin, stdout=stdout, stderr=stderr
+        )
+        return process.wait()
+
+    def _wait(self, number: int) -> ExitStatus:
+        self._wait_until(lambda: number in self._statuses)
+        return ExitStatus.of_wait_status(self._statuses[number])
+
+    def kill(
+        self,
+        process: Process | None = None,
+        signal_number: int = signal.SIGKILL,
+        *,
+        sender: int = 0,
+    ) -> None:
+        """Signal one program, or every process inside.
+
+        ``sender``: who sent the signal to us, when it is only passed on.
+        """
+        self._send(
+            {
+                "op": "kill",
+                "id": 0 if process is None else process.number,
+                "signal": int(signal_number),
+                "sender": sender,
+            }
+        )
+
+    def destroy(self, *, patience_s: float = _DOWN_PATIENCE_S) -> None:
+        """End every program (TERM, then KILL), make everything durable, unmount.
+
+        Returns when the kernel process and its fs servers are done.
+
+        Raises:
+            Error: a volume could not be closed as it should.
+        """
+        self._send({"op": "destroy", "patience_ms": int(patience_s * 1000)})
+        try:
+            self._wait_until(lambda: self._is_down)
+        finally:
+            self._channel.close()
+        if self._defect:
+            raise InternalError(self._defect)
+        if self._problems:
+            raise Error(
+                "the instance did not close as it should",
+                stage="down",
+                found="; ".join(self._problems),
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.destroy()
+
+
+@dataclass(frozen=True, slots=True)
+class _Descriptors:
+    fds: tuple[int, int, int]
+    opened: tuple[int, ...]
+
+    def close(self) -> None:
+        close_all(self.opened)
+
+
+def _open_descriptors(wanted: tuple[int, int, int]) -> _Descriptors:
+    """Return the three descriptors, with /dev/null in place of what is closed here."""
+    fds: list[int] = []
+    opened: list[int] = []
+    for fd in wanted:
+        try:
+            os.fstat(fd)
+        except OSError:
+            opened.append(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+            fds.append(opened[-1])
+        else:
+            fds.append(fd)
+    return _Descriptors((fds[0], fds[1], fds[2]), tuple(opened))
+
+
+def _current_umask() -> int:
+    # umask(2) can only be read by setting it; /proc says it without that race.
+    with open("/proc/self/status", "rb") as file:
+        for line in file:
+            if line.startswith(b"Umask:"):
+                return int(line.split()[1], 8)
+    return 0o022
+
+
+def _terminal() -> str | None:
+    for fd in (0, 1, 2):
+        try:
+            return os.ttyname(fd)
+        except OSError:
+            continue
+    return None
+
+
+def _byte_code_cache() -> str:
+    """Return where our own processes keep byte code: a directory that is this code's alone."""
+    base = make_private(os.path.join(cache_dir(), "pyc"))
+    mine = os.path.join(base, str(code_digest())[:32])
+    if not os.path.isdir(mine):
+        import shutil
+
+        # What older code left is of no use any more.
+        for entry in os.scandir(base):
+            shutil.rmtree(entry.path, ignore_errors=True)
+        make_private(mine)
+    return mine
+
+
+def _log_to_stderr(level: str) -> Callable[[str, str], None]:
+    most = LEVELS.index(level) if level in LEVELS else 1
+
+    def log(kind: str, line: str) -> None:
+        if kind in LEVELS and LEVELS.index(kind) <= most:
+            sys.stderr.write(f"serdab: {kind}: {line}\n")
+            sys.stderr.flush()
+
+    return log
+
+
+def init(
+    instance: str | os.PathLike[str],
+    *,
+    image_key: Key | None = None,
+    expect_signer: str | None = None,
+    expect_root: str | None = None,
+    log_level: str = "error",
+    log: Callable[[str, str], None] | None = None,
+    stdio: tuple[int, int, int] = (0, 1, 2),
+    on_started: Callable[[Pal], None] | None = None,
+) -> Pal:
+    """Boot an instance through the whole chain, the init stage included.
+
+    ``image_key`` is shown to init as /etc/image_key. ``expect_signer`` and ``expect_root`` are 64
+    hexadecimal digits each. ``log(level, line)`` gets lines for the operator (default: standard
+    error, up to ``log_level``). ``stdio`` is init's. ``on_started`` hears of the instance before
+    it has booted, so that another thread can end it.
+
+    Raises:
+        Error: refused; kind and stage say where and why.
+    """
+    place = Instance.open_built(os.fspath(instance))
+    lock = lock_run(place)
+    try:
+        request = BootRequest(
+            instance=place.path,
+            descriptor=place.read(layout.DESCRIPTOR),
+            config=place.read(layout.PROTECTED_CONFIG),
+            initfs=place.at(layout.INITFS),
+            rootfs=place.at(layout.IMAGE),
+            private=_private_directories(),
+            environment=tuple(name + b"=" + value for name, value in os.environb.items()),
+            umask=_current_umask(),
+            image_key=None if image_key is None else image_key.raw(),
+            expect_signer=expect_signer,
+            expect_root=expect_root,
+            terminal=_terminal(),
+        )
+        ours, theirs = socket_pair()
+        pid = start_python(
+            "serdab.libos.kernel", theirs.fileno(), path=import_path(), cache=_byte_code_cache()
+        )
+        theirs.close()
+        pal = Pal(Channel(ours), pid, log or _log_to_stderr(log_level))
+        if on_started is not None:
+            on_started(pal)
+        descriptors = _open_descriptors(stdio)
+        try:
+            # The lock is the kernel process's from here on: it lasts as long as the instance.
+            pal._boot(request, (*descriptors.fds, lock.fd))
+        except BaseException:
+            pal.destroy(patience_s=0)
+            raise
+        finally:
+            descriptors.close()
+        return pal
+    finally:
+        lock.close()
+
+
+def _private_directories() -> tuple[str, ...]:
+    directories = (state_dir(), cache_dir(), runtime_dir(), package_root())
+    return tuple(os.path.realpath(directory) for directory in directories)
+
+
+def run_foreground(
+    instance: str | os.PathLike[str],
+    argv: Sequence[str],
+    *,
+    image_key: Key | None = None,
+    expect_signer: str | None = None,
+    expect_root: str | None = None,
+    log_level: str = "error",
+) -> int:
+    """Boot, run one program on our own standard streams, shut down; return its exit status.
+
+    Signals that reach this process alone are passed on to the program; see ``libos.signals``.
+
+    Raises:
+        Error: Serdab refused or failed before the program was started, or could not close.
+    """
+    from serdab.libos.signals import Foreground, start_forwarding
+
+    foreground = Foreground()
+    state = _Foreground()
+    start_forwarding(state.forward, state.on_ending)
+    try:
+        pal = init(
+            instance,
+            image_key=image_key,
+            expect_signer=expect_signer,
+            expect_root=expect_root,
+            log_level=log_level,
+            on_started=state.started,
+        )
+        try:
+            process = pal.create_process(argv)
+            state.process = process
+            status = process.wait()
+        finally:
+            # The program has ended, or never was: nothing inside is worth waiting for.
+            pal.destroy(patience_s=0)
+    except (Error, InternalError):
+        if state.ended_by:
+            return 128 + state.ended_by
+        raise
+    finally:
+        foreground.restore()
+    return status.shell
+
+
+class _Foreground:
+    """What the thread that waits for signals knows about the run."""
+
+    def __init__(self) -> None:
+        self.pal: Pal | None = None
+        self.process: Process | None = None
+        self.ended_by = 0
+
+    def started(self, pal: Pal) -> None:
+        self.pal = pal
+
+    def on_ending(self, number: int) -> bool:
+        if self.process is not None:
+            return False
+        self.ended_by = number
+        if self.pal is not None:
+            self.pal._send({"op": "destroy", "patience_ms": 0})
+        return True
+
+    def forward(self, number: int, sender: int) -> None:
+        if self.pal is not None and self.process is not None:
+            self.pal.kill(self.process, number, sender=sender)
