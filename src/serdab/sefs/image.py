@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, final
 
@@ -45,7 +46,6 @@ from serdab.sefs.imageformat import (
     SLOT_BYTES,
     Header,
     Mode,
-    Pointer,
     header_mac,
     parse_header,
     parse_pointer,
@@ -71,9 +71,13 @@ def pack_cipher(keys: KeySchedule, identifier: bytes) -> RecordCipher:
     return keys.cipher(b"image pack", identifier)
 
 
-def key_check(keys: KeySchedule, root: Pointer) -> bytes:
-    """Return what tells a wrong key from damage; it commits to the key, salted by the root."""
-    return keys.derive(b"image key check", root.dump())
+def key_check(keys: KeySchedule, header: Header) -> bytes:
+    """Return what tells a wrong key from damage; it commits to the key and to the whole header.
+
+    Who opens an image by its key alone has no root MAC to compare. Were a field of the header not
+    covered here, the storage could change it: another chunk size moves every byte of a file.
+    """
+    return keys.keyed_hash(b"image key check", replace(header, key_check=bytes(32)).dump())
 
 
 @final
@@ -429,7 +433,7 @@ def _open_file(file: File, label: str, key: Key | None, expected_mac: bytes | No
             hint="build it with --image-key, or start without one",
         )
     keys = image_keys(key)
-    if not hmac.compare_digest(key_check(keys, header.root), header.key_check):
+    if not hmac.compare_digest(key_check(keys, header), header.key_check):
         certain = expected_mac is not None
         raise WrongKeyError(
             "wrong image key" if certain else "wrong image key, or the header was damaged",

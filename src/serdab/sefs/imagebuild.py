@@ -11,7 +11,7 @@ import os
 import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -316,12 +316,15 @@ class _Builder:
             number,
             root,
             meta_id if encrypted else _NO_KEY,
-            key_check(self._keys, root) if self._keys is not None else _NO_KEY,
+            _NO_KEY,
             "libzstd " + ".".join(map(str, zstandard.ZSTD_VERSION)),
-        ).dump()
-        parse_header(header)  # what is written must be what the reader accepts
-        _write(self._fd, header, 0)
-        return ImageInfo(header_mac(header, self._options.hash), files, self._content_bytes, offset)
+        )
+        if self._keys is not None:
+            header = replace(header, key_check=key_check(self._keys, header))
+        raw = header.dump()
+        parse_header(raw)  # what is written must be what the reader accepts
+        _write(self._fd, raw, 0)
+        return ImageInfo(header_mac(raw, self._options.hash), files, self._content_bytes, offset)
 
 
 def _trim(value: bytes) -> bytes:

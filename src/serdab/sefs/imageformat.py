@@ -19,7 +19,7 @@ On-disk format of ``image.sefs`` (integers little-endian)::
             36  pages        u32
             40  root         56  pointer of the root page
             96  meta_id      32  key identifier of the pages; zero if integrity-only
-            128 key_check    32  zero if integrity-only
+            128 key_check    32  covers the header; zero if integrity-only
             160 builder      32  ASCII, "libzstd 1.5.7", zero-padded
             192 zero to the end
 
