@@ -524,6 +524,8 @@ class Union:
         self._upper.admit()
         if action:
             self._upper.punch(inode, offset, length)
+        # The request does not say whether the caller may keep set-id bits.
+        self._kill_suidgid(inode)
         if not keep and offset + length > inode.size:
             inode.size = offset + length
         self._changed(inode, content=True)
