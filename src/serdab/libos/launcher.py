@@ -173,6 +173,8 @@ class Launcher:
         finally:
             os.close(file)
             inner.close()
+        # Expected from the start: it may be there before anybody asks.
+        self._started = self._expect(_STARTED, 0)
         loop.watch(self._end.fileno(), self._readable)
 
     def _expect(self, op: int, serial: int) -> Future[Any]:
@@ -220,8 +222,7 @@ class Launcher:
         Raises:
             EnvironmentRefused: this machine does not let us make them.
         """
-        future = self._expect(_STARTED, 0)
-        _, result, value = await future
+        _, result, value = await self._started
         os.waitpid(self._starter, 0)
         if result < 0:
             raise EnvironmentRefused(

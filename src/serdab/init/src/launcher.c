@@ -123,6 +123,7 @@ __attribute__((noreturn)) static void serve(void)
 	struct message m;
 	u8 drained[128 * 8];
 
+	SYS5(__NR_prctl, PR_SET_NAME, "serdab", 0, 0, 0);
 	/* Blocked, not handled: to pid 1 a signal without a handler does nothing, and a stop or
 	 * an interrupt from the terminal is meant for the programs. */
 	SYS4(__NR_rt_sigprocmask, 2 /* SIG_SETMASK */, &all, &inherited_mask, SIGNAL_SET_BYTES);
