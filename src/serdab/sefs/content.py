@@ -145,6 +145,13 @@ class Content:
         owner = ks.OWNER.pack(ino, chunk, offset, stored)
         self._owners.setdefault(segment, []).append((number, owner))
 
+    def move(self, ino: int, chunk: int, segment: int, offset: int, stored: int) -> None:
+        """Seal a record anew elsewhere, if its owner still refers to it."""
+        pointer = self._pointer(ino, chunk)
+        if POINTER.unpack(pointer)[:3] == (segment, offset, stored):
+            plain = self._segments.read(pointer, data_aad(ino, chunk), self._chunk_size)
+            self._seal(ino, chunk, plain)
+
     # Reading ------------------------------------------------------------------------------
 
     def read(self, inode: Inode, offset: int, buf: memoryview) -> int:
@@ -493,7 +500,6 @@ class Content:
             self._drop_chunk(ino, chunk)
             if pointer not in (ABSENT, HOLE):
                 self._segments.claim(pointer)
-                self._own(ino, chunk, pointer)
             self._set_pointer(ino, chunk, pointer)
 
     def replay_write(self, inode: Inode, offset: int, raw: bytes) -> None:

@@ -39,6 +39,7 @@ _HEADER: Final = struct.Struct("<QII16sQII")
 _SEALED_HEADER: Final = _HEADER.size + TAG_BYTES
 _MAX_BODY: Final = 1 << 30
 _GROW: Final = 1 << 20
+_GROW_MOST: Final = 16 << 20
 
 
 class Commit(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -62,8 +63,16 @@ def log_cipher(keys: KeySchedule, number: int, salt: bytes) -> RecordCipher:
 class LogWriter:
     """Appends commits to a new log file."""
 
-    def __init__(self, file: File, cipher: RecordCipher, sequence: int, chain: bytes) -> None:
+    def __init__(
+        self,
+        file: File,
+        cipher: RecordCipher,
+        sequence: int,
+        chain: bytes,
+        growth_bytes: int = _GROW,
+    ) -> None:
         self._file = file
+        self._growth_bytes = growth_bytes
         self._cipher = cipher
         self._page = 0
         self._allocated = 0
@@ -92,7 +101,7 @@ class LogWriter:
         start = self._page * PAGE
         if start + len(raw) > self._allocated:
             # Written ahead once, so that later flushes carry data only and no new size.
-            room = max(_GROW, min(2 * self._allocated, 16 << 20), len(raw))
+            room = max(self._growth_bytes, min(2 * self._allocated, _GROW_MOST), len(raw))
             self._file.pwrite(bytes(room - len(raw)), start + len(raw))
             self._allocated = start + room
         self._file.pwrite(raw, start)

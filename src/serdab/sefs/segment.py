@@ -33,12 +33,12 @@ from serdab.crypto.kdf import KeySchedule
 from serdab.errors import AuthenticationError, FormatError
 from serdab.sefs.cache import ByteCache
 from serdab.sefs.hostdir import Dir, File, read_exact
+from serdab.sefs.limits import DEFAULT_LIMITS, VolumeLimits
 
 HEADER_BYTES: Final = 4096
 SALT_BYTES: Final = 32
-SEGMENT_BYTES: Final = 64 << 20
-BUFFER_BYTES: Final = 1 << 20
 ALIGN: Final = 4096
+RETIRE_BYTES: Final = 1 << 20
 POINTER: Final = struct.Struct("<IIII16s")
 POINTER_BYTES: Final = POINTER.size
 ABSENT: Final = bytes(POINTER_BYTES)
@@ -95,7 +95,14 @@ class Usage:
 class SegmentStore:
     """All segments of a volume: reads any record, appends to the writers' own."""
 
-    def __init__(self, directory: Callable[[], Dir], keys: KeySchedule, next_number: int) -> None:
+    def __init__(
+        self,
+        directory: Callable[[], Dir],
+        keys: KeySchedule,
+        next_number: int,
+        limits: VolumeLimits = DEFAULT_LIMITS,
+    ) -> None:
+        self.limits = limits
         self._directory = directory
         self._keys = keys
         self.next_number = next_number
@@ -104,6 +111,7 @@ class SegmentStore:
         self._open: ByteCache[int, tuple[File, RecordCipher]] = ByteCache(96)
         self._scratch = bytearray((1 << 20) + TAG_BYTES)
         self.unsynced_dir = False
+        self.appended_bytes = 0
 
     def writer(self) -> Writer:
         """Return a new writer; it makes its first segment when something is appended."""
@@ -129,6 +137,16 @@ class SegmentStore:
         self.usage[number] = Usage(HEADER_BYTES, 0)
         self._writers[number] = writer
         return number, file, segment_cipher(self._keys, number, head[:SALT_BYTES])
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes that all segments take."""
+        return sum(usage.used for usage in self.usage.values())
+
+    @property
+    def live_bytes(self) -> int:
+        """Bytes that the newest state refers to."""
+        return sum(max(usage.live, 0) for usage in self.usage.values())
 
     def end(self, number: int) -> None:
         """A writer is done with its segment."""
@@ -240,7 +258,8 @@ class Writer:
         self._store = store
         self._number = 0
         self.written = 0
-        self._buffer = bytearray(BUFFER_BYTES + (1 << 20) + TAG_BYTES)
+        self._limits = store.limits
+        self._buffer = bytearray()
         self._fill = 0
         self._count = 0
         self._unsynced: list[File] = []
@@ -252,7 +271,7 @@ class Writer:
     def append(self, plain: bytes | bytearray | memoryview, aad: bytes) -> bytes:
         """Seal a record; return its pointer. It is durable after :meth:`sync`."""
         stored = len(plain) + TAG_BYTES
-        if self._number and self.written + self._fill + stored > SEGMENT_BYTES:
+        if self._number and self.written + self._fill + stored > self._limits.segment_bytes:
             self.finish()
         if not self._number:
             self._number, self.file, self.cipher = self._store.begin(self)
@@ -260,7 +279,8 @@ class Writer:
         if self._fill + stored > len(self._buffer):
             self.flush()
             if stored > len(self._buffer):
-                self._buffer = bytearray(stored)
+                room = self._limits.buffer_bytes
+                self._buffer = bytearray(max(stored, room + room // 8))
         out = memoryview(self._buffer)[self._fill : self._fill + stored]
         self.cipher.seal_into(self._count, plain, aad, out)
         pointer = POINTER.pack(
@@ -271,8 +291,9 @@ class Writer:
         usage = self._store.usage[self._number]
         usage.used = self.written + self._fill
         usage.live += stored
+        self._store.appended_bytes += stored
         self._dirty = True
-        if self._fill >= BUFFER_BYTES:
+        if self._fill >= self._limits.buffer_bytes:
             self.flush()
         return pointer
 
@@ -312,6 +333,12 @@ class Writer:
             self._unsynced.append(self.file)
             self._store.end(self._number)
             self._number = 0
+
+    def retire(self) -> None:
+        """Leave a segment of which most is dead already, so that it can be given back."""
+        usage = self._store.usage.get(self._number)
+        if usage is not None and usage.used > RETIRE_BYTES and usage.live < usage.used // 2:
+            self.finish()
 
     def close(self) -> None:
         """Close descriptors without writing anything more."""

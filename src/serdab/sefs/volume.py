@@ -46,8 +46,10 @@ from serdab.sefs.content import Content
 from serdab.sefs.hostdir import Dir, HostDir
 from serdab.sefs.intentlog import Commit, LogWriter, log_cipher, read_log
 from serdab.sefs.items import Items
+from serdab.sefs.limits import DEFAULT_LIMITS, VolumeLimits
 from serdab.sefs.memorydir import MemoryDir
 from serdab.sefs.pagestore import VolumePages, dump_table, parse_table
+from serdab.sefs.reclaim import choose_victims, forget_owners, move_data, move_pages
 from serdab.sefs.segment import TABLE_AAD, SegmentStore, file_name, file_number, plain_length
 from serdab.sefs.tree import Root, Tree, apply_changes
 from serdab.vfs.api import ROOT_INO, Inode, StatFs
@@ -55,11 +57,6 @@ from serdab.vfs.layer import Dirent, Layer
 
 CHUNK_SIZE: Final = 64 << 10
 PAGE_SIZE: Final = 8 << 10
-DIRTY_LIMIT: Final = 32 << 20
-ITEM_LIMIT: Final = 60_000
-INLINE_COMMIT: Final = 64 << 10
-CHECKPOINT_S: Final = 30.0
-LOG_LIMIT: Final = 32 << 20
 _NEW: Final = "anchor.new"
 _MAC_LABEL: Final = b"serdab sefs volume v1\0"
 
@@ -80,8 +77,11 @@ class Volume:
         lower: Layer | None,
         read_only: bool,
         chunk_size: int = CHUNK_SIZE,
+        page_size: int = PAGE_SIZE,
+        limits: VolumeLimits = DEFAULT_LIMITS,
     ) -> None:
         self._dir = directory
+        self._limits = limits
         self.lower = lower
         self.read_only = read_only
         self._exists = anchor is not None
@@ -93,7 +93,7 @@ class Volume:
                 epoch=0, sequence=0, chain=bytes(16), root=b"", root_level=0, table=b"",
                 next_ino=first, next_segment=1, next_log=1, log=0, log_salt=b"",
                 lower=(lower.root_mac,) if lower is not None else (),
-                chunk_size=chunk_size, page_size=PAGE_SIZE, live_bytes=0,
+                chunk_size=chunk_size, page_size=page_size, live_bytes=0,
                 previous=bytes(16),
             )  # fmt: skip
             self._tag = bytes(16)
@@ -104,7 +104,9 @@ class Volume:
             self._tag = anchor.tag
         self.state = state
         self._keys = volume_keys(key, self.uuid)
-        self._segments = SegmentStore(lambda: self._subdir("seg"), self._keys, state.next_segment)
+        self._segments = SegmentStore(
+            lambda: self._subdir("seg"), self._keys, state.next_segment, limits
+        )
         self._subdirs: dict[str, Dir] = {}
         self._pages = VolumePages(self._segments)
         self._load_table()
@@ -123,6 +125,8 @@ class Volume:
         self._dead: dict[int, int] = {}
         self._old_logs: list[int] = []
         self._oldest_change = 0.0
+        self._last_checkpoint = 0.0
+        self._appended_before = 0
         self._failed: str = ""
         self._closed = False
         self._first_checkpoint = True
@@ -270,7 +274,7 @@ class Volume:
         return self._content.ranges(inode, start, end)
 
     def stored_bytes(self) -> int:
-        return sum(usage.used for usage in self._segments.usage.values())
+        return self._segments.used_bytes
 
     def statfs(self) -> StatFs:
         total, free = self._dir.free_bytes()
@@ -282,10 +286,20 @@ class Volume:
     def admit(self) -> None:
         if self.read_only or self._failed:
             raise FsError(errno.EROFS)
-        if self._content.dirty_bytes > DIRTY_LIMIT:
+        limits = self._limits
+        if self._content.dirty_bytes > limits.dirty_bytes:
             self._guarded(self._content.flush)
-        if len(self._items.mem) + len(self._inodes) > ITEM_LIMIT or self._log_bytes > LOG_LIMIT:
+        items = len(self._items.mem) + len(self._inodes)
+        if items > limits.items or self._log_bytes > limits.log_bytes or self._is_wasteful():
             self._guarded(self._checkpoint)
+
+    def _is_wasteful(self) -> bool:
+        """Return whether dead bytes alone are reason for a checkpoint now."""
+        segments, unit = self._segments, self._limits.segment_bytes
+        if segments.appended_bytes - self._appended_before < unit // 2:
+            return False  # the last checkpoint gave back what it could
+        live = segments.live_bytes
+        return segments.used_bytes - live > live // 4 + unit // 2
 
     def live_inode(self, ino: int) -> Inode | None:
         return self._inodes.get(ino) or self._content.live_inode(ino)
@@ -406,7 +420,7 @@ class Volume:
 
     def _append_commit(self) -> None:
         content, items = self._content, self._items
-        if content.uncommitted_bytes() > INLINE_COMMIT:
+        if content.uncommitted_bytes() > self._limits.inline_commit_bytes:
             content.flush()
         writes = content.uncommitted()
         self._save_items()
@@ -441,11 +455,18 @@ class Volume:
         content, items, state = self._content, self._items, self.state
         self._ensure_anchor()
         content.flush()
+        content.save_owners()
+        victims = choose_victims(self._segments, self._limits.reclaim_bytes, self._dead)
+        move_data(items, content, victims)
         self._save_items()
+        forget_owners(items, self._segments)
         root = apply_changes(
             self._pages, items.tree.root, items.changes(), page_size=state.page_size
         )
+        root = move_pages(self._pages, root, victims)
         content.writer.sync()
+        content.writer.retire()
+        self._pages.writer.retire()
         self._bury()
         table = self._pages.writer.append(dump_table(self._segments.usage), TABLE_AAD)
         self._pages.writer.sync()
@@ -469,7 +490,7 @@ class Volume:
             lower=state.lower,
             chunk_size=state.chunk_size,
             page_size=state.page_size,
-            live_bytes=sum(usage.live for usage in self._segments.usage.values()),
+            live_bytes=self._segments.live_bytes,
             previous=self._tag,
         )
         self._write_anchor(new)
@@ -479,6 +500,8 @@ class Volume:
         content.settle()
         content.committed()
         self._changed = self._uncommitted = False
+        self._last_checkpoint = time.monotonic()
+        self._appended_before = self._segments.appended_bytes
         self._sweep()
 
     def _begin_log(self) -> tuple[int, bytes, LogWriter]:
@@ -493,7 +516,8 @@ class Volume:
         directory.sync()
         salt = os.urandom(32)
         cipher = log_cipher(self._keys, number, salt)
-        return number, salt, LogWriter(file, cipher, self._sequence, self._chain)
+        growth = self._limits.log_growth_bytes
+        return number, salt, LogWriter(file, cipher, self._sequence, self._chain, growth)
 
     def _ensure_anchor(self) -> None:
         """Make the anchor file before anything else exists: it appears whole, by rename."""
@@ -580,13 +604,21 @@ class Volume:
                 directory.unlink(name)
 
     def tick(self) -> float | None:
-        if self._failed or self.read_only or not self._changed:
+        if self._failed or self.read_only or not (self._changed or self._dead):
             return None
-        left = self._oldest_change + CHECKPOINT_S - time.monotonic()
+        wait = self._limits.reclaim_s if self._has_garbage() else self._limits.checkpoint_s
+        left = max(self._oldest_change, self._last_checkpoint) + wait - time.monotonic()
         if left > 0:
             return left
         self._guarded(self._checkpoint)
-        return None
+        return self._limits.reclaim_s if self._has_garbage() else None
+
+    def _has_garbage(self) -> bool:
+        """Return whether a checkpoint would give space back to the host."""
+        return bool(self._dead) or any(
+            usage.live < usage.used // 2 and not self._segments.is_open(number)
+            for number, usage in self._segments.usage.items()
+        )
 
     def close(self) -> None:
         if self._closed:
@@ -614,6 +646,8 @@ def open_volume(
     read_only: bool = False,
     source: bytes = b"{}",
     chunk_size: int = CHUNK_SIZE,
+    page_size: int = PAGE_SIZE,
+    limits: VolumeLimits = DEFAULT_LIMITS,
 ) -> Volume:
     """Open the volume in a host directory, under a lock (shared if read-only).
 
@@ -628,7 +662,7 @@ def open_volume(
     """
     return open_volume_in(
         HostDir.at(path), key=key, lower=lower, create=create, read_only=read_only,
-        source=source, chunk_size=chunk_size,
+        source=source, chunk_size=chunk_size, page_size=page_size, limits=limits,
     )  # fmt: skip
 
 
@@ -641,6 +675,8 @@ def open_volume_in(
     read_only: bool = False,
     source: bytes = b"{}",
     chunk_size: int = CHUNK_SIZE,
+    page_size: int = PAGE_SIZE,
+    limits: VolumeLimits = DEFAULT_LIMITS,
 ) -> Volume:
     """Open the volume in an open directory; see :func:`open_volume`."""
     try:
@@ -666,7 +702,7 @@ def open_volume_in(
             )
         volume = Volume(
             directory, key, anchor, source=source, lower=lower, read_only=read_only,
-            chunk_size=chunk_size,
+            chunk_size=chunk_size, page_size=page_size, limits=limits,
         )  # fmt: skip
         volume.recover()
     except BaseException:

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When a writable volume flushes, checkpoints and begins new files. Nothing of it is format.
+
+Above: ``volume``, ``segment``, ``content``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeLimits:
+    """Sizes in bytes, times in seconds. Tests choose small ones."""
+
+    segment_bytes: int = 64 << 20
+    """A segment is ended before it grows beyond this."""
+    buffer_bytes: int = 1 << 20
+    """Sealed records wait in memory up to this much."""
+    dirty_bytes: int = 32 << 20
+    """Dirty chunks are sealed when they are more."""
+    items: int = 60_000
+    """A checkpoint is due after so many changed items."""
+    log_bytes: int = 32 << 20
+    """A checkpoint is due when the log is longer."""
+    log_growth_bytes: int = 1 << 20
+    """The log is written ahead by this much, and twice as much each time."""
+    inline_commit_bytes: int = 64 << 10
+    """A commit carries up to this much content in the log instead of flushing it."""
+    checkpoint_s: float = 30.0
+    """A change waits no longer for a checkpoint."""
+    reclaim_s: float = 1.0
+    """As long as there is space to give back, a checkpoint comes this soon."""
+    reclaim_bytes: int = 64 << 20
+    """A checkpoint moves no more live bytes than this."""
+
+
+DEFAULT_LIMITS = VolumeLimits()
