@@ -197,7 +197,7 @@ class Boot:
         )
         self.servers[index] = server
         # It opens while everything else goes on; whoever mounts it waits for that.
-        opened = self._parts.loop.start(server.open(orders))
+        opened = self._parts.loop.start(server.open(orders, stage="config"))
         return HostMount(target, shown, server, index, opened=opened)
 
     async def _mount_init(self, config: BootConfig) -> None:
@@ -212,7 +212,8 @@ class Boot:
                 expected_mac=config.init_mac,
                 files=files,
                 one_owner=parts.sandbox.ids.is_single,
-            )
+            ),
+            stage="initfs",
         )
         self.chain.accept_initfs(mac)
         self._files = hostfiles.load()
@@ -313,7 +314,7 @@ class Boot:
         if wish.hostfs_source is not None:
             host_mounts = self._replace_host_mount(wish.hostfs_source, wish.hostfs_target)
         orders = self._root_orders(config, request)
-        mac = await self._parts.root_server.open(orders)
+        mac = await self._parts.root_server.open(orders, stage="rootfs")
         for mount in host_mounts:
             if mount.opened is not None:
                 await mount.opened

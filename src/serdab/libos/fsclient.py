@@ -79,8 +79,10 @@ class FsServer:
         self._synced.clear()
         self.closed.set_result(str(died) if self.is_serving else "")
 
-    async def open(self, orders: Orders) -> bytes:
+    async def open(self, orders: Orders, *, stage: str) -> bytes:
         """Let it open a file system; return the root MAC. After a refusal it may be asked again.
+
+        The store does not know for which stage of the boot it opens: a refusal gets its name here.
 
         Raises:
             Error: what it refused, or that it is gone.
@@ -89,7 +91,11 @@ class FsServer:
             raise self._death()
         self._opened = self._loop.future()
         self._send(orders.dump())
-        return await self._opened
+        try:
+            return await self._opened
+        except Error as exc:
+            exc.stage = exc.stage or stage
+            raise
 
     def _death(self) -> Error:
         return Error("an fs server ended unexpectedly", stage=self.name, subject="fs server")
