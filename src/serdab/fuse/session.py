@@ -35,7 +35,7 @@ from dataclasses import dataclass, field
 from io import FileIO
 from typing import Final
 
-from serdab.errors import EnvironmentRefused, Error, VerificationError
+from serdab.errors import EnvironmentRefused, Error
 from serdab.fuse import wire
 from serdab.fuse.operations import Operations, Reply, ServeOptions
 from serdab.vfs.api import FileSystem
@@ -187,8 +187,8 @@ class Session:
         elif isinstance(exc, Error):
             if isinstance(exc, EnvironmentRefused):
                 code = errno.EPROTO
-            if not isinstance(exc, VerificationError):
-                self._log(f"fuse: {exc}")
+            # One line for each: a program that reads EIO must not be all that anybody hears of it.
+            self._log(str(exc))
         else:
             trace = "".join(traceback.format_exception(exc)).rstrip().replace("\n", " | ")
             self._log(f"fuse: a request failed by a defect, please report: {trace}")

@@ -126,7 +126,7 @@ class TestErrors:
             (FileNotFoundError(errno.ENOENT, "x"), errno.ENOENT, False),
             (OSError("no number"), errno.EIO, True),
             (OSError(5000, "not a number of Linux"), errno.EIO, True),
-            (AuthenticationError("chunk 3 does not verify"), errno.EIO, False),
+            (AuthenticationError("chunk 3 does not verify"), errno.EIO, True),
             (MemoryError(), errno.ENOMEM, False),
             (ZeroDivisionError("a defect"), errno.EIO, True),
             (RecursionError(), errno.EIO, True),
