@@ -14,11 +14,15 @@ chmod 640 /tmp/work/words
 echo "files:     $(wc -l </tmp/work/link) lines, mode $(stat -c %a /tmp/work/words)"
 rm -r /tmp/work
 
-for n in 1 2 3 4; do (exit "$n") & done
+children=()
+for n in 1 2 3 4; do
+    (exit "$n") &
+    children+=($!)
+done
 sum=0
-for job in $(jobs -p); do
+for child in "${children[@]}"; do
     status=0
-    wait "$job" || status=$?
+    wait "$child" || status=$?
     sum=$((sum + status))
 done
 echo "processes: four children, their statuses add up to $sum"
