@@ -25,7 +25,16 @@ VERBS = {
     "reset": ("reset", False),
     "doctor": ("doctor", False),
 }
-LOG_LEVELS = ("off", "error", "warn", "info", "debug", "trace")
+# Occlum's words and ours, by the level each means.
+LOG_LEVELS = {
+    "off": "off",
+    "error": "error",
+    "warn": "warning",
+    "warning": "warning",
+    "info": "info",
+    "debug": "debug",
+    "trace": "debug",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -74,8 +83,10 @@ def _run(words: list[str]) -> int:
         failure = Error(f"the system refused: {words_of_system}", subject=str(exc.filename or ""))
     except Exception as exc:  # whatever else escapes is a defect, and is said to be one
         _traceback(context.verbose)
+        # A defect of another process of ours comes with its whole traceback: the last line says it.
+        said = (str(exc).strip().splitlines() or [""])[-1]
         failure = Error(
-            f"internal error, please report: {type(exc).__name__}: {exc}",
+            f"internal error, please report: {type(exc).__name__}: {said}",
             hint="" if context.verbose else "-v shows where it happened",
         )
     code = exitcodes.of_error(failure, starts_program=starts_program)
@@ -156,7 +167,7 @@ def _log_level(text: str) -> str:
             expected="one of " + ", ".join(LOG_LEVELS),
             found=text,
         )
-    return text
+    return LOG_LEVELS[text]
 
 
 def _unknown_verb(verb: str) -> Exception:

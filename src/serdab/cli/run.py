@@ -18,6 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--image-key", metavar="FILE", help="hand this key to init; - reads standard input"
     )
     parser.add_argument("--expect-signer", metavar="HEX", help="the signer (mrsigner) to require")
+    parser.add_argument("--expect-root", metavar="HEX", help="the root FS (root-mac) to require")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="PROGRAM [ARG ...]")
 
 
@@ -47,5 +48,6 @@ def main(args: argparse.Namespace, context: Context) -> int:
         command,
         image_key=key,
         expect_signer=args.expect_signer,
+        expect_root=args.expect_root,
         log_level="debug" if context.verbose else context.log_level,
     )
