@@ -146,6 +146,7 @@ def _import_early() -> None:
 def main(fd: int) -> None:
     """Run an fs server whose channel is ``fd``."""
     os.closerange(fd + 1, 65536)
+    os.chdir("/")  # the caller's directory, and the mount it lies on, are not ours to hold
     hide_memory()
     channel = Channel(_socket.socket(fileno=fd))
     os.set_inheritable(fd, False)

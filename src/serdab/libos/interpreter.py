@@ -48,7 +48,6 @@ PYTHON_IGNORES: Final = (signal.SIGPIPE, signal.SIGXFSZ)
 _ENVIRONMENT: Final = (
     "HOME",
     "PATH",
-    "SERDAB_PLATFORM",
     "TZ",
     "XDG_CACHE_HOME",
     "XDG_CONFIG_HOME",
@@ -103,6 +102,10 @@ def start_python(
 
 def _environment() -> dict[str, str]:
     """Return what our own processes need of the environment: where their directories are."""
-    out = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    out = {
+        name: value
+        for name, value in os.environ.items()
+        if name in _ENVIRONMENT or name.startswith("SERDAB_")
+    }
     out["LC_ALL"] = "C.UTF-8"
     return out

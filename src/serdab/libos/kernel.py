@@ -291,6 +291,7 @@ def _raise_read_ahead(device: int) -> None:
 def main(fd: int) -> None:
     """Run the kernel process whose control channel is ``fd``."""
     os.closerange(fd + 1, 65536)
+    os.chdir("/")  # the caller's directory, and the mount it lies on, are not ours to hold
     os.set_inheritable(fd, False)
     channel = Channel(_socket.socket(fileno=fd))
     cache = sys.pycache_prefix or ""
