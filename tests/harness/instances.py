@@ -38,10 +38,11 @@ class BuiltInstance:
 
 @pytest.fixture
 def make_instance(tmp_path: Path, serdab: Command, request: pytest.FixtureRequest) -> MakeInstance:
-    """Return ``make_instance(*, encrypted=True, programs={}, files={}, user=None, name="inst")``.
+    """Return ``make_instance(*, encrypted, programs, files, fill, user, name) -> BuiltInstance``.
 
     The image holds busybox as /bin/busybox with sh, true, false, cat, ls, echo, sleep and cp linked
-    to it, the ``programs`` (path inside by host path) and the ``files`` (path inside by content).
+    to it, the ``programs`` (path inside by host path), the ``files`` (path inside by content), and
+    whatever ``fill(image)`` writes.
     """
 
     def make(
@@ -49,6 +50,7 @@ def make_instance(tmp_path: Path, serdab: Command, request: pytest.FixtureReques
         encrypted: bool = True,
         programs: Mapping[str, Path] | None = None,
         files: Mapping[str, bytes] | None = None,
+        fill: Callable[[Path], None] | None = None,
         user: OrdinaryUser | None = None,
         name: str = "inst",
     ) -> BuiltInstance:
@@ -67,6 +69,8 @@ def make_instance(tmp_path: Path, serdab: Command, request: pytest.FixtureReques
             _put(image / inside.lstrip("/"), Path(host).read_bytes(), mode=0o755)
         for inside, content in (files or {}).items():
             _put(image / inside.lstrip("/"), content, mode=0o644)
+        if fill:
+            fill(image)
         key = base / f"{name}.key" if encrypted else None
         if user:
             user.own(path)
