@@ -17,8 +17,8 @@ from typing import TypeAlias
 
 import pytest
 
+from serdab.linux.files import renameat2
 from serdab.linux.libc import check, libc
-from serdab.linux.mounts import renameat2
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
 
@@ -99,9 +99,7 @@ class Subject:
         os.unlink(self.at(path))
 
     def do_rename(self, path: str, target: str, flags: int) -> None:
-        renameat2(
-            -100, os.fsencode(self.at(path)), -100, os.fsencode(self.at(target)), flags
-        )
+        renameat2(-100, os.fsencode(self.at(path)), -100, os.fsencode(self.at(target)), flags)
 
     def do_link(self, path: str, target: str) -> None:
         os.link(self.at(path), self.at(target), follow_symlinks=False)

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from serdab.linux.files import renameat2
 from serdab.linux.libc import check, libc
-from serdab.linux.mounts import renameat2
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
 

@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The inodes of a host directory tree that the kernel knows of, and the descriptors behind them.
+
+Above: ``hostfs``. Below: ``linux.files``.
+
+Each node has an O_PATH descriptor, which pins the file whatever happens to its name. Descriptors
+are few, so the least recently used are closed, and opened again from the root by the names that
+led there; what is found must be the same file (device and inode number), else ESTALE. A file that
+lost its last name through us keeps its descriptor.
+
+Security:
+    1. Every step is one openat2(2) below a descriptor, with RESOLVE_BENEATH, NO_SYMLINKS and
+       NO_MAGICLINKS: no path leaves the root, whatever is swapped on the host meanwhile.
+    2. Hidden paths are known by place and by identity, so that a case-folding host directory
+       does not give them a second name.
+    3. Not covered: a directory that someone on the host moves out of the tree stays reachable for
+       a program that stands in it, as with a bind mount.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Final
+
+from serdab.errors import FsError
+from serdab.linux.files import Resolve, openat2
+from serdab.vfs.api import ROOT_INO
+
+#: Inode numbers of what has none on the root's own device start here.
+FOREIGN_INO: Final = 1 << 61
+#: Hidden directories: they exist on our side only.
+PHANTOM_INO: Final = 1 << 62
+_CONFINED: Final = Resolve.BENEATH | Resolve.NO_SYMLINKS | Resolve.NO_MAGICLINKS
+_PATH_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW
+
+Identity = tuple[int, int]
+
+
+class Hidden:
+    """A tree of names: whole ones are hidden, others have something hidden below."""
+
+    __slots__ = ("below", "ino", "is_whole")
+
+    def __init__(self, ino: int) -> None:
+        self.below: dict[bytes, Hidden] = {}
+        self.ino = ino
+        self.is_whole = False
+
+
+def plan_hidden(paths: Iterable[bytes]) -> Hidden:
+    """Return the tree of hidden relative paths.
+
+    Raises:
+        ValueError: a path is absolute, empty, or goes up.
+    """
+    root = Hidden(0)
+    number = PHANTOM_INO
+    for path in sorted(paths):
+        at = root
+        for part in path.split(b"/"):
+            if part in (b"", b".", b".."):
+                raise ValueError(f"not a plain relative path: {path!r}")
+            if at.is_whole:
+                break
+            number += 1
+            at = at.below.setdefault(part, Hidden(number))
+        at.is_whole = True
+        at.below.clear()
+    return root
+
+
+class Node:
+    """A file of the host. ``hidden`` is set where something below is hidden."""
+
+    __slots__ = ("ino", "identity", "fd", "parent", "name", "nlookup", "is_pinned", "hidden")
+
+    def __init__(self, ino: int, identity: Identity, fd: int) -> None:
+        self.ino = ino
+        self.identity = identity
+        self.fd = fd
+        self.parent = ROOT_INO
+        self.name = b""
+        self.nlookup = 0
+        self.is_pinned = False
+        self.hidden: Hidden | None = None
+
+
+class NodeTable:
+    """All nodes the kernel holds, by inode number and by identity on the host."""
+
+    def __init__(self, root_fd: int, hidden: Iterable[bytes], *, max_fds: int) -> None:
+        status = os.fstat(root_fd)
+        self._root_device = status.st_dev
+        self._next_foreign = FOREIGN_INO
+        self._max_fds = max_fds
+        root = Node(ROOT_INO, (status.st_dev, status.st_ino), root_fd)
+        root.nlookup = 1
+        root.is_pinned = True
+        root.hidden = plan_hidden(hidden)
+        self._root = root
+        self._nodes: dict[int, Node] = {ROOT_INO: root}
+        self._by_identity: dict[Identity, Node] = {root.identity: root}
+        #: nodes whose descriptor may be closed, the least recently used first
+        self._recent: OrderedDict[int, Node] = OrderedDict()
+
+    def get(self, ino: int) -> Node:
+        """Return a node; ESTALE if the kernel should not know it."""
+        node = self._nodes.get(ino)
+        if node is None:
+            raise FsError(errno.ESTALE)
+        return node
+
+    def find(self, ino: int) -> Node | None:
+        return self._nodes.get(ino)
+
+    def fd(self, node: Node) -> int:
+        """Return the O_PATH descriptor of a node, opened again if it was closed."""
+        if node.fd < 0:
+            node.fd = self._reopen(node)
+        if not node.is_pinned:
+            self._keep(node)
+        return node.fd
+
+    def _keep(self, node: Node) -> None:
+        self._recent[node.ino] = node
+        self._recent.move_to_end(node.ino)
+        while len(self._recent) > self._max_fds:
+            _, oldest = self._recent.popitem(last=False)
+            os.close(oldest.fd)
+            oldest.fd = -1
+
+    def _reopen(self, node: Node) -> int:
+        names: list[bytes] = []
+        at = node
+        while at is not self._root:
+            names.append(at.name)
+            above = self._nodes.get(at.parent)
+            if above is None or len(names) > 4096:
+                raise FsError(errno.ESTALE)
+            at = above
+        try:
+            fd = openat2(self._root.fd, b"/".join(reversed(names)), _PATH_FLAGS, _CONFINED)
+        except OSError as exc:
+            raise FsError(errno.ESTALE) from exc
+        status = os.fstat(fd)
+        if (status.st_dev, status.st_ino) != node.identity:
+            os.close(fd)
+            raise FsError(errno.ESTALE)
+        return fd
+
+    def pin(self, node: Node) -> None:
+        """Keep the descriptor for as long as the node lives: its name is about to go."""
+        self.fd(node)
+        node.is_pinned = True
+        self._recent.pop(node.ino, None)
+
+    def hidden_at(self, parent: Node, name: bytes) -> Hidden | None:
+        """Return what is hidden at a name: itself, or something below it."""
+        return parent.hidden.below.get(name) if parent.hidden else None
+
+    def is_hidden(self, parent: Node, status: os.stat_result) -> bool:
+        """Return whether this lies under a name that is hidden, or has something hidden below.
+
+        Asked for what was found by another name, which must not be a way around.
+        """
+        if parent.hidden is None:
+            return False
+        for name in parent.hidden.below:
+            try:
+                other = os.stat(name, dir_fd=self.fd(parent), follow_symlinks=False)
+            except OSError:
+                continue
+            if os.path.samestat(status, other):
+                return True
+        return False
+
+    def open_child(self, parent: Node, name: bytes) -> tuple[int, os.stat_result]:
+        """Open a name below a node; the O_PATH descriptor is the caller's."""
+        if not name or b"/" in name or name in (b".", b".."):
+            raise FsError(errno.EINVAL)
+        fd = openat2(self.fd(parent), name, _PATH_FLAGS, _CONFINED)
+        try:
+            status = os.fstat(fd)
+            if self.hidden_at(parent, name) is None and self.is_hidden(parent, status):
+                raise FsError(errno.ENOENT)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd, status
+
+    def lookup(self, parent: Node, name: bytes) -> tuple[Node, os.stat_result]:
+        """Return the node of a name, with one lookup more."""
+        fd, status = self.open_child(parent, name)
+        return self.adopt(fd, status, parent, name), status
+
+    def adopt(
+        self, fd: int, status: os.stat_result, parent: Node | None = None, name: bytes = b""
+    ) -> Node:
+        """Return the node of an open file, with one lookup more; takes the descriptor.
+
+        ``parent`` is None for a file that has no name.
+        """
+        identity = (status.st_dev, status.st_ino)
+        node = self._by_identity.get(identity)
+        if node is None:
+            node = Node(self.number(identity), identity, fd)
+            self._nodes[node.ino] = self._by_identity[identity] = node
+            self._keep(node)
+        elif node.fd < 0:
+            node.fd = fd
+            self._keep(node)
+        else:
+            os.close(fd)
+        node.nlookup += 1
+        if parent is not None and node is not self._root:
+            node.parent = parent.ino
+            node.name = name
+            node.hidden = self.hidden_at(parent, name)
+        return node
+
+    def number(self, identity: Identity) -> int:
+        """Return the inode number to show: the host's own where that is unambiguous."""
+        known = self._by_identity.get(identity)
+        if known is not None:
+            return known.ino
+        device, ino = identity
+        if device == self._root_device and ROOT_INO < ino < FOREIGN_INO:
+            return ino
+        self._next_foreign += 1
+        return self._next_foreign
+
+    def number_of_entry(self, parent: Node, ino: int) -> int:
+        """Return the inode number of a directory entry, which names no device."""
+        known = self._by_identity.get((parent.identity[0], ino))
+        return known.ino if known is not None else ino
+
+    def peek(self, parent: Node, name: bytes) -> Node | None:
+        """Return the node of a name if the kernel holds it."""
+        try:
+            status = os.stat(name, dir_fd=self.fd(parent), follow_symlinks=False)
+        except OSError:
+            return None
+        return self._by_identity.get((status.st_dev, status.st_ino))
+
+    def forget(self, ino: int, nlookup: int) -> bool:
+        """Drop lookups; return whether the node is gone."""
+        node = self._nodes.get(ino)
+        if node is None or node is self._root:
+            return False
+        node.nlookup -= nlookup
+        if node.nlookup > 0:
+            return False
+        del self._nodes[ino]
+        del self._by_identity[node.identity]
+        self._recent.pop(ino, None)
+        if node.fd >= 0:
+            os.close(node.fd)
+        return True
+
+    def close(self) -> None:
+        """Close every descriptor."""
+        for node in self._nodes.values():
+            if node.fd >= 0:
+                os.close(node.fd)
+                node.fd = -1
+        self._nodes.clear()
+        self._by_identity.clear()
+        self._recent.clear()
