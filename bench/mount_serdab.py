@@ -18,31 +18,47 @@ from typing import TYPE_CHECKING, Final
 from serdab.keys import Key
 
 if TYPE_CHECKING:
+    from serdab.sefs.imagebuild import ImageOptions
     from serdab.vfs.api import FileSystem
 
 READY: Final = "ready"
+_CHUNK_BYTES: Final = "chunk-bytes"
 _KEY: Final = Key(bytes(range(16)))
 
 
-def create(cipher: Path) -> None:
-    """Make the empty lower image; the volume makes itself at the first change."""
-    from serdab.sefs.imagebuild import build_image
+def create(
+    cipher: Path,
+    *,
+    source: Path | None = None,
+    image: ImageOptions | None = None,
+    chunk_bytes: int | None = None,
+) -> None:
+    """Make the lower image, empty unless there is a source; the volume makes itself when written.
+
+    ``chunk_bytes`` is the chunk size of the volume; what is not given is what an instance uses.
+    """
+    from serdab.sefs.imagebuild import ImageOptions, build_image
 
     (cipher / "upper").mkdir()
+    if chunk_bytes is not None:
+        (cipher / _CHUNK_BYTES).write_text(str(chunk_bytes))
     with tempfile.TemporaryDirectory() as empty:
         os.chmod(empty, 0o755)  # the root directory of the file system under test
-        info = build_image(Path(empty), cipher / "lower", key=_KEY)
+        top = source or Path(empty)
+        info = build_image(top, cipher / "lower", key=_KEY, options=image or ImageOptions())
     (cipher / "root-mac").write_text(info.root_mac.hex())
 
 
 def open_file_system(cipher: Path) -> FileSystem:
     """Return what is to be served."""
     from serdab.sefs.image import open_image
-    from serdab.sefs.volume import open_volume
+    from serdab.sefs.volume import CHUNK_SIZE, open_volume
     from serdab.vfs.union import Union
 
     lower = open_image(cipher / "lower", key=_KEY, expected_mac=None)
-    upper = open_volume(cipher / "upper", key=_KEY, lower=lower, create=True)
+    asked = cipher / _CHUNK_BYTES
+    chunk_size = int(asked.read_text()) if asked.exists() else CHUNK_SIZE
+    upper = open_volume(cipher / "upper", key=_KEY, lower=lower, create=True, chunk_size=chunk_size)
     return Union(upper, lower)
 
 
