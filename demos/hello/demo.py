@@ -168,6 +168,8 @@ def corrupt_program(stage: Stage) -> None:
         "the operator reads which layer, offset and inode", holds=f"inode {chunk.ino}" in error
     )
     stage.claim("everything else still works", holds="still here" in out and status == 0)
+    out, error, status = stage.any_serdab("fsck", "--image-key", "../hello.key")
+    stage.claim("fsck names the file", holds=status == 3 and "bin/busybox" in out + error)
     flip_byte(root / "image.sefs", offset)
     out = stage.run_inside("/bin/bash", "-c", "sha256sum /bin/busybox | cut -c1-16")
     stage.claim(
