@@ -15,7 +15,7 @@ On-disk format of ``anchor``: two slots of 16 KiB, slot = epoch mod 2 (integers 
     96  sealed_len  u32
     100 source          canonical JSON: where the key comes from, in clear and authenticated
     ..  sealed          AES-128-GCM of the state (a MessagePack array), AAD = all that precedes it
-    ..  zero to the end of the slot
+    ..  zero to the end of the slot, not looked at
 
 Security:
     1. The key of a slot is derived from its salt, so no nonce repeats, whatever is rolled back.
@@ -135,8 +135,8 @@ def _parse_clear(raw: bytes) -> _Clear:
     start = _HEAD.size + source_len
     if zero or source_len > _MAX_SOURCE or start + sealed_len > SLOT_BYTES:
         raise FormatError("anchor slot with impossible lengths")
-    if any(raw[start + sealed_len :]):
-        raise FormatError("bytes set where an anchor slot has none")
+    # What follows is not looked at. Were a slot refused for garbage there (a torn write), the next
+    # write, torn too, could bring back the state that the session between them never saw.
     return _Clear(
         uuid, salt, check, raw[_HEAD.size : start], raw[:start], raw[start : start + sealed_len]
     )
