@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a workload on a recorded host and asks of every crash state: is it a prefix of history?
+
+A workload is a list of steps: operations (``tests.crash.actor``), and the words
+
+* ``fsync``, ``syncfs``   everything before is acknowledged as durable
+* ``tick``                the timer of the session went off; acknowledges nothing
+* ``reopen``              unmounted and mounted again: acknowledges everything
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from serdab.keys import Key
+from serdab.sefs.hostdir import Dir
+from serdab.sefs.limits import VolumeLimits
+from serdab.sefs.memorydir import MemoryDir
+from serdab.sefs.volume import open_volume_in
+from serdab.testing.crashes import CrashState, CrashStates
+from serdab.testing.memfs import MemFs
+from serdab.testing.recording import RecordingDir, Trace
+from serdab.vfs.api import ROOT_INO
+from serdab.vfs.layer import Layer
+from serdab.vfs.union import Union
+from tests.crash.actor import Actor, Step
+from tests.property.fsops import picture
+
+KEY = Key(b"crash state key!")
+CHUNK = 4096
+TINY = VolumeLimits(
+    dirty_bytes=24 << 10,
+    items=48,
+    inline_commit_bytes=3 << 10,
+    log_bytes=40 << 10,
+    log_growth_bytes=8 << 10,
+    segment_bytes=48 << 10,
+    buffer_bytes=8 << 10,
+    checkpoint_s=0.0,
+)
+"""A few operations cross every border: commits in line and not, checkpoints, new logs, segments."""
+
+Picture = dict[bytes, tuple[Any, ...]]
+
+
+@dataclass(slots=True)
+class Ground:
+    """What a workload starts from: the host's content, the lower layer, a model of both."""
+
+    host: MemoryDir
+    lower: Callable[[], Layer | None]
+    model: MemFs
+    limits: VolumeLimits = TINY
+
+    def open(self, directory: Dir) -> Union:
+        """Mount what a host directory holds."""
+        lower = self.lower()
+        volume = open_volume_in(
+            directory, key=KEY, lower=lower, create=True, chunk_size=CHUNK, page_size=1024,
+            limits=self.limits,
+        )  # fmt: skip
+        return Union(volume, lower)
+
+
+def no_lower() -> Layer | None:
+    """A volume alone."""
+    return None
+
+
+def bare_ground(setup: Sequence[Step] = (), limits: VolumeLimits = TINY) -> Ground:
+    """A volume alone, after some operations, unmounted."""
+    ground = Ground(MemoryDir("host"), no_lower, MemFs(), limits)
+    prepare(ground, setup)
+    return ground
+
+
+def prepare(ground: Ground, setup: Sequence[Step]) -> None:
+    """Apply operations to the ground itself."""
+    if not setup:
+        return
+    fs = ground.open(ground.host)
+    actor, model = Actor(fs), Actor(ground.model)
+    for step in setup:
+        if isinstance(step, tuple):
+            assert actor.act(step) == model.act(step), step
+        else:
+            fs.syncfs()
+    fs.close()
+    model.let_go()
+
+
+@dataclass(slots=True)
+class Record:
+    """A workload that ran: its trace, and what the tree looked like after each operation."""
+
+    ground: Ground
+    trace: Trace
+    steps: Sequence[Step]
+    pictures: list[Picture] = field(default_factory=list)
+
+    def check(self, state: CrashState) -> Union:
+        """Mount a crash state and compare; return it mounted."""
+        fs = self.ground.open(state.host)
+        found = picture(fs)
+        low, high = state.mark.acknowledged, state.mark.issued
+        if found not in self.pictures[low : high + 1]:
+            raise AssertionError(self._explain(state, found))
+        return fs
+
+    def _explain(self, state: CrashState, found: Picture) -> str:
+        older = [i for i, seen in enumerate(self.pictures) if seen == found]
+        event = state.point - 1
+        lines = [
+            f"after event {event} ({_name(self.trace, event)}), {state.kind}:",
+            f"expected the tree after {state.mark.acknowledged} to {state.mark.issued} operations,",
+            f"found that after {older}" if older else "found a tree that never was:",
+        ]
+        if not older:
+            nearest = self.pictures[state.mark.issued]
+            lines += [
+                f"  {path!r}: {_brief(nearest.get(path))} -> {_brief(found.get(path))}"
+                for path in sorted({*nearest, *found})
+                if nearest.get(path) != found.get(path)
+            ]
+        lines.append(f"steps: {self.steps}")
+        return "\n".join(lines)
+
+
+def _brief(entry: tuple[Any, ...] | None) -> object:
+    if entry is None:
+        return None
+    return tuple(f"{len(v)} bytes" if isinstance(v, bytes) and len(v) > 60 else v for v in entry)
+
+
+def _name(trace: Trace, index: int) -> str:
+    return type(trace.events[index]).__name__ if 0 <= index < len(trace.events) else "none"
+
+
+def run(ground: Ground, steps: Sequence[Step]) -> Record:
+    """Run a workload on a copy of the ground."""
+    host = RecordingDir.over(copy.deepcopy(ground.host))
+    model = copy.deepcopy(ground.model)
+    trace = host.trace
+    record = Record(ground, trace, steps, [picture(model)])
+    fs = ground.open(host)
+    actor, model_actor = Actor(fs), Actor(model)
+    issued = acknowledged = 0
+    for step in steps:
+        match step:
+            case "fsync":
+                fs.fsync(ROOT_INO, datasync=False)
+                acknowledged = issued
+            case "syncfs":
+                fs.syncfs()
+                acknowledged = issued
+            case "tick":
+                fs.tick()
+            case "reopen":
+                fs.close()
+                acknowledged = issued
+                model_actor.let_go()
+                fs = ground.open(host)
+                actor = Actor(fs)
+            case str():
+                raise ValueError(step)
+            case _:
+                issued += 1
+                trace.mark(issued, acknowledged)
+                result = actor.act(step)
+                assert result == model_actor.act(step), step
+                record.pictures.append(picture(model))
+        trace.mark(issued, acknowledged)
+    assert picture(fs) == picture(model)
+    return record
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a storm went through."""
+
+    workloads: int = 0
+    states: int = 0
+    again: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.workloads} workloads, {self.states} crash states, "
+            f"{self.again} more in and after recovery"
+        )
+
+
+AGAIN: tuple[Step, ...] = (
+    ("create", (b"again",), (), 0, 0, 0, 0),
+    ("write", (b"again",), (), 0, 5000, 7, 0),
+    "fsync",
+    ("write", (b"again",), (), 100, 300, 9, 0),
+    "tick",
+)
+"""What is done on a recovered volume before the power fails once more."""
+
+
+def storm(
+    record: Record, tally: Tally, *, per_point: int | None, again_every: int = 0, seed: int = 0
+) -> None:
+    """Check the crash states of a record; of every ``again_every``-th, those of its recovery."""
+    tally.workloads += 1
+    for state in CrashStates(record.trace, seed=seed, per_point=per_point):
+        pristine = copy.deepcopy(state.host) if again_every else None
+        fs = record.check(state)
+        tally.states += 1
+        if pristine is None or tally.states % again_every:
+            continue
+        low, high = state.mark.acknowledged, state.mark.issued
+        found = picture(fs)
+        at = next(i for i in range(low, high + 1) if record.pictures[i] == found)
+        second = run(Ground(pristine, record.ground.lower, _replayed(record, at)), AGAIN)
+        for later in CrashStates(second.trace, seed=seed, per_point=3):
+            second.check(later)
+            tally.again += 1
+
+
+def _replayed(record: Record, count: int) -> MemFs:
+    """Return the model after ``count`` operations."""
+    model = copy.deepcopy(record.ground.model)
+    operations = [step for step in record.steps if isinstance(step, tuple)]
+    actor = Actor(model)
+    for operation in operations[:count]:
+        actor.act(operation)
+    actor.let_go()
+    return model
