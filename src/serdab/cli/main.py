@@ -22,6 +22,7 @@ VERBS = {
     "run": ("run", True),
     "gen-image-key": ("gen_image_key", False),
     "print": ("print_", False),
+    "fsck": ("fsck", False),
     "reset": ("reset", False),
     "doctor": ("doctor", False),
 }

@@ -152,6 +152,22 @@ class Content:
             plain = self._segments.read(pointer, data_aad(ino, chunk), self._chunk_size)
             self._seal(ino, chunk, plain)
 
+    def copy_group(self, into: Content, ino: int, group: int) -> Iterator[tuple[int, str]]:
+        """Seal the chunks of a group in another volume; yield (chunk, problem) of bad ones."""
+        for index in range(len(self._group(ino, group)) // POINTER_BYTES):
+            chunk = group * ks.GROUP + index
+            pointer = self._pointer(ino, chunk)
+            if pointer == HOLE:
+                into._set_pointer(ino, chunk, HOLE)
+            elif pointer != ABSENT:
+                try:
+                    plain = self._segments.read(pointer, data_aad(ino, chunk), self._chunk_size)
+                except (AuthenticationError, FormatError) as exc:
+                    into._set_pointer(ino, chunk, HOLE)
+                    yield chunk, str(exc)
+                else:
+                    into._seal(ino, chunk, plain)
+
     # Reading ------------------------------------------------------------------------------
 
     def read(self, inode: Inode, offset: int, buf: memoryview) -> int:

@@ -21,6 +21,7 @@ Threads: one.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import logging
@@ -48,6 +49,7 @@ from serdab.sefs.intentlog import Commit, LogWriter, log_cipher, read_log
 from serdab.sefs.items import Items
 from serdab.sefs.limits import DEFAULT_LIMITS, VolumeLimits
 from serdab.sefs.memorydir import MemoryDir
+from serdab.sefs.page import Item
 from serdab.sefs.pagestore import VolumePages, dump_table, parse_table
 from serdab.sefs.reclaim import choose_victims, forget_owners, move_data, move_pages
 from serdab.sefs.segment import TABLE_AAD, SegmentStore, file_name, file_number, plain_length
@@ -152,19 +154,24 @@ class Volume:
             hint=exc.hint or "the storage changed it; restore the volume from a backup",
         )
 
-    def recover(self) -> None:
-        """Check the root and replay the log."""
+    def recover(self, *, tolerant: bool = False) -> None:
+        """Check the root and replay the log. ``tolerant``: leave damage for fsck to report."""
         state = self.state
+        if tolerant:
+            with contextlib.suppress(AuthenticationError, FormatError):
+                self._replay()
+            return
         try:
             if state.root:
                 self._pages.load_page(state.root, level=state.root_level)
-            if state.log:
-                self._replay()
+            self._replay()
         except (AuthenticationError, FormatError) as exc:
             raise self._refusal(exc, "tree root" if not state.log else "intent log") from None
         self._free_orphans()
 
     def _replay(self) -> None:
+        if not self.state.log:
+            return
         try:
             file = self._subdir("log").open(file_name(self.state.log))
         except FileNotFoundError:
@@ -558,6 +565,42 @@ class Volume:
             self._subdirs[name] = directory
         return directory
 
+    # Salvage ------------------------------------------------------------------------------
+
+    @property
+    def source(self) -> bytes:
+        """Where the key comes from, as the volume remembers it."""
+        return self._source
+
+    @property
+    def tree(self) -> Tree:
+        """The tree of the newest checkpoint."""
+        return self._items.tree
+
+    def items_now(self, stored: Callable[[Tree], Iterator[Item]]) -> Iterator[Item]:
+        """Yield all items as they are now; ``stored`` reads those of the tree."""
+        changed = self._items.mem
+        for key, value in stored(self._items.tree):
+            if key not in changed:
+                yield key, value
+        for key, newer in self._items.changes():
+            if newer is not None:
+                yield key, newer
+
+    def restore_item(self, key: bytes, value: bytes) -> None:
+        """Put an item of another volume as it is."""
+        self._items.put(key, value)
+        self._touch()
+
+    def restore_counter(self, next_ino: int) -> None:
+        """Number new inodes from here on."""
+        self._next_ino = max(self._next_ino, next_ino)
+
+    def copy_group(self, into: Volume, ino: int, group: int) -> Iterator[tuple[int, str]]:
+        """Copy the chunks of an extent item; yield (chunk, problem) of those that do not verify."""
+        yield from self._content.copy_group(into._content, ino, group)
+        into._touch()
+
     # Space --------------------------------------------------------------------------------
 
     def _bury(self) -> None:
@@ -648,11 +691,13 @@ def open_volume(
     chunk_size: int = CHUNK_SIZE,
     page_size: int = PAGE_SIZE,
     limits: VolumeLimits = DEFAULT_LIMITS,
+    tolerant: bool = False,
 ) -> Volume:
     """Open the volume in a host directory, under a lock (shared if read-only).
 
     ``create`` makes a new one of an empty directory; nothing else is ever formatted over.
-    ``source`` is stored, authenticated but in clear: where the key comes from.
+    ``source`` is stored, authenticated but in clear: where the key comes from. ``tolerant`` opens
+    a volume whose tree or log is damaged, for fsck.
 
     Raises:
         UsageError: no such directory.
@@ -663,6 +708,7 @@ def open_volume(
     return open_volume_in(
         HostDir.at(path), key=key, lower=lower, create=create, read_only=read_only,
         source=source, chunk_size=chunk_size, page_size=page_size, limits=limits,
+        tolerant=tolerant,
     )  # fmt: skip
 
 
@@ -677,6 +723,7 @@ def open_volume_in(
     chunk_size: int = CHUNK_SIZE,
     page_size: int = PAGE_SIZE,
     limits: VolumeLimits = DEFAULT_LIMITS,
+    tolerant: bool = False,
 ) -> Volume:
     """Open the volume in an open directory; see :func:`open_volume`."""
     try:
@@ -704,7 +751,7 @@ def open_volume_in(
             directory, key, anchor, source=source, lower=lower, read_only=read_only,
             chunk_size=chunk_size, page_size=page_size, limits=limits,
         )  # fmt: skip
-        volume.recover()
+        volume.recover(tolerant=tolerant)
     except BaseException:
         directory.close()
         raise

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``serdab fsck [--image-key FILE] [--lower DIR] [--repair --output DIR] [DIR]``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from serdab.cli import exitcodes
+from serdab.cli.messages import Context
+from serdab.errors import UsageError
+
+if TYPE_CHECKING:
+    from serdab.instance.check import Checked
+
+SUMMARY: Final = "verify a sealed file system to the last byte"
+_STEP: Final = 16 << 20
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("--image-key", metavar="FILE", help="the key; - reads standard input")
+    parser.add_argument("--lower", metavar="DIR", help="the image that a writable DIR belongs to")
+    parser.add_argument(
+        "--repair", action="store_true", help="copy what verifies into a new volume"
+    )
+    parser.add_argument("--output", metavar="DIR", help="where the repaired volume goes")
+    parser.add_argument("directory", nargs="?", metavar="DIR", help="default: the instance's all")
+
+
+def main(args: argparse.Namespace, context: Context) -> int:
+    """Check, or repair, and print what is damaged; 0 if nothing is, else 3."""
+    if args.repair != (args.output is not None):
+        raise UsageError("fsck: --repair and --output go together")
+    from serdab.instance import check
+    from serdab.instance.layout import Instance
+
+    key = None
+    if args.image_key is not None:
+        from serdab.cli.parsing import read_key
+
+        key = read_key(args.image_key)
+    directory = Path(args.directory) if args.directory is not None else None
+    lower = Path(args.lower) if args.lower is not None else None
+    instance = Instance.open_built(context.instance) if directory is None else None
+    progress = _progress(context)
+    if args.repair:
+        results = [
+            check.repair(
+                instance, directory, Path(args.output), key=key, lower=lower, progress=progress
+            )
+        ]
+    elif directory is not None:
+        results = [check.check_directory(directory, key, lower, progress)]
+    else:
+        assert instance is not None  # noqa: S101 - opened above, since no directory was named
+        results = check.check_instance(instance, key, progress)
+    if progress is not None:
+        print("\r\033[K", end="", file=sys.stderr)
+    _print(results, context)
+    clean = all(checked.report.is_clean() for checked in results)
+    return exitcodes.DONE if clean else exitcodes.REFUSED
+
+
+def _progress(context: Context) -> Callable[[str, int], None] | None:
+    if context.quiet or context.as_json or not sys.stderr.isatty():
+        return None
+    last = [-_STEP]
+
+    def show(label: str, count: int) -> None:
+        if not 0 <= count - last[0] < _STEP:
+            last[0] = count
+            print(f"\r\033[K{os.path.basename(label)}: {count >> 20} MiB", end="", file=sys.stderr)
+
+    return show
+
+
+def _print(results: list[Checked], context: Context) -> None:
+    fields: dict[str, object] = {}
+    lines = []
+    for checked in results:
+        report = checked.report
+        fields[checked.label] = {
+            "clean": report.is_clean(),
+            "files": report.files,
+            "directories": report.directories,
+            "content_bytes": report.content_bytes,
+            "damaged": report.damaged,
+        }
+        state = "clean" if report.is_clean() else f"{len(report.damaged)} damaged"
+        lines.append(f"{checked.label}: {state}, {report.files} files, "
+                     f"{report.content_bytes} bytes verified")  # fmt: skip
+        lines.extend(f"  {path}: {problem}" for path, problem in sorted(report.damaged.items()))
+    context.result(fields, "\n".join(lines))

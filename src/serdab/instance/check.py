@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verifies what an instance, or a host directory, keeps sealed.
+
+Above: ``cli.fsck``. Below: ``sefs.fsck``, ``libos.volumekey``, ``measurements``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from serdab.errors import UsageError, WrongKeyError
+from serdab.instance.layout import IMAGE, INITFS, Instance
+from serdab.instance.measurements import Measurements, read_measurements
+from serdab.keys import Key
+from serdab.libos.volumekey import volume_key
+from serdab.sefs.anchor import ANCHOR_NAME
+from serdab.sefs.fsck import Report, check, salvage
+from serdab.sefs.image import Image, open_image
+from serdab.sefs.imageformat import HEADER_BYTES, IMAGE_NAME, header_mac, parse_header
+from serdab.sefs.volume import Volume, memory_volume, open_volume
+from serdab.trust.platform import current
+from serdab.vfs.union import Union
+
+Progress = Callable[[str, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """The outcome for one sealed file system."""
+
+    label: str
+    report: Report
+
+
+def _unpinned_mac(path: Path) -> bytes:
+    """Return the root MAC that an integrity-only image has: nobody named one to compare."""
+    with (path / IMAGE_NAME).open("rb") as file:
+        raw = file.read(HEADER_BYTES)
+    return header_mac(raw, parse_header(raw).hash)
+
+
+def _open_lower(path: Path, key: Key | None, mac: bytes | None) -> Image:
+    if key is None and mac is None:
+        mac = _unpinned_mac(path)
+    return open_image(path, key=key, expected_mac=mac)
+
+
+def check_image_at(
+    path: Path, key: Key | None, mac: bytes | None, progress: Progress | None = None
+) -> Checked:
+    """Verify the image in a host directory."""
+    label = str(path)
+    image = _open_lower(path, key, mac)
+    try:
+        report = check(
+            lambda: Union(memory_volume(image), image), [image.tree], _labelled(progress, label)
+        )
+    finally:
+        image.close()
+    return Checked(label, report)
+
+
+def check_volume_at(
+    path: Path, key: Key, lower: Image | None, progress: Progress | None = None
+) -> Checked:
+    """Verify the volume in a host directory, and what it shows of its lower layer."""
+    label = str(path)
+    volume = open_volume(path, key=key, lower=lower, read_only=True, tolerant=True)
+    try:
+        report = check(lambda: Union(volume, lower), [volume.tree], _labelled(progress, label))
+    finally:
+        volume.close()
+        if lower is not None:
+            lower.close()
+    return Checked(label, report)
+
+
+def _labelled(progress: Progress | None, label: str) -> Callable[[int], None] | None:
+    if progress is None:
+        return None
+    return lambda count: progress(label, count)
+
+
+def check_directory(
+    path: Path, key: Key | None, lower: Path | None, progress: Progress | None = None
+) -> Checked:
+    """Verify whatever sealed file system lies in a host directory.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if (path / IMAGE_NAME).exists():
+        return check_image_at(path, key, None, progress)
+    if not (path / ANCHOR_NAME).exists():
+        raise UsageError(
+            "no sealed file system here",
+            stage="fsck",
+            subject=str(path),
+            expected=f"{IMAGE_NAME}, or {ANCHOR_NAME}",
+            found="neither",
+        )
+    return check_volume_at(path, _needed(key, path), _lower_of(lower, key), progress)
+
+
+def _needed(key: Key | None, path: Path) -> Key:
+    if key is None:
+        raise WrongKeyError(
+            "a volume needs its key",
+            stage="fsck",
+            subject=str(path),
+            expected="--image-key FILE",
+            found="no key",
+        )
+    return key
+
+
+def _lower_of(lower: Path | None, key: Key | None) -> Image | None:
+    if lower is None:
+        return None
+    with (lower / IMAGE_NAME).open("rb") as file:
+        encrypted = any(parse_header(file.read(HEADER_BYTES)).key_check)
+    return _open_lower(lower, key if encrypted else None, None)
+
+
+def _upper_key(measured: Measurements, image_key: Key | None) -> Key:
+    chosen = volume_key(
+        measured.config,
+        image_key.raw() if image_key is not None else None,
+        platform=current(),
+        mrsigner=measured.mrsigner,
+        mrenclave=measured.descriptor.mrenclave(),
+    )
+    return Key(chosen.key)
+
+
+def check_instance(
+    instance: Instance, key: Key | None, progress: Progress | None = None
+) -> list[Checked]:
+    """Verify init FS, root FS image and writable layer of an instance."""
+    measured = read_measurements(instance)
+    config = measured.config
+    image_key = key if config.image_type == "encrypted" else None
+    if config.image_type == "encrypted":
+        _needed(key, Path(instance.at(IMAGE)))
+    checked = [
+        check_image_at(Path(instance.at(INITFS)), None, config.init_mac, progress),
+        check_image_at(Path(instance.at(IMAGE)), image_key, config.root_mac, progress),
+    ]
+    upper = Path(instance.at(config.upper.source))
+    if (upper / ANCHOR_NAME).exists():
+        lower = open_image(Path(instance.at(IMAGE)), key=image_key, expected_mac=config.root_mac)
+        checked.append(check_volume_at(upper, _upper_key(measured, image_key), lower, progress))
+    return checked
+
+
+def repair_volume(
+    path: Path,
+    output: Path,
+    key: Key,
+    lower: Image | None,
+    progress: Progress | None = None,
+) -> Checked:
+    """Copy what verifies of a volume into a new one at ``output``, an empty directory."""
+    damaged = open_volume(path, key=key, lower=lower, read_only=True, tolerant=True)
+    try:
+        into = _new_volume(output, key, lower, damaged)
+        try:
+            report = salvage(damaged, into, _labelled(progress, str(output)))
+        finally:
+            into.close()
+    finally:
+        damaged.close()
+        if lower is not None:
+            lower.close()
+    return Checked(str(path), report)
+
+
+def _new_volume(output: Path, key: Key, lower: Image | None, like: Volume) -> Volume:
+    output.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if any(output.iterdir()):
+        raise UsageError(
+            "the place for the repaired volume is not empty",
+            stage="fsck",
+            subject=str(output),
+            expected="an empty or missing directory",
+            found="files",
+        )
+    return open_volume(
+        output,
+        key=key,
+        lower=lower,
+        create=True,
+        source=like.source,
+        chunk_size=like.state.chunk_size,
+    )
+
+
+def repair(
+    instance: Instance | None,
+    directory: Path | None,
+    output: Path,
+    *,
+    key: Key | None,
+    lower: Path | None,
+    progress: Progress | None = None,
+) -> Checked:
+    """Salvage the volume in ``directory``, or the writable layer of ``instance``."""
+    if directory is not None:
+        return repair_volume(
+            directory, output, _needed(key, directory), _lower_of(lower, key), progress
+        )
+    if instance is None:
+        raise UsageError("nothing to repair was named", stage="fsck")
+    measured = read_measurements(instance)
+    image_key = key if measured.config.image_type == "encrypted" else None
+    image = open_image(
+        Path(instance.at(IMAGE)), key=image_key, expected_mac=measured.config.root_mac
+    )
+    return repair_volume(
+        Path(instance.at(measured.config.upper.source)),
+        output,
+        _upper_key(measured, image_key),
+        image,
+        progress,
+    )
