@@ -31,6 +31,7 @@ def main(args: argparse.Namespace, context: Context) -> int:
             subject=args.file,
             expected="a path in a directory that can be written",
             found=os.strerror(exc.errno or 0),
+            hint="name a file in a directory of yours, on storage you trust",
         ) from exc
     if not made:
         raise UsageError(

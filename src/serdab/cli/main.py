@@ -81,7 +81,11 @@ def _run(words: list[str]) -> int:
         # An I/O error that no layer gave a meaning to, such as a full disk: no defect of ours.
         _traceback(context.verbose)
         words_of_system = exc.strerror or str(exc)
-        failure = Error(f"the system refused: {words_of_system}", subject=str(exc.filename or ""))
+        failure = Error(
+            f"the system refused: {words_of_system}",
+            subject=str(exc.filename or ""),
+            hint="" if context.verbose else "-v shows where it happened",
+        )
     except Exception as exc:  # whatever else escapes is a defect, and is said to be one
         _traceback(context.verbose)
         # A defect of another process of ours comes with its whole traceback: the last line says it.
@@ -127,7 +131,7 @@ def _take_globals(words: list[str], context: object) -> str | None:
 
     def value(option: str) -> str:
         if not words:
-            raise UsageError(f"{option} needs a value")
+            raise UsageError(f"{option} needs a value", hint="`serdab --help` shows where it goes")
         return words.pop(0)
 
     while words:
@@ -167,6 +171,7 @@ def _log_level(text: str) -> str:
             subject="--log-level",
             expected="one of " + ", ".join(LOG_LEVELS),
             found=text,
+            hint="error is the default",
         )
     return LOG_LEVELS[text]
 

@@ -30,11 +30,12 @@ def main(args: argparse.Namespace, context: Context) -> int:
                 "reset throws everything away that programs wrote",
                 expected="--yes, or a terminal to ask on",
                 found="neither",
+                hint="add --yes if that is what you want",
             )
         print(f"throw away everything that programs wrote in {instance.path}? [y/N] ", end="")
         sys.stdout.flush()
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-            raise UsageError("reset: not confirmed, nothing was done")
+            raise UsageError("reset: not confirmed, nothing was done", hint="y confirms")
     removed = reset(instance)
     context.result(
         {"removed": removed}, "removed " + ", ".join(removed) if removed else "nothing to remove"

@@ -85,6 +85,7 @@ def load_all(path: str, include_dirs: Iterable[str], say: Callable[[str], None])
                 subject=path,
                 expected=f"at most {MAX_INCLUDES} includes",
                 found="more",
+                hint="look at the includes of the files it names",
             )
         for name in bom.includes:
             pending.append(_find(name, bom.path, directories))
@@ -130,6 +131,7 @@ def _load(path: str, say: Callable[[str], None]) -> Bom:
             subject=path,
             expected="a text file",
             found=(os.strerror(exc.errno or 0) if isinstance(exc, OSError) else "other bytes"),
+            hint="docs/bom.md shows the format",
         ) from exc
 
     def fail(field: str, expected: str, found: str, hint: str) -> Error:

@@ -125,7 +125,12 @@ class Steps:
                 while left > 0:
                     done = os.sendfile(fd, source, None, min(left, 1 << 30))
                     if done == 0:
-                        raise UsageError("a file shrank while it was copied", subject=host)
+                        raise UsageError(
+                            "a file shrank while it was copied",
+                            stage="copy-bom",
+                            subject=host,
+                            hint="copy it when nobody writes to it",
+                        )
                     left -= done
                 os.fchmod(writer.fileno(), mode)
             os.utime(temporary, ns=(status.st_mtime_ns, status.st_mtime_ns))
@@ -191,4 +196,5 @@ def _in_the_way(path: str, expected: str) -> Error:
         subject=path,
         expected=expected,
         found="something else",
+        hint="remove it from the tree, or name another target in the BOM",
     )

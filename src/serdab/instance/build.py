@@ -269,6 +269,7 @@ def _source_date_epoch() -> int | None:
             subject="SOURCE_DATE_EPOCH",
             expected="seconds since 1970 in decimal digits",
             found=repr(text),
+            hint="unset it to keep the times of the files",
         )
     return int(text)
 
@@ -310,6 +311,7 @@ def _initfs_additions(image_type: str, request: BuildRequest) -> Additions:
                 "--buildin-image-key without a key",
                 expected="--image-key FILE as well",
                 found="no key",
+                hint="`serdab gen-image-key FILE` makes a key",
             )
         files[IMAGE_KEY] = request.image_key.dump().encode("ascii") + b"\n"
     return Additions(directories={b"proc": 0o755, b"dev": 0o755}, files=files)

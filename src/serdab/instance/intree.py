@@ -32,7 +32,11 @@ def place(root: str, path: str) -> str:
     found = _walk(root, path, follow_last=False, create=True)
     if found is None:
         raise UsageError(
-            "a path in the tree goes in circles", subject=path, expected="links that end somewhere"
+            "a path in the tree goes in circles",
+            subject=path,
+            expected="links that end somewhere",
+            found="links that point to each other",
+            hint="remove one of them from the tree",
         )
     return found
 
@@ -73,7 +77,11 @@ def _walk(root: str, path: str, *, follow_last: bool, create: bool) -> str | Non
             continue
         if create and not last and not stat.S_ISDIR(mode):
             raise UsageError(
-                "a file stands where a directory is needed", subject=host, found="a file"
+                "a file stands where a directory is needed",
+                subject=host,
+                expected="a directory",
+                found="a file",
+                hint="remove it from the tree, or name another target",
             )
         current.append(part)
     return os.path.join(root, *current) if current else root

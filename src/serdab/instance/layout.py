@@ -105,6 +105,7 @@ class Instance:
                 subject=path,
                 expected="a readable file",
                 found=os.strerror(exc.errno or 0),
+                hint="restore it; `serdab build` writes what is below build/",
             ) from exc
         if len(raw) > MAX_FILE_BYTES:
             raise UsageError(
@@ -112,5 +113,6 @@ class Instance:
                 subject=path,
                 expected=f"at most {MAX_FILE_BYTES} bytes",
                 found="more",
+                hint="restore it; `serdab build` writes what is below build/",
             )
         return raw

@@ -62,6 +62,7 @@ def lock_run(instance: Instance) -> DirectoryLock:
             subject=path,
             expected="a directory that can be written",
             found=os.strerror(exc.errno or 0),
+            hint="an instance must be writable by whoever runs it",
         ) from exc
     return _lock(path, "the instance is in use")
 

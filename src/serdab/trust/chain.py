@@ -294,6 +294,7 @@ class BootChain:
             subject=call,
             expected=f"admitted: {admitted}",
             found=f"state {self._state.value}",
+            hint="the caller's order of calls is wrong; please report",
         )
 
 

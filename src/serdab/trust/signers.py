@@ -88,4 +88,5 @@ def expected_signer(instance: str, named: str | None) -> Digest | None:
             subject="--expect-signer",
             expected="64 hexadecimal digits, as `serdab print mrsigner` shows them",
             found=str(exc),
+            hint="copy the whole value",
         ) from None
