@@ -406,6 +406,16 @@ class TestAttributes:
         with refused(errno.EPERM):
             os.setxattr(mem / "link", "user.x", b"", follow_symlinks=False)
 
+    def test_access_control_lists_and_labels_are_not_supported_rather_than_absent(
+        self, mem: Path
+    ) -> None:
+        (mem / "f").touch()
+        for name in ("system.posix_acl_access", "system.posix_acl_default", "security.selinux"):
+            with refused(errno.EOPNOTSUPP):
+                os.getxattr(mem / "f", name)
+        with refused(errno.ENODATA):
+            os.getxattr(mem / "f", "security.capability")
+
     def test_statvfs_counts_down_as_space_is_used(self, mem: Path) -> None:
         before = os.statvfs(mem)
         (mem / "f").write_bytes(bytes(1 << 20))

@@ -46,6 +46,10 @@ MAX_WRITE_BYTES: Final = 1 << 20
 #: and requests with two names are larger than a page.
 RECEIVE_BYTES: Final = MAX_WRITE_BYTES + 8192
 
+#: Extended attributes that no file system here has. "Not supported" and not "absent": ls(1) asks
+#: for both on every file, until it is told that this device has none.
+_FOREIGN_XATTRS: Final = (b"system.posix_acl_", b"security.selinux")
+
 _WANTED: Final = (
     InitFlag.ASYNC_READ
     | InitFlag.BIG_WRITES
@@ -275,11 +279,15 @@ class Operations:
 
     def _setxattr(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         name, value, flags = wire.parse_setxattr(self.view, size)
+        if name.startswith(_FOREIGN_XATTRS):
+            return wire.dump_error(unique, errno.EOPNOTSUPP)
         self._fs.setxattr(nodeid, name, value, flags)
         return wire.dump_ok(unique)
 
     def _getxattr(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         room, name = wire.parse_getxattr(self.view, size)
+        if name.startswith(_FOREIGN_XATTRS):
+            return wire.dump_error(unique, errno.EOPNOTSUPP)
         return self._sized(unique, room, self._fs.getxattr(nodeid, name))
 
     def _listxattr(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
@@ -296,7 +304,10 @@ class Operations:
         return wire.dump_data(unique, value)
 
     def _removexattr(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
-        self._fs.removexattr(nodeid, wire.parse_xattr_name(self.view, size))
+        name = wire.parse_xattr_name(self.view, size)
+        if name.startswith(_FOREIGN_XATTRS):
+            return wire.dump_error(unique, errno.EOPNOTSUPP)
+        self._fs.removexattr(nodeid, name)
         return wire.dump_ok(unique)
 
     def _fallocate(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
@@ -322,8 +333,8 @@ class Operations:
         count = self._fs.copy_file_range(nodeid, offset, target, offset_out, length)
         return wire.dump_u64(unique, count)
 
-    def _ioctl(self, _unique: int, _nodeid: int, _uid: int, _gid: int, _size: int) -> Reply:
-        raise FsError(errno.ENOTTY)
+    def _ioctl(self, unique: int, _nodeid: int, _uid: int, _gid: int, _size: int) -> Reply:
+        return wire.dump_error(unique, errno.ENOTTY)
 
     def _ok(self, unique: int, _nodeid: int, _uid: int, _gid: int, _size: int) -> Reply:
         return wire.dump_ok(unique)
