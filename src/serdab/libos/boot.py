@@ -128,8 +128,11 @@ class Boot:
         if len(expected) != 32:
             raise UsageError(
                 "not a root MAC",
+                stage="config",
                 subject="--expect-root",
                 expected="64 hexadecimal digits, as `serdab print root-mac` shows them",
+                found=f"{len(named.strip())} characters",
+                hint="copy the whole value",
             )
         if expected != config.root_mac:
             raise MeasurementMismatch(
@@ -138,6 +141,7 @@ class Boot:
                 subject="root FS",
                 expected=f"root-mac {expected.hex()}",
                 found=f"root-mac {config.root_mac.hex()}",
+                hint="`serdab print root-mac` shows what build/ holds",
             )
 
     async def _enter(self, config: BootConfig) -> None:

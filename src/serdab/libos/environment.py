@@ -58,11 +58,17 @@ def check_entry_point(path: str, entry_points: Sequence[str]) -> None:
             subject=path,
             expected="a path such as /bin/sh",
             found=path or "nothing",
+            hint="nothing is looked up in PATH",
         )
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if ".." in parts:
         raise UsageError(
-            "a program's path must not contain '..'", stage="app", subject=path, found=path
+            "a program's path must not contain '..'",
+            stage="app",
+            subject=path,
+            expected="a path without '..'",
+            found=path,
+            hint="name it by its plain path inside the image",
         )
     if "\0" in path:
         raise UsageError("a program's path must not contain NUL", stage="app", subject=repr(path))

@@ -252,12 +252,18 @@ def _spawn_error(request: SpawnRequest, code: int, stage: int) -> Error:
             "no such program in the root FS",
             stage="app",
             subject=path,
+            expected="a program",
             found=found,
             hint="a script's interpreter or a binary's loader may be what is missing",
         )
     if stage == _STAGE_EXEC and code in _NOT_EXECUTABLE:
         return NotAllowedError(
-            "the program cannot be executed", stage="app", subject=path, found=found
+            "the program cannot be executed",
+            stage="app",
+            subject=path,
+            expected="an executable file",
+            found=found,
+            hint="its mode is that of the source tree; `serdab build` seals it anew",
         )
     if stage == _STAGE_CHDIR:
         return Error(

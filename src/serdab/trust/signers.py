@@ -85,6 +85,7 @@ def expected_signer(instance: str, named: str | None) -> Digest | None:
     except ValueError as exc:
         raise UsageError(
             "not a signer",
+            stage="signed",
             subject="--expect-signer",
             expected="64 hexadecimal digits, as `serdab print mrsigner` shows them",
             found=str(exc),
