@@ -5,20 +5,22 @@
 file that a build derives from it and every boot verifies; ``strict`` is the reader both share;
 ``dirs`` names the user's directories. Above: everything. Below: ``errors`` and ``keys`` only.
 
-The names of ``boot`` are exported here because each boot needs them; ``occlum`` is imported by its
-own name, so that a boot does not pay for it.
+The names of ``boot`` can be imported from here. They are fetched at first use: the command line
+needs ``dirs`` alone, and its start is on the way of every run.
 """
 
 from __future__ import annotations
 
-from serdab.config.boot import (
-    BootConfig,
-    Limits,
-    MountEntry,
-    UpperLayer,
-    dump_boot_config,
-    parse_boot_config,
-)
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from serdab.config.boot import (
+        BootConfig,
+        Limits,
+        MountEntry,
+        UpperLayer,
+        dump_boot_config,
+        parse_boot_config,
+    )
 
 __all__ = [
     "BootConfig",
@@ -28,3 +30,11 @@ __all__ = [
     "dump_boot_config",
     "parse_boot_config",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from serdab.config import boot
+
+    return getattr(boot, name)
