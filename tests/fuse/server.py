@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 
 from serdab.fuse.mounting import mount_host
 from serdab.fuse.session import Session, SessionOptions
@@ -17,9 +18,18 @@ from serdab.vfs.api import FileSystem
 from serdab.vfs.memfs import MemFs
 
 
+class _Slow(MemFs):
+    """Takes its time to flush."""
+
+    def fsync(self, ino: int, *, datasync: bool) -> None:
+        time.sleep(1)
+
+
 def _make(kind: str, source: str) -> FileSystem:
     if kind == "memory":
         return MemFs(size_limit_bytes=1 << 30, mode=0o777)
+    if kind == "slow":
+        return _Slow()
     from serdab.vfs.hostfs import HostFs
 
     return HostFs(source, hidden=frozenset((b"hidden",)))
@@ -27,7 +37,7 @@ def _make(kind: str, source: str) -> FileSystem:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("kind", choices=("memory", "host"))
+    parser.add_argument("kind", choices=("memory", "slow", "host"))
     parser.add_argument("path")
     parser.add_argument("--source", default="")
     parser.add_argument("--read-only", action="store_true")

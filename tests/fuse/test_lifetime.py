@@ -5,7 +5,11 @@ from __future__ import annotations
 
 import errno
 import os
+import random
+import shutil
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +20,7 @@ from serdab.errors import EnvironmentRefused
 from serdab.fuse.mounting import mount_host, raise_read_ahead, unmount
 from serdab.linux.mounts import UmountFlag, umount
 from tests.fuse.conftest import REPOSITORY, Served
+from tests.fuse.test_oracle import Subject, steps
 from tests.harness.user import OrdinaryUser
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
@@ -111,6 +116,97 @@ class TestEnding:
 
     def test_the_server_ends_when_the_mount_does(self, serve: Callable[..., Served]) -> None:
         assert serve("memory").unmount() == ""
+
+
+def wait_until_in_the_kernel(pid: int) -> None:
+    """Wait until a process sleeps in a system call other than those of its start."""
+    deadline = time.monotonic() + 30
+    while True:
+        call = Path(f"/proc/{pid}/syscall").read_text().split()[0]
+        if call in FSYNC_NUMBERS:
+            return
+        assert time.monotonic() < deadline, f"the process is in {call}"
+        time.sleep(0.005)
+
+
+FSYNC_NUMBERS = ("74", "82")  # x86-64, and the generic table of the newer architectures
+
+
+class TestSignals:
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+    def test_a_program_interrupted_while_it_waits_leaves_the_server_in_order(
+        self, serve: Callable[..., Served], number: int
+    ) -> None:
+        served = serve("slow")
+        program = (
+            "import os, signal, sys\n"
+            "signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
+            "os.fsync(os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY))\n"
+        )
+        waiting = subprocess.Popen([sys.executable, "-c", program, served.path / "f"])
+        wait_until_in_the_kernel(waiting.pid)
+        waiting.send_signal(number)
+        assert waiting.wait(30) == -number
+        (served.path / "g").write_text("alive")
+        assert sorted(os.listdir(served.path)) == ["f", "g"]
+        assert served.unmount() == ""
+
+
+class TestReferences:
+    @pytest.mark.parametrize("kind", ["memory", "host"])
+    def test_every_lookup_is_forgotten_in_the_end(
+        self, serve: Callable[..., Served], tmpfs: Path, kind: str
+    ) -> None:
+        served = serve(kind, "--source", str(tmpfs))
+        top = served.path
+        free_before = os.statvfs(top).f_ffree
+        for number in range(40):
+            folder = top / f"d{number}"
+            folder.mkdir()
+            for name in "abcdefgh":
+                (folder / name).write_text(name)
+            os.link(folder / "a", folder / "hard")
+            os.rename(folder / "b", folder / "c")
+            os.close(os.open(folder, os.O_TMPFILE | os.O_WRONLY))
+        for _ in range(3):
+            subprocess.run(["ls", "-lR", top], stdout=subprocess.DEVNULL, check=True)
+        for name in os.listdir(top):
+            shutil.rmtree(top / name)
+        # Forgets are sent in the background; a node that stays counts as a file in use.
+        deadline = time.monotonic() + 30
+        while os.statvfs(top).f_ffree != free_before:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert served.unmount() == ""
+
+
+def descend(subject: Subject, seed: int) -> None:
+    for step in steps(random.Random(seed), 600):
+        subject.apply(step)
+
+
+class TestManyPrograms:
+    def test_programs_at_the_same_time_get_their_own_answers(self, mem: Path, tmpfs: Path) -> None:
+        children = []
+        for seed in range(6):
+            (mem / str(seed)).mkdir()
+            (tmpfs / str(seed)).mkdir()
+            child = os.fork()
+            if child == 0:
+                try:
+                    subject = Subject(mem / str(seed))
+                    descend(subject, seed)
+                    subject.close()
+                    os._exit(0)
+                finally:
+                    os._exit(1)
+            children.append(child)
+        assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 6
+        for seed in range(6):
+            subject = Subject(tmpfs / str(seed))
+            descend(subject, seed)
+            subject.close()
+            assert Subject(mem / str(seed)).tree() == Subject(tmpfs / str(seed)).tree()
 
 
 class TestOrdinaryUser:
