@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Callable
 from typing import Final
 
 from serdab.cli.messages import Context
@@ -62,7 +64,12 @@ def main(args: argparse.Namespace, context: Context) -> int:
     request = BuildRequest(
         signer, image_key=key, builtin_key=args.buildin_image_key, force=args.force
     )
-    result = build(instance, request, say=context.say)
+    progress = _progress(context)
+    try:
+        result = build(instance, request, say=context.say, progress=progress)
+    finally:
+        if progress is not None:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
     values = {
         "mrenclave": str(result.mrenclave),
         "mrsigner": str(result.mrsigner),
@@ -82,3 +89,18 @@ def main(args: argparse.Namespace, context: Context) -> int:
     }
     context.result(fields, "" if context.quiet else text)
     return 0
+
+
+def _progress(context: Context) -> Callable[[int], None] | None:
+    """Return what shows the bytes that were sealed, on a terminal only."""
+    if context.quiet or context.as_json or not sys.stderr.isatty():
+        return None
+    shown = -1
+
+    def show(count: int) -> None:
+        nonlocal shown
+        if count >> 20 != shown:
+            shown = count >> 20
+            print(f"\rsealing: {shown} MiB", end="", file=sys.stderr, flush=True)
+
+    return show

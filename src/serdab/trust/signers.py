@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whom an instance is expected to be signed by; decided outside the instance.
 
-In this order: the caller (``--expect-signer``), the record in the user's state directory, made at
-the first use or by the last build of this user. Without a pin outside, anyone who can write to the
-instance directory could sign everything anew.
+In this order: the caller (``--expect-signer``), the user's settings (64 hex digits in the file
+``expected-signer`` of the configuration directory, for every instance of this user), the record in
+the user's state directory, made at the first use or by the last build of this user. Without a pin
+outside, anyone who can write to the instance directory could sign everything anew.
 
 On-disk format:
     ``signers/<SHA-256 of the instance's real path>.json`` in the state directory, 0600: ``format``
@@ -15,11 +16,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from typing import Final
 
-from serdab.config.dirs import make_private, state_dir, write_durably
+from serdab.config.dirs import config_dir, make_private, state_dir, write_durably
 from serdab.config.strict import load_object
 from serdab.errors import Error, UsageError, VerificationError
 from serdab.trust.measurement import SHA256, Digest
+
+SETTING: Final = "expected-signer"
 
 
 def _record_path(instance: str) -> str:
@@ -73,20 +77,38 @@ def record_signer(instance: str, signer: Digest) -> None:
 
 
 def expected_signer(instance: str, named: str | None) -> Digest | None:
-    """Return the signer to require: the named one, else the recorded one, else None.
+    """Return the signer to require: the named one, else the configured, else the recorded, or None.
 
     Raises:
-        UsageError: ``named`` is not 64 hexadecimal digits.
+        UsageError: what was named or configured is not 64 hexadecimal digits.
     """
-    if named is None:
-        return recorded_signer(instance)
+    if named is not None:
+        return _parse(named, "--expect-signer")
+    path = os.path.join(config_dir(), SETTING)
     try:
-        return Digest.parse(named.strip())
+        with open(path, encoding="ascii", errors="replace") as file:
+            return _parse(file.read(4096), path)
+    except FileNotFoundError:
+        return recorded_signer(instance)
+    except OSError as exc:
+        raise UsageError(
+            "the user's settings cannot be read",
+            stage="signed",
+            subject=path,
+            expected="a readable file, or none",
+            found=os.strerror(exc.errno or 0),
+            hint="it names the signer of every instance; remove it to go by the records",
+        ) from exc
+
+
+def _parse(text: str, subject: str) -> Digest:
+    try:
+        return Digest.parse(text.strip())
     except ValueError as exc:
         raise UsageError(
             "not a signer",
             stage="signed",
-            subject="--expect-signer",
+            subject=subject,
             expected="64 hexadecimal digits, as `serdab print mrsigner` shows them",
             found=str(exc),
             hint="copy the whole value",

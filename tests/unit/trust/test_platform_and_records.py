@@ -26,6 +26,7 @@ POLICY = KeyPolicy(SIGNER, 0)
 @pytest.fixture
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     return tmp_path / "serdab"
 
 
@@ -173,6 +174,17 @@ class TestSignerRecords:
         assert signers.expected_signer(str(tmp_path), "ab" * 32) == Digest.parse("ab" * 32)
         with pytest.raises(UsageError, match="not a signer"):
             signers.expected_signer(str(tmp_path), "ab")
+
+    def test_the_users_settings_win_over_the_record(self, state: Path, tmp_path: Path) -> None:
+        signers.record_signer(str(tmp_path), SIGNER)
+        settings = tmp_path / "config/serdab/expected-signer"
+        settings.parent.mkdir(parents=True)
+        settings.write_text("ab" * 32 + "\n")
+        assert signers.expected_signer(str(tmp_path), None) == Digest.parse("ab" * 32)
+        assert signers.expected_signer(str(tmp_path), "cd" * 32) == Digest.parse("cd" * 32)
+        settings.write_text("")
+        with pytest.raises(UsageError, match="not a signer"):
+            signers.expected_signer(str(tmp_path), None)
 
     def test_a_damaged_record_is_not_taken_for_none(self, state: Path, tmp_path: Path) -> None:
         signers.record_signer(str(tmp_path), SIGNER)
