@@ -334,8 +334,9 @@ class Content:
             stop = min((chunk + 1) * size, end)
             part = data[position - offset : stop - offset]
             if len(part) == size:
-                self._drop_chunk(inode.ino, chunk)
+                # In this order: what was written before is not lost when the host fails here.
                 self._seal(inode.ino, chunk, part)
+                self._drop_chunk(inode.ino, chunk)
             else:
                 self._write_part(inode, chunk, skip, part)
             position = stop
@@ -343,8 +344,8 @@ class Content:
     def _write_part(self, inode: Inode, chunk: int, skip: int, part: memoryview) -> None:
         held = self._place(inode, chunk, skip, part)
         if held.high - held.low == self._chunk_size:
-            self._drop_chunk(inode.ino, chunk)
             self._seal(inode.ino, chunk, held.buf)
+            self._drop_chunk(inode.ino, chunk)
 
     def _place(self, inode: Inode, chunk: int, skip: int, part: memoryview) -> DirtyChunk:
         """Put a part of a chunk into memory."""
@@ -507,8 +508,9 @@ class Content:
                         self._seal(ino, chunk, buf)
                     else:
                         self._set_pointer(ino, chunk, ABSENT)
-        self._dirty.clear()
-        self.dirty_bytes = 0
+            # One by one: if the host fails at a later inode, this one is in order.
+            self.dirty_bytes -= sum(len(dirty.buf) for dirty in opened.chunks.values())
+            del self._dirty[ino]
 
     def save_extents(self) -> None:
         """Put the changed extents into the items."""
