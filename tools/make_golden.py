@@ -14,7 +14,8 @@ from pathlib import Path
 
 from serdab.keys import Key
 from serdab.sefs.image import open_image
-from serdab.sefs.imagebuild import Additions, ImageOptions, build_image
+from serdab.sefs.imagebuild import ImageOptions, build_image
+from serdab.sefs.imagewalk import Additions
 from serdab.sefs.volume import open_volume
 from serdab.vfs.api import SetAttr
 from serdab.vfs.union import Union

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,20 +18,18 @@ from serdab.crypto.hashes import name_hash
 from serdab.keys import Key
 from serdab.sefs.anchor import volume_keys
 from serdab.sefs.image import Image, image_keys, open_image
-from serdab.sefs.imagebuild import Additions, ImageOptions, build_image
+from serdab.sefs.imagebuild import ImageOptions, build_image
 from serdab.sefs.imageformat import HEADER_BYTES, parse_header
+from serdab.sefs.imagewalk import Additions
 from serdab.sefs.volume import open_volume
 from serdab.vfs.union import Union
+from tools.make_golden import make_source
 
 GOLDEN = Path(__file__).parents[1] / "images" / "v1"
-ROOT = Path(__file__).parents[2]
 MACS = {
     name: bytes.fromhex(mac) for name, mac in json.loads((GOLDEN / "macs.json").read_text()).items()
 }
 KEY = Key.parse("c7-32-b3-ed-44-df-ec-7b-25-2d-9a-32-38-8d-58-61")
-
-sys.path.insert(0, str(ROOT / "tools"))
-from make_golden import make_source  # noqa: E402 - a tool beside the package
 
 
 def open_golden(name: str, where: Path = GOLDEN) -> Image:
