@@ -96,7 +96,7 @@ class Operations:
         self._reply = bytearray(16 + MAX_WRITE_BYTES)
         self._reply_view = memoryview(self._reply)
         self.is_initialised = False
-        self.table: dict[int, Handler] = {
+        table: dict[Opcode, Handler] = {
             Opcode.LOOKUP: self._lookup,
             Opcode.FORGET: self._forget,
             Opcode.GETATTR: self._getattr,
@@ -137,8 +137,10 @@ class Operations:
             Opcode.NOTIFY_REPLY: self._no_reply,
         }
         if not self._endless:
-            self.table[Opcode.OPEN] = self._open
-            self.table[Opcode.OPENDIR] = self._open
+            table[Opcode.OPEN] = self._open
+            table[Opcode.OPENDIR] = self._open
+        # Plain integers: an enumeration's members are found by comparing, these by being the same.
+        self.table: dict[int, Handler] = {int(opcode): call for opcode, call in table.items()}
 
     def _init(self, unique: int, _nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         major, minor, readahead, offered = wire.parse_init(self.view, size)

@@ -455,6 +455,15 @@ def parse_copy_file_range(view: memoryview, size: int) -> tuple[int, int, int, i
     return offset, nodeid, offset_out, length
 
 
+def _times(inode: Inode) -> tuple[int, int, int, int, int, int]:
+    """Return seconds and nanoseconds of atime, mtime and ctime."""
+    mtime = divmod(inode.mtime_ns, _SECOND)
+    # A new file has one time in all three; a division of such numbers costs as much as a call.
+    atime = mtime if inode.atime_ns == inode.mtime_ns else divmod(inode.atime_ns, _SECOND)
+    ctime = mtime if inode.ctime_ns == inode.mtime_ns else divmod(inode.ctime_ns, _SECOND)
+    return *atime, *mtime, *ctime
+
+
 def dump_error(unique: int, errno_: int) -> bytes:
     """Return a reply that carries only an errno (positive here, negative on the wire)."""
     return _pack_out_header(16, -errno_, unique)
@@ -493,9 +502,7 @@ def dump_entry(unique: int, inode: Inode, valid_s: int, block_size: int) -> byte
     """Return the reply that gives a name its inode."""
     size = inode.size
     blocks = inode.blocks
-    atime, atime_ns = divmod(inode.atime_ns, _SECOND)
-    mtime, mtime_ns = divmod(inode.mtime_ns, _SECOND)
-    ctime, ctime_ns = divmod(inode.ctime_ns, _SECOND)
+    atime, atime_ns, mtime, mtime_ns, ctime, ctime_ns = _times(inode)
     ino = inode.ino
     return _pack_entry(
         144, 0, unique,
@@ -518,9 +525,7 @@ def dump_attr(unique: int, inode: Inode, valid_s: int, block_size: int) -> bytes
     """Return the reply to GETATTR and SETATTR."""
     size = inode.size
     blocks = inode.blocks
-    atime, atime_ns = divmod(inode.atime_ns, _SECOND)
-    mtime, mtime_ns = divmod(inode.mtime_ns, _SECOND)
-    ctime, ctime_ns = divmod(inode.ctime_ns, _SECOND)
+    atime, atime_ns, mtime, mtime_ns, ctime, ctime_ns = _times(inode)
     return _pack_attr(
         120, 0, unique,
         valid_s, 0, 0,
@@ -540,9 +545,7 @@ def dump_statx(unique: int, inode: Inode, valid_s: int, block_size: int) -> byte
     """Return the reply to STATX: what GETATTR says, and the time of birth."""
     size = inode.size
     blocks = inode.blocks
-    atime, atime_ns = divmod(inode.atime_ns, _SECOND)
-    mtime, mtime_ns = divmod(inode.mtime_ns, _SECOND)
-    ctime, ctime_ns = divmod(inode.ctime_ns, _SECOND)
+    atime, atime_ns, mtime, mtime_ns, ctime, ctime_ns = _times(inode)
     btime, btime_ns = divmod(inode.btime_ns, _SECOND)
     mask = STATX_BASIC_STATS | (STATX_BTIME if inode.btime_ns else 0)
     rdev = inode.rdev
@@ -631,9 +634,7 @@ def dump_direntplus_into(
     else:
         size = inode.size
         blocks = inode.blocks
-        atime, atime_ns = divmod(inode.atime_ns, _SECOND)
-        mtime, mtime_ns = divmod(inode.mtime_ns, _SECOND)
-        ctime, ctime_ns = divmod(inode.ctime_ns, _SECOND)
+        atime, atime_ns, mtime, mtime_ns, ctime, ctime_ns = _times(inode)
         DIRENTPLUS.pack_into(
             buf, at,
             ino, 0, valid_s, valid_s, 0, 0,
