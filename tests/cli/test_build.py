@@ -142,6 +142,34 @@ class TestAdditions:
         assert {"hosts", "hostname", "resolv.conf"} <= names(instance, "mount", "/etc")
         assert names(instance, "initfs", "/etc") == {"image_config.json"}
 
+    def test_owners_are_those_that_a_bom_declares(
+        self, serdab: Command, instance: Path, tmp_path: Path
+    ) -> None:
+        bom = tmp_path / "bom.yaml"
+        bom.write_text("targets:\n- target: /home/me\n  owner: 1000:100\n  mkdirs: [d]\n")
+        first = build(serdab, instance)
+        serdab.ok("copy-bom", "-f", bom, "--root", instance / "image")
+        second = build(serdab, instance)
+        assert second["sealed"] == ["image"]
+        mac = bytes.fromhex(second["root-mac"])
+        image = open_image(instance / "build/mount/__ROOT", key=None, expected_mac=mac)
+        try:
+            owners = []
+            ino = ROOT_INO
+            for part in (b"home", b"me", b"d"):
+                entry = image.dirent(ino, part)
+                assert entry is not None
+                ino = entry.ino
+                inode = image.inode(ino)
+                assert inode is not None
+                owners.append((inode.uid, inode.gid))
+        finally:
+            image.close()
+        assert owners == [(0, 0), (1000, 100), (1000, 100)]
+        (instance / "image.owners").unlink()
+        third = build(serdab, instance)
+        assert third["root-mac"] not in (first["root-mac"], second["root-mac"])
+
     def test_a_mount_point_that_is_a_link_is_refused(self, serdab: Command, instance: Path) -> None:
         (instance / "image/host").rmdir()
         (instance / "image/host").symlink_to("opt")

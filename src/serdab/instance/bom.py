@@ -68,6 +68,7 @@ def copy_bom(
     copied.do_listed(plan)
     Needs(plan, root, say).add()
     copied.do_libraries(plan)
+    copied.do_owners(plan)
     if plan.missing:
         raise Error(
             "libraries are missing",

@@ -17,6 +17,7 @@ from typing import Any, Final
 from serdab.config.strict import Fail, Section
 from serdab.errors import Error, UsageError
 from serdab.instance.excludes import Excludes
+from serdab.instance.owners import MAX_ID, Owner
 
 MAX_INCLUDES: Final = 100
 _VARIABLE: Final = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
@@ -43,9 +44,10 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Everything that goes to one directory of the tree."""
+    """Everything that goes to one directory of the tree. ``owner`` None is 0:0."""
 
     path: str
+    owner: Owner | None
     directories: tuple[str, ...]
     links: tuple[tuple[str, str], ...]
     copies: tuple[Copy, ...]
@@ -211,6 +213,7 @@ def _prune(value: object) -> object:
 
 def _target(section: Section, fail: Fail, say: Callable[[str], None]) -> Target:
     path = _expand(section.text("target"), say)
+    owner = _owner(section)
     directories = tuple(_expand(name, say) for name in section.texts("mkdirs", ()))
     links = []
     for link in section.sections("createlinks") if section.has("createlinks") else ():
@@ -224,7 +227,21 @@ def _target(section: Section, fail: Fail, say: Callable[[str], None]) -> Target:
         copy.close()
         copies.append(Copy(origin, dirs, files))
     section.close()
-    return Target(path, directories, tuple(links), tuple(copies))
+    return Target(path, owner, directories, tuple(links), tuple(copies))
+
+
+def _owner(section: Section) -> Owner | None:
+    """Take the owner of a target: two numbers joined by a colon."""
+    text = section.text("owner", "")
+    if not text:
+        return None
+    numbers = text.split(":")
+    if len(numbers) != 2 or not all(
+        part.isascii() and part.isdigit() and len(part) <= 10 and int(part) <= MAX_ID
+        for part in numbers
+    ):
+        raise section.refuse("owner", "two numbers, as in 1000:1000", repr(text))
+    return int(numbers[0]), int(numbers[1])
 
 
 def _files(copy: Section, say: Callable[[str], None]) -> Iterable[FileItem]:

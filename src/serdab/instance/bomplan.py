@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from serdab.errors import UsageError
-from serdab.instance.bomfile import Bom, Copy, FileItem, Target
+from serdab.instance.bomfile import Bom, Copy, Target
+from serdab.instance.owners import Owner
 
 Say = Callable[[str], None]
 
@@ -35,6 +36,7 @@ class Plan:
     directories: dict[str, int | None] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)
     files: dict[str, PlannedFile] = field(default_factory=dict)
+    owners: dict[str, Owner | None] = field(default_factory=dict)
     libraries: dict[str, str] = field(default_factory=dict)
     cached: dict[tuple[str, int], str] = field(default_factory=dict)
     musl_paths: dict[str, list[str]] = field(default_factory=dict)
@@ -47,86 +49,141 @@ def inside(*parts: str) -> str:
 
 
 def plan_bom(plan: Plan, bom: Bom, root: str, say: Say) -> None:
-    for target in bom.targets:
-        plan.directories.setdefault(inside(target.path), None)
-        for name in target.directories:
-            plan.directories.setdefault(inside(target.path, name), None)
-    for target in bom.targets:
-        for source, name in target.links:
-            plan.links[inside(target.path, name)] = source
-    for target in bom.targets:
-        for copy in target.copies:
-            base = os.path.join(os.path.dirname(root), copy.origin)
-            for name in _whole(copy):
-                _plan_directory(plan, bom, target, base, name, say)
-    for target in bom.targets:
-        for copy in target.copies:
-            base = os.path.join(os.path.dirname(root), copy.origin)
+    """Extend the plan by one BOM: directories, links, copied directories, then files."""
+    planners = [_Planner(plan, bom, target, os.path.dirname(root), say) for target in bom.targets]
+    for planner in planners:
+        planner.directories()
+    for planner in planners:
+        planner.links()
+    for planner in planners:
+        planner.copied_directories()
+    for planner in planners:
+        planner.files()
+
+
+class _Planner:
+    """Plans one target of a BOM."""
+
+    def __init__(self, plan: Plan, bom: Bom, target: Target, base: str, say: Say) -> None:
+        self._plan = plan
+        self._bom = bom
+        self._target = target
+        self._base = base
+        self._say = say
+        self._within: list[str] = []
+
+    def directories(self) -> None:
+        """Plan the target itself and its mkdirs."""
+        target = inside(self._target.path)
+        for path in (target, *(inside(target, name) for name in self._target.directories)):
+            if path not in self._plan.directories:
+                self._plan.directories[path] = None
+                self._own(path)
+
+    def links(self) -> None:
+        """Plan createlinks."""
+        for source, name in self._target.links:
+            self._link(inside(self._target.path, name), source)
+
+    def copied_directories(self) -> None:
+        """Plan the directories to copy; the contents of the origin when nothing is named."""
+        for copy in self._target.copies:
+            for name in copy.dirs if copy.dirs or copy.files else ("./",):
+                self._directory(copy, name)
+
+    def files(self) -> None:
+        """Plan the listed files."""
+        for copy in self._target.copies:
             for item in copy.files:
-                _plan_file(plan, bom, target, base, item)
+                source = os.path.join(self._base, copy.origin, item.name)
+                if not os.path.isfile(source):
+                    raise self._no_source(source, "a file", item.name)
+                name = item.rename or posixpath.basename(item.name)
+                self._file(
+                    inside(self._target.path, name),
+                    PlannedFile(os.path.normpath(source), item.digest, item.autodep),
+                )
 
+    def _own(self, path: str) -> None:
+        # The root itself stays the inner root's, whoever owns what a target puts into it.
+        self._plan.owners[path] = None if path == "/" else self._target.owner
 
-def _whole(copy: Copy) -> tuple[str, ...]:
-    """Return the directories to copy; the contents of the origin when nothing is named."""
-    return copy.dirs if copy.dirs or copy.files else ("./",)
+    def _link(self, path: str, target: str) -> None:
+        self._plan.links[path] = target
+        self._plan.files.pop(path, None)
+        self._own(path)
 
+    def _file(self, path: str, item: PlannedFile) -> None:
+        self._plan.files[path] = item
+        self._plan.links.pop(path, None)
+        self._own(path)
 
-def _plan_file(plan: Plan, bom: Bom, target: Target, base: str, item: FileItem) -> None:
-    source = os.path.join(base, item.name)
-    if not os.path.isfile(source):
-        raise _no_source(bom, source, "a file", item.name)
-    name = item.rename or posixpath.basename(item.name)
-    plan.files[inside(target.path, name)] = PlannedFile(
-        os.path.normpath(source), item.digest, item.autodep
-    )
+    def _copied(self, path: str, mode: int) -> None:
+        self._plan.directories[path] = stat.S_IMODE(mode)
+        self._own(path)
 
+    def _directory(self, copy: Copy, name: str) -> None:
+        source = os.path.join(self._base, copy.origin, name)
+        if not os.path.isdir(source):
+            raise self._no_source(source, "a directory", name)
+        # A trailing slash copies what is in the directory, not the directory itself.
+        into = inside(self._target.path, "" if name.endswith("/") else posixpath.basename(name))
+        tree = os.path.normpath(source)
+        self._copied(into, os.stat(tree).st_mode)
+        self._tree(tree, into)
 
-def _plan_directory(plan: Plan, bom: Bom, target: Target, base: str, name: str, say: Say) -> None:
-    source = os.path.join(base, name)
-    if not os.path.isdir(source):
-        raise _no_source(bom, source, "a directory", name)
-    # A trailing slash copies what is in the directory, not the directory itself.
-    into = target.path if name.endswith("/") else f"{target.path}/{posixpath.basename(name)}"
-    tree = os.path.normpath(source)
-    plan.directories[inside(into)] = stat.S_IMODE(os.stat(tree).st_mode)
-    _plan_tree(plan, bom, tree, "", inside(into), say)
+    def _tree(self, tree: str, into: str) -> None:
+        """Plan what is in the directory ``tree``, a copied one or one that a link led to."""
+        real = os.path.realpath(tree)
+        if any(f"{outer}/".startswith(f"{real}/") for outer in self._within):
+            self._say(f"warning: a link leads from {self._within[-1]} back to {real}; left out")
+            return
+        self._within.append(real)
+        self._entries(tree, "", into)
+        self._within.pop()
 
-
-def _plan_tree(plan: Plan, bom: Bom, tree: str, relative: str, into: str, say: Say) -> None:
-    with os.scandir(os.path.join(tree, relative)) as listing:
-        entries = sorted(listing, key=lambda entry: entry.name)
-    for entry in entries:
-        path = f"{relative}/{entry.name}" if relative else entry.name
-        mode = entry.stat(follow_symlinks=False).st_mode
-        if bom.excludes.match(path, is_directory=stat.S_ISDIR(mode)):
-            continue
-        target = inside(into, path)
-        if stat.S_ISLNK(mode):
-            link = os.readlink(entry.path)
-            if _stays_inside(path, link) or not os.path.exists(entry.path):
-                if not os.path.lexists(os.path.join(tree, os.path.dirname(path), link)):
-                    say(f"warning: {entry.path} points nowhere; it is copied as a link")
-                plan.links[target] = link
-                plan.files.pop(target, None)
+    def _entries(self, tree: str, relative: str, into: str) -> None:
+        with os.scandir(os.path.join(tree, relative)) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name)
+        for entry in entries:
+            path = f"{relative}/{entry.name}" if relative else entry.name
+            mode = entry.stat(follow_symlinks=False).st_mode
+            if self._bom.excludes.match(path, is_directory=stat.S_ISDIR(mode)):
                 continue
-            # A link that leaves the copied directory: what it points to comes along instead.
-            mode = os.stat(entry.path).st_mode
-            if stat.S_ISDIR(mode):
-                inner = os.path.realpath(entry.path)
-                if f"{os.path.realpath(tree)}/".startswith(f"{inner}/"):
-                    say(f"warning: {entry.path} points to a parent of itself; left out")
-                    continue
-                plan.directories[target] = stat.S_IMODE(mode)
-                _plan_tree(plan, bom, inner, "", target, say)
-                continue
-        if stat.S_ISDIR(mode):
-            plan.directories[target] = stat.S_IMODE(mode)
-            _plan_tree(plan, bom, tree, path, into, say)
-        elif stat.S_ISREG(mode):
-            plan.files[target] = PlannedFile(entry.path, tree=tree)
-            plan.links.pop(target, None)
+            target = inside(into, path)
+            if stat.S_ISLNK(mode):
+                self._found_link(tree, path, entry.path, target)
+            elif stat.S_ISDIR(mode):
+                self._copied(target, mode)
+                self._entries(tree, path, into)
+            elif stat.S_ISREG(mode):
+                self._file(target, PlannedFile(entry.path, tree=tree))
+            else:
+                self._say(f"warning: {entry.path} is neither file, directory nor link; left out")
+
+    def _found_link(self, tree: str, path: str, host: str, target: str) -> None:
+        link = os.readlink(host)
+        there = os.path.exists(host)
+        if _stays_inside(path, link) or not there:
+            if not there and not os.path.lexists(os.path.join(os.path.dirname(host), link)):
+                self._say(f"warning: {host} points nowhere; it is copied as a link")
+            self._link(target, link)
+        # A link that leaves the copied directory: what it points to comes along instead.
+        elif os.path.isdir(host):
+            self._copied(target, os.stat(host).st_mode)
+            self._tree(host, target)
         else:
-            say(f"warning: {entry.path} is neither file, directory nor link; left out")
+            self._file(target, PlannedFile(host, tree=tree))
+
+    def _no_source(self, source: str, expected: str, name: str) -> UsageError:
+        return UsageError(
+            "something that the BOM names is missing",
+            stage="copy-bom",
+            subject=source,
+            expected=expected,
+            found="something else" if os.path.exists(source) else "nothing",
+            hint=f"named as {name} in {self._bom.path}",
+        )
 
 
 def _stays_inside(path: str, link: str) -> bool:
@@ -135,14 +192,3 @@ def _stays_inside(path: str, link: str) -> bool:
         return False
     target = posixpath.normpath(posixpath.join(posixpath.dirname(path), link))
     return target != ".." and not target.startswith("../")
-
-
-def _no_source(bom: Bom, source: str, expected: str, name: str) -> UsageError:
-    return UsageError(
-        "something that the BOM names is missing",
-        stage="copy-bom",
-        subject=source,
-        expected=expected,
-        found="something else" if os.path.exists(source) else "nothing",
-        hint=f"named as {name} in {bom.path}",
-    )

@@ -18,6 +18,7 @@ from serdab.errors import Error, MeasurementMismatch, UsageError
 from serdab.instance import ldcache
 from serdab.instance.bomplan import Plan, PlannedFile, Say
 from serdab.instance.intree import place, resolve
+from serdab.instance.owners import Owner, store_owners
 
 _OPEN_DIRECTORIES: Final = ("/tmp", "/var/tmp")  # noqa: S108 - names inside the tree
 _LD_CACHE: Final = "/etc/ld.so.cache"
@@ -40,6 +41,20 @@ class Steps:
             self._step(f"link {path} -> {target}", partial(self._link, path, target))
         for path, item in plan.files.items():
             self._step(f"file {path} from {item.source}", partial(self._file, path, item))
+
+    def do_owners(self, plan: Plan) -> None:
+        """Note declared owners beside the tree, for the build to seal."""
+        for path, declared in plan.owners.items():
+            if self._tell is not None and declared is not None:
+                self._tell(f"owner {declared[0]}:{declared[1]} of {path}")
+        if self._dry_run:
+            return
+        changes: dict[str, Owner | None] = {}
+        for path, owner in plan.owners.items():
+            # The tree's own name for it: links above it may lead elsewhere.
+            host = place(self._root, path)
+            changes[os.path.relpath(host, self._root)] = owner
+        store_owners(self._root, changes)
 
     def do_libraries(self, plan: Plan) -> None:
         """Copy what was found for programs and extend the loaders' configuration."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -48,6 +48,7 @@ from serdab.instance.layout import (
     Instance,
 )
 from serdab.instance.locks import lock_build
+from serdab.instance.owners import Owner, load_owners
 from serdab.keys import Key
 from serdab.sefs.imagebuild import ImageOptions, build_image
 from serdab.sefs.imageformat import IMAGE_NAME
@@ -208,10 +209,14 @@ class _Sealer:
         self, name: str, source: str, output: str, key: Key | None, additions: Additions
     ) -> bytes:
         """Return the root MAC of the tree."""
-        options = ImageOptions(clamp_s=_source_date_epoch())
         tree = self._instance.at(source)
+        owners = load_owners(tree)
+        options = ImageOptions(
+            clamp_s=_source_date_epoch(),
+            owner=lambda path: owners.get(os.fsdecode(path), (0, 0)),
+        )
         # What changes after this moment differs from the fingerprint at the next build.
-        found = fingerprint(tree, parameters=_parameters(options, additions), key=key)
+        found = fingerprint(tree, parameters=_parameters(options, additions, owners), key=key)
         old = self._record.get(name)
         there = os.path.isfile(os.path.join(self._instance.at(output), IMAGE_NAME))
         if old is not None and found == old.fingerprint and there:
@@ -240,7 +245,7 @@ def _staged(staging: str, output: str) -> str:
     return os.path.join(staging, output.removeprefix(_BUILD_PREFIX))
 
 
-def _parameters(options: ImageOptions, additions: Additions) -> bytes:
+def _parameters(options: ImageOptions, additions: Additions, owners: Mapping[str, Owner]) -> bytes:
     """Return everything beside tree and key that decides the bytes of an image."""
     import zstandard
 
@@ -254,6 +259,7 @@ def _parameters(options: ImageOptions, additions: Additions) -> bytes:
         options.clamp_s,
         sorted(additions.directories.items()),
         sorted(additions.files.items()),
+        sorted(owners.items()),
     )
     return repr(values).encode()
 

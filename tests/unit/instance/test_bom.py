@@ -15,6 +15,7 @@ import pytest
 from serdab.errors import Error, MeasurementMismatch, UsageError
 from serdab.instance import ldcache
 from serdab.instance.bom import Summary, copy_bom
+from serdab.instance.owners import load_owners
 
 
 class Workshop:
@@ -200,6 +201,27 @@ class TestCopying:
         shop.copy(ONE_FILE)
         assert victim.read_text() == "old"
         assert (shop.root / "opt" / "one").read_text() == "new"
+
+    def test_links_that_lead_round_in_circles_end(self, shop: Workshop) -> None:
+        shop.source("a/one")
+        shop.source("b/two")
+        (shop.path / "a" / "b").symlink_to(shop.path / "b")
+        (shop.path / "b" / "a").symlink_to(shop.path / "a")
+        shop.copy("targets:\n- target: /\n  copy:\n  - dirs: [a]\n")
+        assert shop.names() == ["a/b/two", "a/one"]
+
+    def test_declared_owners_are_noted_beside_the_tree(self, shop: Workshop) -> None:
+        shop.source("one")
+        text = "targets:\n- target: /home/me\n{}  mkdirs: [d]\n  copy:\n  - files: [one]\n"
+        shop.copy(text.format("  owner: 1000:100\n"))
+        owned = {"home/me", "home/me/d", "home/me/one"}
+        assert load_owners(str(shop.root)) == dict.fromkeys(owned, (1000, 100))
+        shop.copy(text.format(""))
+        assert load_owners(str(shop.root)) == {}
+        assert not (shop.path / "image.owners").exists()
+        for bad in ("me:me", "1", "-1:0", "4294967295:0"):
+            with pytest.raises(UsageError, match="owner"):
+                shop.copy(text.format(f"  owner: '{bad}'\n"))
 
     def test_dot_dot_stays_in_the_tree(self, shop: Workshop) -> None:
         shop.source("one")
