@@ -47,6 +47,10 @@ class File(Protocol):
 
     def truncate(self, size: int) -> None: ...
 
+    def allocate(self, size: int) -> None:
+        """posix_fallocate(3): have the host set aside the first ``size`` bytes."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -125,6 +129,9 @@ class HostFile:
 
     def truncate(self, size: int) -> None:
         os.ftruncate(self._fd, size)
+
+    def allocate(self, size: int) -> None:
+        os.posix_fallocate(self._fd, 0, size)
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -25,6 +25,12 @@ class VolumeLimits:
     """A checkpoint is due when the log is longer."""
     log_growth_bytes: int = 1 << 20
     """The log is written ahead by this much, and twice as much each time."""
+    max_bytes: int = 0
+    """The most that live data may take; 0: no limit but the host's."""
+    scattered_bytes: int = 16 << 20
+    """The reserve covers two checkpoints that rewrite pages of this size in all."""
+    tight_bytes: int = 256 << 20
+    """With less room than this on the host, checkpoints come before they outgrow the reserve."""
     inline_commit_bytes: int = 64 << 10
     """A commit carries up to this much content in the log instead of flushing it."""
     checkpoint_s: float = 30.0

@@ -50,6 +50,9 @@ class MemoryFile:
         else:
             self.content.extend(bytes(size - len(self.content)))
 
+    def allocate(self, size: int) -> None:
+        """Memory needs nothing set aside."""
+
     def close(self) -> None:
         """The content stays in its directory."""
 

@@ -27,6 +27,8 @@ class VolumePages:
     def __init__(self, segments: SegmentStore) -> None:
         self._segments = segments
         self.writer: Writer = segments.writer()
+        self._stored: list[bytes] = []
+        self._freed: list[bytes] = []
         self._cache: ByteCache[bytes, Page] = ByteCache(_CACHE)
 
     def load_page(self, pointer: bytes, *, level: int) -> Page:
@@ -55,11 +57,27 @@ class VolumePages:
         return page
 
     def store_page(self, raw: bytes, *, level: int) -> bytes:
-        return self.writer.append(raw, page_aad(level))
+        pointer = self.writer.append(raw, page_aad(level))
+        self._stored.append(pointer)
+        return pointer
 
     def free_page(self, pointer: bytes) -> None:
         self._segments.free(pointer)
+        self._freed.append(pointer)
         self._cache.drop(pointer)
+
+    def keep(self) -> None:
+        """The tree that was being written is durable."""
+        self._stored.clear()
+        self._freed.clear()
+
+    def undo(self) -> None:
+        """The tree that was being written is given up: the old pages count again."""
+        for pointer in self._freed:
+            self._segments.claim(pointer)
+        for pointer in self._stored:
+            self._segments.free(pointer)
+        self.keep()
 
 
 def dump_table(usage: dict[int, Usage]) -> bytes:

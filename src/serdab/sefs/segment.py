@@ -21,6 +21,7 @@ Security:
 
 from __future__ import annotations
 
+import errno
 import hmac
 import os
 import struct
@@ -38,6 +39,8 @@ from serdab.sefs.limits import DEFAULT_LIMITS, VolumeLimits
 HEADER_BYTES: Final = 4096
 SALT_BYTES: Final = 32
 ALIGN: Final = 4096
+FULL: Final = frozenset((errno.ENOSPC, errno.EDQUOT))
+"""What a host without room answers."""
 RETIRE_BYTES: Final = 1 << 20
 POINTER: Final = struct.Struct("<IIII16s")
 POINTER_BYTES: Final = POINTER.size
@@ -323,7 +326,12 @@ class Writer:
         self._store.appended_bytes += stored
         self._dirty = True
         if self._fill >= self._limits.buffer_bytes:
-            self.flush()
+            try:
+                self.flush()
+            except OSError as exc:
+                # The record is safe in the buffer; the next one meets the full host first.
+                if exc.errno not in FULL:
+                    raise
         return pointer
 
     def buffered(self, offset: int, stored: int) -> memoryview:

@@ -51,7 +51,9 @@ from serdab.sefs.limits import DEFAULT_LIMITS, VolumeLimits
 from serdab.sefs.memorydir import MemoryDir
 from serdab.sefs.page import Item
 from serdab.sefs.pagestore import VolumePages, dump_table, parse_table
+from serdab.sefs.position import History, Position, logged_mac
 from serdab.sefs.reclaim import choose_victims, forget_owners, move_data, move_pages
+from serdab.sefs.reserve import FlushError, Reserve, RoomyDir, is_full
 from serdab.sefs.segment import TABLE_AAD, SegmentStore, file_name, file_number, plain_length
 from serdab.sefs.tree import Root, Tree, apply_changes
 from serdab.vfs.api import ROOT_INO, Inode, StatFs
@@ -82,7 +84,9 @@ class Volume:
         page_size: int = PAGE_SIZE,
         limits: VolumeLimits = DEFAULT_LIMITS,
     ) -> None:
-        self._dir = directory
+        self._reserve = Reserve(directory)
+        # Reads need no room; everything that is written goes through the reserve.
+        self._dir = directory = RoomyDir(directory, self._reserve)
         self._limits = limits
         self.lower = lower
         self.read_only = read_only
@@ -132,6 +136,8 @@ class Volume:
         self._failed: str = ""
         self._closed = False
         self._first_checkpoint = True
+        self.history = History()
+        self._unmovable: set[int] = set()
 
     # Opening ------------------------------------------------------------------------------
 
@@ -184,6 +190,7 @@ class Volume:
             for sequence, chain, commit in read_log(file, cipher, self._sequence, self._chain):
                 self._apply(commit)
                 self._sequence, self._chain = sequence, chain
+                self.history.replayed(sequence, chain)
                 count += 1
         finally:
             file.close()
@@ -243,6 +250,27 @@ class Volume:
             _MAC_LABEL + self.uuid + bytes((state.root_level,)) + state.root + b"".join(state.lower)
         ).digest()
 
+    @property
+    def position(self) -> Position | None:
+        """Where the durable state stands; None while nothing of the volume is on the host."""
+        if not self._exists:
+            return None
+        state = self.state
+        chain = self._tag if self._sequence == state.sequence else self._chain
+        return Position(self.uuid, state.epoch, self._sequence, chain)
+
+    @property
+    def durable_mac(self) -> bytes:
+        """The MAC of the last durable state: that of its checkpoint, unless commits followed."""
+        position = self.position
+        if position is None or position.sequence == self.state.sequence:
+            return self.root_mac
+        return logged_mac(self.root_mac, position)
+
+    def contradicts(self, earlier: Position) -> bool:
+        """Return whether the history of this volume shows another state at an earlier position."""
+        return self.history.contradicts(earlier, self.uuid, self.state, self._tag)
+
     def inode(self, ino: int) -> Inode | None:
         raw = self._items.get(ks.key(ino, ks.T_INODE))
         return None if raw is None else ks.parse_inode(ino, raw)
@@ -290,7 +318,7 @@ class Volume:
 
     # WritableLayer: changing --------------------------------------------------------------
 
-    def admit(self) -> None:
+    def admit(self, growth: int = 0) -> None:
         if self.read_only or self._failed:
             raise FsError(errno.EROFS)
         limits = self._limits
@@ -299,6 +327,42 @@ class Volume:
         items = len(self._items.mem) + len(self._inodes)
         if items > limits.items or self._log_bytes > limits.log_bytes or self._is_wasteful():
             self._guarded(self._checkpoint)
+            items = 0
+        if growth:
+            self._make_room(growth, items)
+
+    def _make_room(self, growth: int, items: int) -> None:
+        """Have room set aside for a change, or refuse it.
+
+        Raises:
+            FsError: ENOSPC.
+        """
+        limits = self._limits
+        growth += self._content.dirty_bytes
+        if limits.max_bytes and self._segments.live_bytes + growth > limits.max_bytes:
+            raise FsError(errno.ENOSPC)
+        scattered = items * self.state.page_size
+        if scattered > limits.scattered_bytes:
+            if self._dir.free_bytes()[1] < limits.tight_bytes:
+                self._guarded(self._checkpoint)
+            scattered = limits.scattered_bytes
+        needed = growth + 2 * scattered
+        if needed <= self._reserve.size:
+            return
+        self._guarded(self._ensure_anchor)
+        for _ in range(3):
+            try:
+                self._reserve.ensure(needed)
+            except OSError as exc:
+                if not is_full(exc):
+                    raise
+                if not (self._dead or self._has_garbage()):
+                    break
+                # Two checkpoints give back what was removed before.
+                self._guarded(self._checkpoint)
+            else:
+                return
+        raise FsError(errno.ENOSPC)
 
     def _is_wasteful(self) -> bool:
         """Return whether dead bytes alone are reason for a checkpoint now."""
@@ -379,23 +443,42 @@ class Volume:
         self._touch()
 
     def write(self, inode: Inode, offset: int, data: memoryview) -> None:
-        self._content.write(inode, offset, data)
+        with self._host_errors():
+            self._content.write(inode, offset, data)
         self._touch()
 
     def truncate(self, inode: Inode, size: int) -> None:
-        self._content.truncate(inode, size)
+        with self._host_errors():
+            self._content.truncate(inode, size)
         self._touch()
 
     def punch(self, inode: Inode, offset: int, length: int) -> None:
-        self._content.punch(inode, offset, length)
+        with self._host_errors():
+            self._content.punch(inode, offset, length)
         self._touch()
+
+    @contextlib.contextmanager
+    def _host_errors(self) -> Iterator[None]:
+        """Records go to the host while a program writes: a full host is the program's ENOSPC."""
+        try:
+            yield
+        except FsError:
+            raise
+        except OSError as exc:
+            if not is_full(exc):
+                self._fail(os.strerror(exc.errno or errno.EIO))
+                raise FsError(errno.EIO) from None
+            raise FsError(errno.ENOSPC) from None
 
     # Durability ---------------------------------------------------------------------------
 
     def commit(self) -> None:
         if self._failed:
             raise FsError(errno.EROFS)
-        if not self._uncommitted:
+        # What this session found may be in the host's memory only (the last one was killed before
+        # its flush): nothing is acknowledged before an anchor of this session is durable.
+        unannounced = self._first_checkpoint and self._exists
+        if not self._uncommitted and not unannounced:
             return
         if self._log is None:
             self._guarded(self._checkpoint)
@@ -406,16 +489,31 @@ class Volume:
         """Run a step that writes to the host; a host that fails turns the volume read-only."""
         try:
             step()
+        except FsError:
+            raise
         except OSError as exc:
-            if exc.errno == errno.ENOSPC:
+            if is_full(exc) and not isinstance(exc, FlushError):
+                # Nothing is lost: it stays in memory, and the next commit tries anew.
                 self._end_log()
                 raise FsError(errno.ENOSPC) from None
-            self._failed = os.strerror(exc.errno or errno.EIO)
-            log.error(  # noqa: TRY400 - the operator needs one line, not a traceback
-                "%s: the host failed (%s): read-only from here on; what was synced is safe",
-                self._dir.label,
-                self._failed,
-            )
+            self._fail(os.strerror(exc.errno or errno.EIO))
+            raise FsError(errno.ENOSPC if is_full(exc) else errno.EIO) from None
+        except (AuthenticationError, FormatError) as exc:
+            self._fail(str(exc))
+            raise FsError(errno.EIO) from None
+        self._announce()
+
+    def _fail(self, reason: str) -> None:
+        self._failed = reason
+        log.error(
+            "%s: read-only from here on, what was synced is safe: %s", self._dir.label, reason
+        )
+
+    def _announce(self) -> None:
+        try:
+            self.history.announce(self.position)
+        except (OSError, Error) as exc:
+            self._fail(f"a durable state was not pinned and is not acknowledged: {exc}")
             raise FsError(errno.EIO) from None
 
     def _save_items(self) -> None:
@@ -463,44 +561,40 @@ class Volume:
         self._ensure_anchor()
         content.flush()
         content.save_owners()
-        victims = choose_victims(self._segments, self._limits.reclaim_bytes, self._dead)
-        move_data(items, content, victims)
-        self._save_items()
-        forget_owners(items, self._segments)
-        root = apply_changes(
-            self._pages, items.tree.root, items.changes(), page_size=state.page_size
-        )
-        root = move_pages(self._pages, root, victims)
-        content.writer.sync()
-        content.writer.retire()
-        self._pages.writer.retire()
-        self._bury()
-        table = self._pages.writer.append(dump_table(self._segments.usage), TABLE_AAD)
-        self._pages.writer.sync()
-        self._segments.free(table)  # the table does not count itself
-        self._segments.sync_dir()
-        number, salt, writer = 0, b"", None
-        if not final_one:
-            number, salt, writer = self._begin_log()
-        new = AnchorState(
-            epoch=state.epoch + 1,
-            sequence=self._sequence,
-            chain=self._chain,
-            root=root.pointer,
-            root_level=root.level,
-            table=table,
-            next_ino=self._next_ino,
-            next_segment=self._segments.next_number,
-            next_log=max(state.next_log, number + 1),
-            log=number,
-            log_salt=salt,
-            lower=state.lower,
-            chunk_size=state.chunk_size,
-            page_size=state.page_size,
-            live_bytes=self._segments.live_bytes,
-            previous=self._tag,
-        )
-        self._write_anchor(new)
+        try:
+            root = self._write_tree(self._choose_victims())
+            content.writer.sync()
+            content.writer.retire()
+            self._pages.writer.retire()
+            table = self._pages.writer.append(dump_table(self._segments.usage), TABLE_AAD)
+            self._segments.free(table)  # the table does not count itself
+            self._pages.writer.sync()
+            self._segments.sync_dir()
+            number, salt, writer = (0, b"", None) if final_one else self._begin_log()
+            self._write_anchor(
+                AnchorState(
+                    epoch=self.history.next_epoch(state.epoch),
+                    sequence=self._sequence,
+                    chain=self._chain,
+                    root=root.pointer,
+                    root_level=root.level,
+                    table=table,
+                    next_ino=self._next_ino,
+                    next_segment=self._segments.next_number,
+                    next_log=max(state.next_log, number + 1),
+                    log=number,
+                    log_salt=salt,
+                    lower=state.lower,
+                    chunk_size=state.chunk_size,
+                    page_size=state.page_size,
+                    live_bytes=self._segments.live_bytes,
+                    previous=self._tag,
+                )
+            )
+        except BaseException:
+            self._pages.undo()
+            raise
+        self._pages.keep()
         self._end_log()
         self._log, self._log_bytes = writer, 0
         items.settle(Tree(self._pages, root))
@@ -509,7 +603,40 @@ class Volume:
         self._changed = self._uncommitted = False
         self._last_checkpoint = time.monotonic()
         self._appended_before = self._segments.appended_bytes
+        self._bury()
         self._sweep()
+
+    def _choose_victims(self) -> set[int]:
+        """Return the segments to be emptied; their live data is moved already."""
+        spare = self._unmovable | self._dead.keys()
+        victims = choose_victims(self._segments, self._limits.reclaim_bytes, spare)
+        try:
+            move_data(self._items, self._content, victims)
+        except (AuthenticationError, FormatError) as exc:
+            self._leave(victims, exc)
+            return set()
+        return victims
+
+    def _leave(self, victims: set[int], exc: Error) -> None:
+        """Something in these segments does not verify: they stay, for fsck to look at."""
+        log.error("%s: space is not reclaimed: %s", self._dir.label, exc)
+        self._unmovable |= victims
+
+    def _write_tree(self, victims: set[int]) -> Root:
+        self._save_items()
+        forget_owners(self._items, self._segments)
+        root = apply_changes(
+            self._pages,
+            self._items.tree.root,
+            self._items.changes(),
+            page_size=self.state.page_size,
+        )
+        try:
+            return move_pages(self._pages, root, victims)
+        except (AuthenticationError, FormatError) as exc:
+            self._leave(victims, exc)
+            self._pages.undo()
+            return self._write_tree(set())
 
     def _begin_log(self) -> tuple[int, bytes, LogWriter]:
         directory = self._subdir("log")
@@ -607,7 +734,7 @@ class Volume:
         """Note the segments that the new state does not refer to, and forget their records."""
         for number, usage in self._segments.usage.items():
             if usage.live <= 0 and not self._segments.is_open(number) and number not in self._dead:
-                self._dead[number] = self.state.epoch + 1
+                self._dead[number] = self.history.next_epoch(self.state.epoch)
 
     def _sweep(self) -> None:
         """Delete what neither durable anchor refers to."""
@@ -677,6 +804,7 @@ class Volume:
             self._segments.close()
             for directory in self._subdirs.values():
                 directory.close()
+            self._reserve.close()
             self._dir.close()
 
 

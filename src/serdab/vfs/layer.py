@@ -82,8 +82,10 @@ class WritableLayer(Layer, Protocol):
         """Return *the* object of an inode with unsaved changes, or None."""
         ...
 
-    def admit(self) -> None:
+    def admit(self, growth: int = 0) -> None:
         """Called before an operation changes anything: the one place that may refuse it.
+
+        ``growth`` is about how many bytes it adds; 0 for what only takes away or rewrites.
 
         Raises:
             FsError: ENOSPC (no room to make the change durable) or EROFS.

@@ -28,6 +28,8 @@ NAME_MAX: Final = 255
 XATTR_NAME_MAX: Final = 255
 XATTR_SIZE_MAX: Final = 65536
 LINK_MAX: Final = 65000
+NAME_GROWTH: Final = 512
+"""About what a new name and its inode take, in bytes."""
 FLAG_LOWER: Final = 2
 """Content below ``lower_limit`` is the lower layer's (``sefs.keyspace``)."""
 
@@ -58,7 +60,7 @@ class Union:
             self._make_root()
 
     def _make_root(self) -> None:
-        self._upper.admit()
+        self._upper.admit(NAME_GROWTH)
         ino = self._upper.new_ino()
         if ino != ROOT_INO:
             raise FsError(errno.EIO, "the first inode of a volume is its root")
@@ -287,7 +289,7 @@ class Union:
             mode |= stat.S_IFREG
         if stat.S_ISDIR(mode) or stat.S_ISLNK(mode):
             raise FsError(errno.EINVAL)
-        self._upper.admit()
+        self._upper.admit(NAME_GROWTH)
         inode = self._new(directory, mode, uid, gid, rdev)
         self._set_entry(parent, name, inode)
         self._changed(directory, content=True)
@@ -297,7 +299,7 @@ class Union:
         directory = self._check_new(parent, name)
         if directory.nlink >= LINK_MAX:
             raise FsError(errno.EMLINK)
-        self._upper.admit()
+        self._upper.admit(NAME_GROWTH)
         inode = self._new(directory, stat.S_IFDIR | (mode & 0o7777), uid, gid)
         inode.nlink = 2
         self._parents[inode.ino] = parent
@@ -312,7 +314,7 @@ class Union:
             raise FsError(errno.ENOENT)
         if len(target) > 4095:
             raise FsError(errno.ENAMETOOLONG)
-        self._upper.admit()
+        self._upper.admit(NAME_GROWTH)
         inode = self._new(directory, stat.S_IFLNK | 0o777, uid, gid)
         inode.size = len(target)
         self._upper.put_target(inode.ino, target)
@@ -322,7 +324,7 @@ class Union:
 
     def tmpfile(self, parent: int, mode: int, uid: int, gid: int) -> Inode:
         directory = self._dir(parent)
-        self._upper.admit()
+        self._upper.admit(NAME_GROWTH)
         inode = self._new(directory, stat.S_IFREG | (mode & 0o7777), uid, gid)
         inode.nlink = 0
         self._orphan(inode)
@@ -335,7 +337,7 @@ class Union:
             raise FsError(errno.EPERM)
         if inode.nlink >= LINK_MAX:
             raise FsError(errno.EMLINK)
-        self._upper.admit()
+        self._upper.admit(NAME_GROWTH)
         if inode.nlink == 0:
             # Only an O_TMPFILE inode comes back this way (open(2)).
             self._orphans.pop(ino, None)
@@ -500,7 +502,7 @@ class Union:
         end = offset + len(data)
         if end > _MAX_SIZE:
             raise FsError(errno.EFBIG)
-        self._upper.admit()
+        self._upper.admit(len(data) + NAME_GROWTH)
         self._upper.write(inode, offset, data)
         if end > inode.size:
             inode.size = end
@@ -615,7 +617,7 @@ class Union:
             raise FsError(errno.EEXIST)
         if flags & 2 and not present:
             raise FsError(errno.ENODATA)
-        self._upper.admit()
+        self._upper.admit(len(value) + NAME_GROWTH)
         self._upper.put_xattr(ino, name, b"\1" + value)
         self._changed(inode)
 

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Room set aside on the host, so that what was admitted can be made durable when the host is full.
+
+Above: ``volume``. Below: ``hostdir``.
+
+Before a change is admitted the file ``reserve`` is grown, with space the host has really allocated
+(posix_fallocate(3)), to cover what is dirty and two worst checkpoints. When a write meets a full
+host the reserve is given up and the write done again. So a program is told ENOSPC when it writes,
+never when it syncs what was accepted; and removing files always works. On copy-on-write or thinly
+provisioned host file systems an allocation is no promise: there a flush can fail, the program that
+asked for it gets the error and the volume turns read-only.
+"""
+
+from __future__ import annotations
+
+from typing import Final, final
+
+from serdab.sefs.hostdir import Dir, File
+from serdab.sefs.segment import FULL
+
+RESERVE_NAME: Final = "reserve"
+_LEAST: Final = 1 << 20
+
+
+class FlushError(OSError):
+    """The host failed to make something durable: what it held of it is lost or unknown."""
+
+
+def is_full(exc: OSError) -> bool:
+    """Return whether the host has no room."""
+    return exc.errno in FULL
+
+
+@final
+class Reserve:
+    """The file that holds the room."""
+
+    def __init__(self, directory: Dir) -> None:
+        self._directory = directory
+        self._file: File | None = None
+        self.size = 0
+
+    def ensure(self, size: int) -> None:
+        """Hold at least ``size`` bytes.
+
+        Raises:
+            OSError: ENOSPC or EDQUOT; what was held is still held.
+        """
+        if size <= self.size:
+            return
+        wanted = _LEAST
+        while wanted < size:
+            wanted *= 2
+        if self._file is None:
+            self._file = self._open()
+        try:
+            self._file.allocate(wanted)
+        except OSError as exc:
+            if not is_full(exc) or wanted == size:
+                raise
+            wanted = size
+            self._file.allocate(wanted)
+        self.size = wanted
+
+    def _open(self) -> File:
+        try:
+            self._directory.unlink(RESERVE_NAME)
+        except FileNotFoundError:
+            pass
+        return self._directory.open(RESERVE_NAME, create=True)
+
+    def release(self) -> bool:
+        """Give the room back to the host; return whether there was any."""
+        if self._file is None or not self.size:
+            return False
+        self._file.truncate(0)
+        self.size = 0
+        return True
+
+    def close(self) -> None:
+        """Give the room back and remove the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            self.size = 0
+            self._directory.unlink(RESERVE_NAME)
+
+
+@final
+class RoomyFile:
+    """A file whose writes fall back on the reserve, and whose failed flushes are told apart."""
+
+    __slots__ = ("_file", "_reserve")
+
+    def __init__(self, file: File, reserve: Reserve) -> None:
+        self._file = file
+        self._reserve = reserve
+
+    def pread_into(self, buf: memoryview, offset: int) -> int:
+        return self._file.pread_into(buf, offset)
+
+    def pwrite(self, raw: bytes | bytearray | memoryview, offset: int) -> None:
+        try:
+            self._file.pwrite(raw, offset)
+        except OSError as exc:
+            if not is_full(exc) or not self._reserve.release():
+                raise
+            self._file.pwrite(raw, offset)
+
+    def sync(self) -> None:
+        try:
+            self._file.sync()
+        except OSError as exc:
+            raise FlushError(exc.errno, exc.strerror) from exc
+
+    def size(self) -> int:
+        return self._file.size()
+
+    def truncate(self, size: int) -> None:
+        self._file.truncate(size)
+
+    def allocate(self, size: int) -> None:
+        self._file.allocate(size)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@final
+class RoomyDir:
+    """A directory whose files are :class:`RoomyFile`."""
+
+    def __init__(self, directory: Dir, reserve: Reserve) -> None:
+        self._directory = directory
+        self._reserve = reserve
+        self.label = directory.label
+
+    def open(self, name: str, *, write: bool = False, create: bool = False) -> RoomyFile:
+        try:
+            file = self._directory.open(name, write=write, create=create)
+        except OSError as exc:
+            if not is_full(exc) or not self._reserve.release():
+                raise
+            file = self._directory.open(name, write=write, create=create)
+        return RoomyFile(file, self._reserve)
+
+    def subdir(self, name: str, *, create: bool = False) -> RoomyDir:
+        return RoomyDir(self._directory.subdir(name, create=create), self._reserve)
+
+    def names(self) -> list[str]:
+        return self._directory.names()
+
+    def unlink(self, name: str) -> None:
+        self._directory.unlink(name)
+
+    def rename(self, old: str, new: str) -> None:
+        self._directory.rename(old, new)
+
+    def sync(self) -> None:
+        try:
+            self._directory.sync()
+        except OSError as exc:
+            raise FlushError(exc.errno, exc.strerror) from exc
+
+    def lock(self, *, exclusive: bool) -> None:
+        self._directory.lock(exclusive=exclusive)
+
+    def free_bytes(self) -> tuple[int, int]:
+        return self._directory.free_bytes()
+
+    def close(self) -> None:
+        self._directory.close()
