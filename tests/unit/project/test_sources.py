@@ -24,7 +24,8 @@ def test_a_source_file_names_its_licence_first(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=name)
 def test_a_source_file_holds_one_noun(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 600
+    lines = path.read_text().count("\n")
+    assert lines <= 600
 
 
 @pytest.mark.parametrize("path", [one for one in SOURCES if "src" in one.parts], ids=name)
