@@ -26,7 +26,7 @@ class Context:
     def say(self, line: str) -> None:
         """Print a note to standard error, unless -q."""
         if not self.quiet:
-            print(f"{PROGRAM}: {line}", file=sys.stderr)
+            print(_printable(f"{PROGRAM}: {line}"), file=sys.stderr)
 
     def result(self, fields: dict[str, object], text: str) -> None:
         """Print a result: ``fields`` with --json, else ``text`` (nothing if it is empty)."""
@@ -35,7 +35,7 @@ class Context:
 
             print(json.dumps(fields, sort_keys=True))
         elif text:
-            print(text)
+            print("\n".join(_printable(line) for line in text.split("\n")))
         sys.stdout.flush()
 
 

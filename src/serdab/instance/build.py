@@ -218,7 +218,7 @@ class _Sealer:
         # What changes after this moment differs from the fingerprint at the next build.
         found = fingerprint(tree, parameters=_parameters(options, additions, owners), key=key)
         old = self._record.get(name)
-        there = os.path.isfile(os.path.join(self._instance.at(output), IMAGE_NAME))
+        there = _is_plain_file(os.path.join(self._instance.at(output), IMAGE_NAME))
         if old is not None and found == old.fingerprint and there:
             self.outcome[name] = old
             self._unchanged.append(output)
@@ -239,6 +239,10 @@ class _Sealer:
         """Copy what was not sealed again into the staging directory."""
         for output in self._unchanged:
             publish.copy_sealed(self._instance.at(output), _staged(self._staging, output))
+
+
+def _is_plain_file(path: str) -> bool:
+    return os.path.lexists(path) and stat.S_ISREG(os.lstat(path).st_mode)
 
 
 def _staged(staging: str, output: str) -> str:

@@ -16,6 +16,7 @@ from typing import Final
 from serdab.config.dirs import sync_directory
 from serdab.instance.layout import BUILD, IMAGE, PREVIOUS, Instance
 from serdab.linux.rename import exchange
+from serdab.sefs.imageformat import IMAGE_NAME
 
 _STAGING: Final = ".build-staging"
 
@@ -53,25 +54,24 @@ def write_file(path: str, content: bytes) -> None:
 
 
 def copy_sealed(source: str, target: str) -> None:
-    """Copy a sealed directory, sharing blocks where the file system can.
+    """Copy a sealed image, sharing blocks where the file system can.
 
     Not a hard link: a sealed file with a second name is refused by whoever opens it.
     """
     os.makedirs(target)
-    with os.scandir(source) as listing:
-        names = [entry.name for entry in listing if entry.is_file(follow_symlinks=False)]
-    for name in names:
-        with (
-            open(os.path.join(source, name), "rb") as reader,
-            open(os.path.join(target, name), "xb") as writer,
-        ):
-            left = os.fstat(reader.fileno()).st_size
-            while left > 0:
-                done = os.copy_file_range(reader.fileno(), writer.fileno(), min(left, 1 << 30))
-                if done == 0:
-                    break
-                left -= done
-            os.fsync(writer.fileno())
+    # build/ is untrusted: a link there must not make us copy a file of the host.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with (
+        open(os.open(os.path.join(source, IMAGE_NAME), flags), "rb") as reader,
+        open(os.path.join(target, IMAGE_NAME), "xb") as writer,
+    ):
+        left = os.fstat(reader.fileno()).st_size
+        while left > 0:
+            done = os.copy_file_range(reader.fileno(), writer.fileno(), min(left, 1 << 30))
+            if done == 0:
+                break
+            left -= done
+        os.fsync(writer.fileno())
 
 
 def swap_in(instance: Instance, staging: str, *, keep_image: str | None) -> None:

@@ -17,7 +17,6 @@ import hashlib
 import hmac
 import os
 import stat
-import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -142,6 +141,8 @@ class ToolSigner:
             UsageError: the tool cannot be run, or fails.
             VerificationError: its signature is not one by this key.
         """
+        import subprocess  # not needed to verify, which every boot does
+
         try:
             result = subprocess.run(
                 [self._tool, "sign", "-key", self._key_path],

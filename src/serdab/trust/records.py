@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this user's state directory remembers of each volume: that it exists, and how far it came.
+
+A record lies where the storage of an instance cannot reach. It is found by the uuid of the volume,
+and that by the host path, so that an emptied directory is not taken for a new one. A record that
+cannot be read is a refusal, never "no record". Above: ``freshness``, ``instance.reset``.
+Below: ``sefs.position``, ``config``.
+
+On-disk format (below ``volumes/`` in the state directory, canonical JSON, 0600)::
+
+    <uuid>/record.json                  format 1, uuid, epoch, sequence, chain, root_mac, conf_mac,
+                                        serdab (version), path, floor, discarded
+    at-<SHA-256 of the real path>.json  format 1, path, uuid
+
+``floor`` is the greatest epoch of a history that was given up for an older one: states up to there
+that are newer than the record belong to it. ``discarded``: thrown away by ``reset``, must not come
+back. Each file is replaced whole; ``<uuid>/`` is locked while a session writes to the volume.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import time
+from dataclasses import dataclass, replace
+from typing import Final
+
+from serdab.config.dirs import make_private, state_dir, sync_directory, write_durably
+from serdab.config.strict import Section, load_object
+from serdab.errors import BusyError, Error, VerificationError
+from serdab.sefs.position import CHAIN_BYTES, UUID_BYTES, Position
+from serdab.version import VERSION
+
+FORMAT: Final = 1
+_RECORD: Final = "record.json"
+_MAX_BYTES: Final = 1 << 16
+_LOCK_PATIENCE_S: Final = 5.0
+_LOCK_STEP_S: Final = 0.05
+_HINT: Final = "restore it from a backup; removing it gives up the memory of how far the volume came"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The newest state that this user's sessions made durable, and under which configuration."""
+
+    position: Position
+    root_mac: bytes
+    conf_mac: bytes
+    path: str
+    floor: int = 0
+    discarded: bool = False
+    version: str = VERSION
+
+    def dump(self) -> bytes:
+        """Return the bytes of the file."""
+        position = self.position
+        return _dump(
+            {
+                "format": FORMAT,
+                "uuid": position.uuid.hex(),
+                "epoch": position.epoch,
+                "sequence": position.sequence,
+                "chain": position.chain.hex(),
+                "root_mac": self.root_mac.hex(),
+                "conf_mac": self.conf_mac.hex(),
+                "serdab": self.version,
+                "path": self.path,
+                "floor": self.floor,
+                "discarded": self.discarded,
+            }
+        )
+
+
+def shown(path: str) -> str:
+    """Return a path as text that JSON can hold; for people, not for opening."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def load_record(uuid: bytes) -> Record | None:
+    """Return the record of a volume, or None if this user never wrote to it.
+
+    Raises:
+        VerificationError: it is there and cannot be read.
+    """
+    file = os.path.join(_volume_dir(uuid), _RECORD)
+    top = _load(file)
+    if top is None:
+        return None
+    record = Record(
+        Position(
+            top.hex_bytes("uuid", UUID_BYTES),
+            top.integer("epoch"),
+            top.integer("sequence"),
+            top.hex_bytes("chain", CHAIN_BYTES),
+        ),
+        root_mac=top.hex_bytes("root_mac", 32),
+        conf_mac=top.hex_bytes("conf_mac", 32),
+        path=top.text("path"),
+        floor=top.integer("floor"),
+        discarded=top.flag("discarded"),
+        version=top.text("serdab"),
+    )
+    top.close()
+    if record.position.uuid != uuid:
+        raise top.refuse("uuid", uuid.hex(), record.position.uuid.hex())
+    return record
+
+
+def store_record(record: Record) -> None:
+    """Replace the record of a volume; durable on return."""
+    directory = _volume_dir(record.position.uuid)
+    is_new = not os.path.isdir(directory)
+    make_private(directory)
+    if is_new:
+        sync_directory(os.path.dirname(directory))
+    write_durably(os.path.join(directory, _RECORD), record.dump())
+
+
+def volume_at(path: str) -> bytes | None:
+    """Return the uuid of the volume that was last used at a host path, or None.
+
+    Raises:
+        VerificationError: the note is there and cannot be read.
+    """
+    top = _load(_note(path))
+    if top is None:
+        return None
+    top.text("path")
+    uuid = top.hex_bytes("uuid", UUID_BYTES)
+    top.close()
+    return uuid
+
+
+def remember_path(path: str, uuid: bytes) -> None:
+    """Note which volume lies at a host path; durable on return."""
+    note = _note(path)
+    make_private(os.path.dirname(note))
+    value = {"format": FORMAT, "path": shown(os.path.realpath(path)), "uuid": uuid.hex()}
+    write_durably(note, _dump(value))
+
+
+def forget_path(path: str) -> None:
+    """Let the next volume at a host path be a new one; what lay there stays known by its uuid."""
+    note = _note(path)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(note)
+        sync_directory(os.path.dirname(note))
+
+
+def discard(path: str) -> bool:
+    """Note that the volume at a host path was thrown away; return whether one was known.
+
+    A copy of it that comes back later is refused: that would be a rollback too.
+    """
+    try:
+        uuid = volume_at(path)
+        record = load_record(uuid) if uuid is not None else None
+    except VerificationError:
+        # What cannot be read names no volume; the user gives it up.
+        uuid, record = None, None
+    here = shown(os.path.realpath(path))
+    if record is not None and record.path == here:
+        store_record(replace(record, discarded=True))
+    known = os.path.lexists(_note(path))
+    forget_path(path)
+    return known
+
+
+class RecordLock:
+    """Keeps other sessions off the record of one volume, such as one that writes to a copy."""
+
+    def __init__(self, uuid: bytes) -> None:
+        """Take the lock, waiting a moment for a session that is closing.
+
+        Raises:
+            BusyError: another session writes to this volume, or to a copy of it.
+        """
+        directory = make_private(_volume_dir(uuid))
+        self._fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        deadline = time.monotonic() + _LOCK_PATIENCE_S
+        while True:
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() < deadline:
+                    time.sleep(_LOCK_STEP_S)
+                    continue
+                self.close()
+                raise BusyError(
+                    "a copy of this volume is in use by another process",
+                    subject=f"volume {uuid.hex()}",
+                    hint="two copies that are both written to become two histories, of which one "
+                    "is refused afterwards; stop the other program first",
+                ) from None
+            return
+
+    def close(self) -> None:
+        """Let go."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _volumes() -> str:
+    return os.path.join(state_dir(), "volumes")
+
+
+def _volume_dir(uuid: bytes) -> str:
+    return os.path.join(_volumes(), uuid.hex())
+
+
+def _note(path: str) -> str:
+    name = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()
+    return os.path.join(_volumes(), f"at-{name}.json")
+
+
+def _dump(value: dict[str, object]) -> bytes:
+    return json.dumps(value, sort_keys=True).encode("ascii") + b"\n"
+
+
+def _load(file: str) -> Section | None:
+    def fail(field: str, expected: str, found: str, hint: str) -> Error:
+        return VerificationError(
+            "the record of a writable layer is damaged",
+            subject=file,
+            expected=f"{field}: {expected}" if field else expected,
+            found=found,
+            hint=hint or _HINT,
+        )
+
+    try:
+        fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(fd, "rb") as stream:
+            raw = stream.read(_MAX_BYTES)
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise fail("", "a readable file", os.strerror(exc.errno or 0), "") from exc
+    section = load_object(raw, fail)
+    section.integer("format", low=FORMAT, high=FORMAT)
+    return section

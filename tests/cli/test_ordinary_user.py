@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What does not need root works without it: making, filling, building, printing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.harness.command import Command, describe
+from tests.harness.user import OrdinaryUser
+
+BOM = """\
+includes: [base.yaml]
+targets:
+- target: /bin
+  copy:
+  - from: /bin
+    files: [cat]
+- target: /home/me
+  owner: 1000:1000
+  mkdirs: [x]
+"""
+
+
+def test_an_ordinary_user_builds_what_root_builds(
+    as_user: OrdinaryUser, serdab: Command, tmp_path: Path
+) -> None:
+    results = []
+    for command, base in ((as_user.command, as_user.home), (serdab, tmp_path)):
+        path = base / "instance"
+        command.ok("new", path)
+        (base / "bom.yaml").write_text(BOM)
+        (base / "bom.yaml").chmod(0o644)
+        command.ok("copy-bom", "-f", base / "bom.yaml", "--root", path / "image")
+        result = command.run("-C", path, "--json", "build")
+        assert result.returncode == 0, describe(result)
+        results.append(json.loads(result.stdout))
+    for name in ("init-mac", "root-mac", "conf-mac"):
+        assert results[0][name] == results[1][name]
+
+
+@pytest.mark.parametrize("name", ["development-key.pem", "signers", "builds"])
+def test_state_is_private(as_user: OrdinaryUser, name: str) -> None:
+    path = as_user.home / "instance"
+    as_user.command.ok("new", path)
+    as_user.command.ok("-C", path, "build")
+    state = Path(as_user.command.env["XDG_STATE_HOME"]) / "serdab" / name
+    status = state.stat()
+    assert status.st_mode & 0o077 == 0
+    assert status.st_uid == as_user.uid
