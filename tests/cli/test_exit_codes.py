@@ -130,6 +130,18 @@ class TestNames:
         assert result.returncode == 0, describe(result)
         assert (tmp_path / "image" / "bin").is_dir()
 
+    def test_options_of_occlum_get_one_line_each(self, serdab: Command, tmp_path: Path) -> None:
+        path = tmp_path / "x"
+        cases: list[tuple[list[str | Path], int, int]] = [
+            (["new", "--init-ra", "grpc_ratls", path], 0, 1),
+            (["-C", path, "build", "--sgx-mode", "SIM", "--enable-edmm", "Y"], 0, 2),
+            (["-C", path, "run", "--config-id", "0", "--config-svn", "1"], 125, 2),
+        ]
+        for arguments, code, lines in cases:
+            result = serdab.run(*arguments)
+            assert result.returncode == code, describe(result)
+            assert result.stderr.count(b"accepted, changes nothing here") == lines
+
 
 class TestInstances:
     def test_new_refuses_an_existing_path(self, serdab: Command, tmp_path: Path) -> None:

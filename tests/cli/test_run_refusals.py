@@ -56,6 +56,14 @@ class TestKeys:
             assert result.returncode == 0, describe(result)
             assert result.stdout == b"works\n"
 
+    def test_what_follows_the_key_on_standard_input_is_the_program_s(
+        self, encrypted: BuiltInstance
+    ) -> None:
+        assert encrypted.key is not None
+        stdin = encrypted.key.read_bytes() + b"first\nsecond\n"
+        result = run(encrypted, "/bin/cat", key=Path("-"), stdin=stdin)
+        assert result.stdout == b"first\nsecond\n", describe(result)
+
     def test_a_wrong_key(self, encrypted: BuiltInstance, tmp_path: Path) -> None:
         other = tmp_path / "other"
         encrypted.command.ok("gen-image-key", other)

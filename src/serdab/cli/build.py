@@ -9,19 +9,10 @@ from collections.abc import Callable
 from typing import Final
 
 from serdab.cli.messages import Context
-from serdab.cli.parsing import add_signing, read_key
+from serdab.cli.parsing import add_occlum, add_signing, read_key, say_occlum
 from serdab.errors import UsageError
 
 SUMMARY: Final = "seal initfs/ and image/, write and sign the measurements"
-
-# Options of Occlum that mean nothing here: (option, takes a value, the line it gets).
-_OCCLUM_OPTIONS: Final = (
-    ("--sgx-mode", True, "the platform is chosen by SERDAB_PLATFORM"),
-    ("--enable-edmm", True, "memory is always dynamic"),
-    ("--config-id", True, "the measured configuration is part of mrenclave"),
-    ("--config-svn", True, "metadata.version_number is part of mrenclave"),
-    ("--init-ra", True, "the init in initfs/ decides what init does"),
-)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -34,8 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="put the image key in clear into the init FS: it is public then",
     )
     parser.add_argument("-f", "--force", action="store_true", help="seal again what is unchanged")
-    for option, _, why in _OCCLUM_OPTIONS:
-        parser.add_argument(option, metavar="VALUE", help=f"accepted for Occlum's scripts: {why}")
+    add_occlum(parser, "--sgx-mode", "--enable-edmm", "--config-id", "--config-svn", "--init-ra")
 
 
 def main(args: argparse.Namespace, context: Context) -> int:
@@ -44,9 +34,7 @@ def main(args: argparse.Namespace, context: Context) -> int:
     from serdab.instance.layout import Instance
     from serdab.trust.signing import development_signer, load_signer
 
-    for option, _, why in _OCCLUM_OPTIONS:
-        if getattr(args, option.removeprefix("--").replace("-", "_")) is not None:
-            context.say(f"{option}: accepted, changes nothing here: {why}")
+    say_occlum(args, context)
     instance = Instance.open(context.instance)
     if args.sign_tool is not None and args.sign_key is None:
         raise UsageError(

@@ -7,16 +7,19 @@ import argparse
 from typing import Final
 
 from serdab.cli.messages import Context
+from serdab.cli.parsing import add_occlum, say_occlum
 
 SUMMARY: Final = "make the current directory an instance"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare no arguments."""
+    """Declare the arguments."""
+    add_occlum(parser, "--init-ra")
 
 
 def main(args: argparse.Namespace, context: Context) -> int:
     """Make it."""
+    say_occlum(args, context)
     from serdab.instance.create import init_instance
 
     instance = init_instance(context.instance)

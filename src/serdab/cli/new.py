@@ -7,6 +7,7 @@ import argparse
 from typing import Final
 
 from serdab.cli.messages import Context
+from serdab.cli.parsing import add_occlum, say_occlum
 
 SUMMARY: Final = "make a directory and an instance in it"
 
@@ -14,10 +15,12 @@ SUMMARY: Final = "make a directory and an instance in it"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("path", metavar="PATH", help="a path where nothing is yet")
+    add_occlum(parser, "--init-ra")
 
 
 def main(args: argparse.Namespace, context: Context) -> int:
     """Make it."""
+    say_occlum(args, context)
     from serdab.instance.create import new_instance
 
     instance = new_instance(args.path)

@@ -5,13 +5,20 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from typing import NoReturn
+from typing import Final, NoReturn
 
+from serdab.cli.messages import Context
 from serdab.errors import UsageError
 from serdab.keys import Key
 
-_KEY_FILE_BYTES = 4096
+_KEY_FILE_BYTES: Final = 4096
+_OCCLUM_OPTIONS: Final = {
+    "--sgx-mode": "the platform is chosen by SERDAB_PLATFORM",
+    "--enable-edmm": "memory is always dynamic",
+    "--config-id": "the measured configuration is part of mrenclave",
+    "--config-svn": "metadata.version_number is part of mrenclave",
+    "--init-ra": "the init in initfs/ decides what init does",
+}
 
 
 class VerbParser(argparse.ArgumentParser):
@@ -50,15 +57,41 @@ def add_signing(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_occlum(parser: argparse.ArgumentParser, *options: str) -> None:
+    """Add options that scripts written for Occlum pass and that change nothing here."""
+    for option in options:
+        help_text = f"accepted for Occlum's scripts: {_OCCLUM_OPTIONS[option]}"
+        parser.add_argument(option, metavar="VALUE", help=help_text)
+
+
+def say_occlum(args: argparse.Namespace, context: Context) -> None:
+    """Say of each such option that was given what it means here."""
+    for option, why in _OCCLUM_OPTIONS.items():
+        name = option.removeprefix("--").replace("-", "_")
+        if getattr(args, name, None) is not None:
+            context.say(f"{option}: accepted, changes nothing here: {why}")
+
+
+def _read_line() -> bytes:
+    """Return one line of standard input and leave the rest to the program that will run."""
+    out = bytearray()
+    while len(out) < _KEY_FILE_BYTES:
+        character = os.read(0, 1)
+        if character in (b"", b"\n"):
+            break
+        out += character
+    return bytes(out)
+
+
 def read_key(path: str) -> Key:
-    """Return the key in the file at ``path``; ``-`` is standard input.
+    """Return the key in the file at ``path``; ``-`` is the next line of standard input.
 
     Raises:
         UsageError: it cannot be read or holds no key. The message never holds the content.
     """
     try:
         if path == "-":
-            raw = sys.stdin.buffer.read(_KEY_FILE_BYTES)
+            raw = _read_line()
         else:
             with open(path, "rb") as file:
                 raw = file.read(_KEY_FILE_BYTES)

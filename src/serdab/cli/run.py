@@ -7,6 +7,7 @@ import argparse
 from typing import Final
 
 from serdab.cli.messages import Context
+from serdab.cli.parsing import add_occlum, read_key, say_occlum
 from serdab.errors import UsageError
 
 SUMMARY: Final = "boot the instance, run a program in it, shut down"
@@ -19,11 +20,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--expect-signer", metavar="HEX", help="the signer (mrsigner) to require")
     parser.add_argument("--expect-root", metavar="HEX", help="the root FS (root-mac) to require")
+    add_occlum(parser, "--config-id", "--config-svn")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="PROGRAM [ARG ...]")
 
 
 def main(args: argparse.Namespace, context: Context) -> int:
     """Run it; the exit code is the program's."""
+    say_occlum(args, context)
     command = args.command
     if command[:1] == ["--"]:
         del command[0]
@@ -40,8 +43,6 @@ def main(args: argparse.Namespace, context: Context) -> int:
     instance = Instance.open_built(context.instance)
     key = None
     if args.image_key is not None:
-        from serdab.cli.parsing import read_key
-
         key = read_key(args.image_key)
     return pal.run_foreground(
         instance.path,
