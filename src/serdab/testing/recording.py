@@ -144,9 +144,6 @@ class RecordingFile:
     def pread_into(self, buf: memoryview, offset: int) -> int:
         return self._file.pread_into(buf, offset)
 
-    def allocate(self, size: int) -> None:
-        """Room is not content: nothing is written down."""
-
     def pwrite(self, raw: bytes | bytearray | memoryview, offset: int) -> None:
         self._trace.events.append(Write(self._number, offset, bytes(raw)))
         self._file.pwrite(raw, offset)
