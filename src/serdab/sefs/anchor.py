@@ -171,10 +171,12 @@ def load_anchor(file: File, key: Key, label: str) -> tuple[Anchor, KeySchedule, 
     problems: list[str] = []
     right_key = False
     readable = False
+    empty = -1
     for slot in range(2):
         raw = read_exact(file, SLOT_BYTES, slot * SLOT_BYTES)
         if not any(raw):
-            continue  # never written
+            empty = slot
+            continue
         try:
             clear = _parse_clear(raw)
             readable = True
@@ -190,6 +192,8 @@ def load_anchor(file: File, key: Key, label: str) -> tuple[Anchor, KeySchedule, 
         if best is None or anchor.state.epoch > best[0].state.epoch:
             best = anchor, keys
     if best is not None:
+        if empty >= 0 and best[0].state.epoch:
+            problems.append(f"slot {empty}: emptied")  # only the first anchor leaves one unwritten
         return *best, problems
     subject = f"{label}/{ANCHOR_NAME}"
     if right_key:
