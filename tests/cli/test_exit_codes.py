@@ -267,7 +267,8 @@ class TestRunRefusals:
         assert result.stdout == b""
         value = json.loads(result.stderr)
         assert value["error"] == "usage"
-        assert value["exit_code"] == result.returncode == 125
+        assert result.returncode == 125
+        assert value["exit_code"] == 2
 
 
 class TestDoctor:

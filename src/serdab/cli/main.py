@@ -95,7 +95,7 @@ def _run(words: list[str]) -> int:
             hint="" if context.verbose else "-v shows where it happened",
         )
     code = exitcodes.of_error(failure, starts_program=starts_program)
-    report(failure, context, exit_code=code, starts_program=starts_program)
+    report(failure, context, starts_program=starts_program)
     return code
 
 
@@ -171,7 +171,7 @@ def _log_level(text: str) -> str:
             subject="--log-level",
             expected="one of " + ", ".join(LOG_LEVELS),
             found=text,
-            hint="error is the default",
+            hint="without the option errors and notices are shown",
         )
     return LOG_LEVELS[text]
 

@@ -18,7 +18,7 @@ class Context:
 
     def __init__(self) -> None:
         self.instance = "."
-        self.log_level = "error"
+        self.log_level = "notice"
         self.as_json = False
         self.quiet = False
         self.verbose = False
@@ -39,18 +39,18 @@ class Context:
         sys.stdout.flush()
 
 
-def report(error: Error, context: Context, *, exit_code: int, starts_program: bool) -> None:
+def report(error: Error, context: Context, *, starts_program: bool) -> None:
     """Print an error: one line and a hint, or one JSON object.
 
     The JSON goes to standard output, but for a verb that starts a program: there standard output
-    is the program's, so it goes to standard error.
+    is the program's, so it goes to standard error. Its exit code is that of the error's kind, also
+    where the command itself exits with 125.
     """
     if context.as_json:
         import json
 
-        fields = {**error.as_dict(), "exit_code": exit_code}
         print(
-            json.dumps(fields, sort_keys=True),
+            json.dumps(error.as_dict(), sort_keys=True),
             file=sys.stderr if starts_program else sys.stdout,
             flush=True,
         )
