@@ -8,6 +8,7 @@ pages and closing its volume.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from typing import Any
@@ -75,7 +76,7 @@ class FsServer:
         if self._opened is not None:
             self._opened.set_error(died)
         for waiting in self._synced:
-            waiting.set_result(5)
+            waiting.set_result(errno.EIO)
         self._synced.clear()
         self.closed.set_result(str(died) if self.is_serving else "")
 
@@ -110,8 +111,11 @@ class FsServer:
 
     async def sync(self) -> int:
         """Let it make everything durable; return an errno."""
-        if self.closed.is_done or not self.is_serving:
+        if not self.is_serving:
             return 0
+        if self.closed.is_done:
+            # syncfs(2) on a dead mount succeeds, so this is where the caller hears of it.
+            return errno.EIO if self.closed.result() else 0
         future: Future[Any] = self._loop.future()
         self._synced.append(future)
         self._send({"op": "sync"})
