@@ -20,7 +20,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Final, Self
 
@@ -33,12 +33,15 @@ from serdab.keys import Key
 from serdab.libos.channel import Channel, close_all, socket_pair
 from serdab.libos.interpreter import import_path, start_python
 from serdab.libos.messages import Value
-from serdab.libos.request import BootRequest
+from serdab.libos.request import BootRequest, Freshness
 from serdab.trust.measurement import code_digest, package_root
 from serdab.version import VERSION
 
-LEVELS: Final = ("off", "error", "warning", "info", "debug")
+#: A notice is what the operator is to know without having asked: shown by default.
+LEVELS: Final = ("off", "error", "notice", "warning", "info", "debug")
 _DOWN_PATIENCE_S: Final = 5.0
+#: No pin beside the record, and nothing older accepted.
+NOTHING_ELSE: Final = Freshness()
 
 
 def get_version() -> str:
@@ -398,22 +401,25 @@ def init(
     image_key: Key | None = None,
     expect_signer: str | None = None,
     expect_root: str | None = None,
-    log_level: str = "error",
+    freshness: Freshness = NOTHING_ELSE,
+    log_level: str = "notice",
     log: Callable[[str, str], None] | None = None,
     stdio: tuple[int, int, int] = (0, 1, 2),
     on_started: Callable[[Pal], None] | None = None,
 ) -> Pal:
     """Boot an instance through the whole chain, the init stage included.
 
-    ``image_key`` is shown to init as /etc/image_key. ``expect_signer`` and ``expect_root`` are 64
-    hexadecimal digits each. ``log(level, line)`` gets lines for the operator (default: standard
-    error, up to ``log_level``). ``stdio`` is init's. ``on_started`` hears of the instance before
-    it has booted, so that another thread can end it.
+    ``image_key`` is shown to init as /etc/image_key. ``expect_signer`` is 64 hexadecimal digits,
+    ``expect_root`` too, or sixteen hyphened bytes; ``freshness`` says what is pinned elsewhere.
+    ``log(level, line)`` gets lines for the operator (default: standard error, up to ``log_level``).
+    ``stdio`` is init's. ``on_started`` hears of the instance before it has booted, so that another
+    thread can end it.
 
     Raises:
         Error: refused; kind and stage say where and why.
     """
     place = Instance.open_built(os.fspath(instance))
+    freshness = _placed(freshness, place)
     lock = lock_run(place)
     try:
         request = BootRequest(
@@ -429,6 +435,7 @@ def init(
             expect_signer=expect_signer,
             expect_root=expect_root,
             terminal=_terminal(),
+            freshness=freshness,
         )
         ours, theirs = socket_pair()
         pid = start_python(
@@ -452,6 +459,41 @@ def init(
         lock.close()
 
 
+def _placed(freshness: Freshness, instance: Instance) -> Freshness:
+    """Return it with absolute paths, all of them out of the storage's reach.
+
+    Raises:
+        UsageError: a pin would lie in the instance, or there is no such command.
+    """
+    file, command = freshness.pin_file, freshness.pin_command
+    if file is not None:
+        file = os.path.abspath(file)
+    if command is not None:
+        import shutil
+
+        found = shutil.which(command)
+        if found is None:
+            raise UsageError(
+                "the pin command cannot be run",
+                subject="--pin-command",
+                expected="a program",
+                found=command,
+                hint="it is run as CMD get UUID and as CMD put UUID POSITION",
+            )
+        command = os.path.abspath(found)
+    inside = os.path.realpath(instance.path) + os.sep
+    for option, path in (("--pin-file", file), ("--pin-command", command)):
+        if path is not None and os.path.realpath(path).startswith(inside):
+            raise UsageError(
+                "a pin in the instance protects nothing",
+                subject=option,
+                expected="a path that the storage of the instance cannot reach",
+                found=path,
+                hint="whoever rolls the instance back would roll the pin back with it",
+            )
+    return replace(freshness, pin_file=file, pin_command=command)
+
+
 def _private_directories() -> tuple[str, ...]:
     directories = (state_dir(), cache_dir(), runtime_dir(), package_root())
     return tuple(os.path.realpath(directory) for directory in directories)
@@ -464,7 +506,8 @@ def run_foreground(
     image_key: Key | None = None,
     expect_signer: str | None = None,
     expect_root: str | None = None,
-    log_level: str = "error",
+    freshness: Freshness = NOTHING_ELSE,
+    log_level: str = "notice",
 ) -> int:
     """Boot, run one program on our own standard streams, shut down; return its exit status.
 
@@ -484,6 +527,7 @@ def run_foreground(
             image_key=image_key,
             expect_signer=expect_signer,
             expect_root=expect_root,
+            freshness=freshness,
             log_level=log_level,
             on_started=state.started,
         )

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from serdab.cli.messages import Context
 from serdab.errors import UsageError
 from serdab.keys import Key
+
+if TYPE_CHECKING:
+    from serdab.libos.request import Freshness
 
 _KEY_FILE_BYTES: Final = 4096
 _OCCLUM_OPTIONS: Final = {
@@ -54,6 +57,36 @@ def add_signing(parser: argparse.ArgumentParser) -> None:
         "--sign-tool",
         metavar="EXE",
         help="run as EXE sign -key PEM, message on stdin, raw signature on stdout",
+    )
+
+
+def add_freshness(parser: argparse.ArgumentParser) -> None:
+    """Add what says which state of the writable layer is wanted."""
+    parser.add_argument(
+        "--expect-upper", metavar="HEX", help="the MAC that the writable layer must have"
+    )
+    parser.add_argument(
+        "--pin-file", metavar="FILE", help="remember in FILE, too, how far the writable layer came"
+    )
+    parser.add_argument(
+        "--pin-command", metavar="CMD", help="and with CMD get UUID, CMD put UUID POSITION"
+    )
+    parser.add_argument(
+        "--accept-rollback",
+        action="store_true",
+        help="accept a writable layer that is not the newest known one: a restored backup",
+    )
+
+
+def freshness_of(args: argparse.Namespace) -> Freshness:
+    """Return what :func:`add_freshness` read."""
+    from serdab.libos.request import Freshness
+
+    return Freshness(
+        accept_rollback=args.accept_rollback,
+        pin_file=args.pin_file,
+        pin_command=args.pin_command,
+        expect_upper=args.expect_upper,
     )
 
 

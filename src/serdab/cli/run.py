@@ -7,7 +7,7 @@ import argparse
 from typing import Final
 
 from serdab.cli.messages import Context
-from serdab.cli.parsing import add_occlum, read_key, say_occlum
+from serdab.cli.parsing import add_freshness, add_occlum, freshness_of, read_key, say_occlum
 from serdab.errors import UsageError
 
 SUMMARY: Final = "boot the instance, run a program in it, shut down"
@@ -20,6 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--expect-signer", metavar="HEX", help="the signer (mrsigner) to require")
     parser.add_argument("--expect-root", metavar="HEX", help="the root FS (root-mac) to require")
+    add_freshness(parser)
     add_occlum(parser, "--config-id", "--config-svn")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="PROGRAM [ARG ...]")
 
@@ -50,5 +51,12 @@ def main(args: argparse.Namespace, context: Context) -> int:
         image_key=key,
         expect_signer=args.expect_signer,
         expect_root=args.expect_root,
-        log_level="debug" if context.verbose else context.log_level,
+        freshness=freshness_of(args),
+        log_level=_log_level(context),
     )
+
+
+def _log_level(context: Context) -> str:
+    if context.verbose:
+        return "debug"
+    return "error" if context.quiet and context.log_level == "notice" else context.log_level

@@ -33,6 +33,8 @@ IMAGE_TYPES: Final = (ENCRYPTED, INTEGRITY_ONLY)
 # What a build accepts beside the root line. The root line itself is ``upper`` and ``root_mac``.
 MOUNT_TYPES: Final = ("hostfs", "procfs", "devfs", "ramfs")
 NETWORKS: Final = ("host", "none")
+#: What becomes of the writable layer's position: see ``trust.freshness``.
+FRESHNESS: Final = ("record", "enforce", "off")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ class BootConfig:
     disable_log: bool = False
     host_directories: tuple[str, ...] = (".",)
     network: str = "host"
+    freshness: str = "record"
 
 
 def dump_boot_config(config: BootConfig) -> bytes:
@@ -126,6 +129,7 @@ def dump_boot_config(config: BootConfig) -> bytes:
         "disable_log": config.disable_log,
         "host_directories": list(config.host_directories),
         "network": config.network,
+        "freshness": config.freshness,
     }
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii") + b"\n"
 
@@ -190,6 +194,7 @@ def parse_boot_config(raw: bytes) -> BootConfig:
         disable_log=top.flag("disable_log"),
         host_directories=top.texts("host_directories"),
         network=top.text("network", choices=NETWORKS),
+        freshness=top.text("freshness", choices=FRESHNESS),
     )
     for section in (env, limits, upper, top):
         section.close()

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-from serdab.config.boot import NETWORKS, Limits, MountEntry, UpperLayer
+from serdab.config.boot import FRESHNESS, NETWORKS, Limits, MountEntry, UpperLayer
 from serdab.config.checks import (
     check_entry_points,
     check_environment,
@@ -52,6 +52,7 @@ class InstanceConfig:
     image_mac: bytes = b""
     host_directories: tuple[str, ...] = (".",)
     network: str = "host"
+    freshness: str = "record"
     notes: tuple[str, ...] = ()
 
 
@@ -100,6 +101,7 @@ def parse(raw: bytes) -> InstanceConfig:
         image_mac=image_mac,
         host_directories=ours.texts("host_directories", (".",)),
         network=ours.text("network", "host", choices=NETWORKS),
+        freshness=ours.text("freshness", "record", choices=FRESHNESS),
         notes=tuple(notes),
     )
     for section in (env, metadata, ours, top):

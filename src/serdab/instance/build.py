@@ -398,6 +398,7 @@ def _boot_config(
         disable_log=config.disable_log,
         host_directories=config.host_directories,
         network=config.network,
+        freshness=config.freshness,
     )
 
 

@@ -11,8 +11,17 @@ import shutil
 from typing import Final
 
 from serdab.errors import EnvironmentRefused, UsageError
-from serdab.instance.layout import CONFIG, IMAGE_SOURCE, INIT, INITFS_SOURCE, RUN, Instance
+from serdab.instance.layout import (
+    CONFIG,
+    IMAGE_SOURCE,
+    INIT,
+    INITFS_SOURCE,
+    RUN,
+    UPPER,
+    Instance,
+)
 from serdab.trust.measurement import package_root
+from serdab.trust.records import forget_path
 
 SKELETON: Final = (
     "bin",
@@ -112,6 +121,8 @@ def _fill(path: str, init: str) -> Instance:
     os.chmod(target, 0o755)  # noqa: S103 - a program
     # mtimes are measured too; the shipped init is the same everywhere, so its time is as well.
     os.utime(target, (0, 0))
+    # Whoever makes an instance says that nothing is there yet, whatever was here before.
+    forget_path(instance.at(UPPER))
     # The configuration comes last: it is what makes the directory an instance.
     with open(os.path.join(templates_dir(), CONFIG), "rb") as file:
         content = file.read()

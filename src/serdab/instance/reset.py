@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Throws the writable layer away, with the images that were kept for it.
 
-Above: ``cli``. Below: ``layout``, ``locks``.
+Its record goes last: a reset that was cut off leaves a layer that is missed, not one that passes as
+new. Above: ``cli``. Below: ``layout``, ``locks``, ``trust.records``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from serdab.config.occlum import parse
 from serdab.errors import Error
 from serdab.instance.layout import CONFIG, PREVIOUS, UPPER, Instance
 from serdab.instance.locks import lock_build, lock_run
+from serdab.trust.records import discard
 
 
 def reset(instance: Instance) -> list[str]:
@@ -33,4 +35,6 @@ def reset(instance: Instance) -> list[str]:
             if os.path.isdir(path) and not os.path.islink(path):
                 shutil.rmtree(path)
                 removed.append(relative)
+        if discard(instance.at(upper)) and upper not in removed:
+            removed.append(f"the record of {upper}")
     return removed

@@ -19,6 +19,7 @@ from typing import Final
 
 from serdab.config.boot import ENCRYPTED, BootConfig, MountEntry
 from serdab.errors import Error, MeasurementMismatch, UsageError, WrongKeyError
+from serdab.keys import parse_hyphened
 from serdab.libos import environment, hostdirs, hostfiles
 from serdab.libos.fsclient import FsServer
 from serdab.libos.launcher import SpawnRequest
@@ -34,7 +35,7 @@ from serdab.libos.volumekey import volume_key
 from serdab.linux.process import sealed_file
 from serdab.trust import platform, signers
 from serdab.trust.chain import BootChain, State
-from serdab.trust.measurement import code_digest
+from serdab.trust.measurement import Digest, code_digest
 
 INIT: Final = "/bin/init"
 IMAGE_KEY_FILE: Final = "/etc/image_key"
@@ -83,6 +84,7 @@ class Boot:
         self._files: tuple[list[hostfiles.HostFile], list[str]] = ([], [])
         self._refusal: Error | None = None
         self._mounting = False
+        self._expect_upper = b""
 
     def environment_for(self, caller: tuple[bytes, ...]) -> tuple[bytes, ...]:
         """Return the environment of a program started from outside."""
@@ -118,23 +120,10 @@ class Boot:
         return config
 
     def _check_expected_root(self, config: BootConfig) -> None:
-        named = self._request.expect_root
-        if named is None:
-            return
-        try:
-            expected = bytes.fromhex(named.strip())
-        except ValueError:
-            expected = b""
-        if len(expected) != 32:
-            raise UsageError(
-                "not a root MAC",
-                stage="config",
-                subject="--expect-root",
-                expected="64 hexadecimal digits, as `serdab print root-mac` shows them",
-                found=f"{len(named.strip())} characters",
-                hint="copy the whole value",
-            )
-        if expected != config.root_mac:
+        # Checked here, although it is used later: a bad value must not cost a whole boot.
+        self._expect_upper = _parse_mac(self._request.freshness.expect_upper, "--expect-upper")
+        expected = _parse_mac(self._request.expect_root, "--expect-root")
+        if not config.root_mac.startswith(expected):
             raise MeasurementMismatch(
                 "the root FS is not the expected one",
                 stage="config",
@@ -336,6 +325,7 @@ class Boot:
     def _root_orders(self, config: BootConfig, request: Request) -> Orders:
         wish = request.config or RootConfig()
         instance = self._request.instance
+        fresh = self._request.freshness
         key = volume_key(
             config,
             request.key,
@@ -356,6 +346,12 @@ class Boot:
             volume_key=key.key,
             source=key.source,
             one_owner=self._parts.sandbox.ids.is_single,
+            freshness="off" if is_temporary else config.freshness,
+            conf_mac=self.chain.descriptor.conf_mac.value,
+            accept_rollback=fresh.accept_rollback,
+            pin_file=fresh.pin_file or "",
+            pin_command=fresh.pin_command or "",
+            expect_upper=self._expect_upper,
         )
 
     def _replace_host_mount(self, source: str, target: str | None) -> tuple[HostMount, ...]:
@@ -380,6 +376,25 @@ class Boot:
             ),
             terminal="/dev/console" if self._request.terminal else None,
         )
+
+
+def _parse_mac(text: str | None, option: str) -> bytes:
+    """Return 32 bytes, or the 16 of a hyphened prefix; nothing if none was given."""
+    if text is None:
+        return b""
+    text = text.strip()
+    try:
+        value = Digest.parse(text).value if "-" not in text else parse_hyphened(text, 16)
+    except ValueError:
+        raise UsageError(
+            "not a MAC",
+            stage="config",
+            subject=option,
+            expected="64 hexadecimal digits, or sixteen hyphened bytes as a prefix",
+            found=f"{len(text)} characters",
+            hint="copy the whole value, as `serdab print root-mac` shows one",
+        ) from None
+    return value
 
 
 def _is_memory(entry: MountEntry) -> bool:

@@ -14,6 +14,21 @@ from serdab.libos.messages import Value
 
 
 @dataclass(frozen=True, slots=True)
+class Freshness:
+    """What the caller wants of the writable layer's freshness, beside the measured policy.
+
+    ``accept_rollback``: another state than the remembered one is accepted, once. ``pin_file`` and
+    ``pin_command`` are absolute paths of pins elsewhere (``trust.pins``). ``expect_upper`` is the
+    MAC that the writable layer must have, as text.
+    """
+
+    accept_rollback: bool = False
+    pin_file: str | None = None
+    pin_command: str | None = None
+    expect_upper: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class BootRequest:
     """One boot. Paths are absolute.
 
@@ -33,6 +48,7 @@ class BootRequest:
     expect_signer: str | None = None
     expect_root: str | None = None
     terminal: str | None = None
+    freshness: Freshness = Freshness()
 
     def __repr__(self) -> str:
         return f"BootRequest(instance={self.instance!r})"
@@ -53,6 +69,10 @@ class BootRequest:
             "expect_signer": self.expect_signer,
             "expect_root": self.expect_root,
             "terminal": self.terminal,
+            "accept_rollback": self.freshness.accept_rollback,
+            "pin_file": self.freshness.pin_file,
+            "pin_command": self.freshness.pin_command,
+            "expect_upper": self.freshness.expect_upper,
         }
 
     @classmethod
@@ -75,6 +95,12 @@ class BootRequest:
             expect_signer=optional_text(record, "expect_signer"),
             expect_root=optional_text(record, "expect_root"),
             terminal=optional_text(record, "terminal"),
+            freshness=Freshness(
+                accept_rollback=record.get("accept_rollback") is True,
+                pin_file=optional_text(record, "pin_file"),
+                pin_command=optional_text(record, "pin_command"),
+                expect_upper=optional_text(record, "expect_upper"),
+            ),
         )
 
 

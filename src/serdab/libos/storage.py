@@ -7,16 +7,21 @@ for the kind it serves.
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from serdab.errors import FormatError, FsError
 from serdab.keys import Key
 from serdab.libos.messages import Value
 from serdab.vfs.api import ROOT_INO, FileSystem, SetAttr
+
+if TYPE_CHECKING:
+    from serdab.sefs.volume import Volume
+    from serdab.vfs.layer import Layer
 
 #: A read-only image under a writable layer in memory: the init FS.
 TRANSIENT: Final = "transient"
@@ -33,7 +38,8 @@ class Orders:
     ``source`` is what the volume remembers in clear about where its key comes from. ``files`` are
     put into the writable layer before it is served: absolute path to content, mode 0400.
     ``hidden`` are relative paths of a host directory that are shown empty. With ``one_owner``
-    everything is shown as owned by the inner root.
+    everything is shown as owned by the inner root. From ``freshness`` on: how the volume is watched
+    (``trust.freshness``).
     """
 
     kind: str
@@ -49,6 +55,12 @@ class Orders:
     one_owner: bool = False
 
     def __repr__(self) -> str:
+    freshness: str = "off"
+    conf_mac: bytes = bytes(32)
+    accept_rollback: bool = False
+    pin_file: str = ""
+    pin_command: str = ""
+    expect_upper: bytes = b""
         return f"Orders(kind={self.kind!r}, image={self.image!r}, volume={self.volume!r})"
 
     def dump(self) -> dict[str, Value]:
@@ -68,6 +80,12 @@ class Orders:
             "one_owner": self.one_owner,
         }
 
+            "freshness": self.freshness,
+            "conf_mac": self.conf_mac,
+            "accept_rollback": self.accept_rollback,
+            "pin_file": self.pin_file,
+            "pin_command": self.pin_command,
+            "expect_upper": self.expect_upper,
     @classmethod
     def parse(cls, record: Mapping[str, Value]) -> Orders:
         """Return the orders in a record.
@@ -93,6 +111,12 @@ class Orders:
             one_owner=record.get("one_owner") is True,
         )
 
+            freshness=_text(record, "freshness"),
+            conf_mac=_bytes(record, "conf_mac") or b"",
+            accept_rollback=record.get("accept_rollback") is True,
+            pin_file=_text(record, "pin_file"),
+            pin_command=_text(record, "pin_command"),
+            expect_upper=_bytes(record, "expect_upper") or b"",
 
 def _text(record: Mapping[str, Value], name: str) -> str:
     value = record.get(name)
@@ -110,12 +134,16 @@ def _bytes(record: Mapping[str, Value], name: str) -> bytes | None:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A file system that was verified up to its root; ``root_mac`` is empty for the host's."""
+    """A file system that was verified up to its root; ``root_mac`` is empty for the host's.
+
+    ``notices`` are lines that the operator must see.
+    """
 
     fs: FileSystem
     root_mac: bytes = b""
 
 
+    notices: tuple[str, ...] = ()
 def open_file_system(orders: Orders) -> Opened:
     """Open and verify what the orders name.
 
@@ -133,7 +161,7 @@ def open_file_system(orders: Orders) -> Opened:
     if orders.one_owner:
         from serdab.libos.owners import OneOwner
 
-        return Opened(OneOwner(opened.fs), opened.root_mac)
+        return replace(opened, fs=OneOwner(opened.fs))
     return opened
 
 
@@ -145,24 +173,14 @@ def _open_sealed(orders: Orders) -> Opened:
     image = open_image(Path(orders.image), key=key, expected_mac=orders.expected_mac)
     try:
         if orders.kind == TRANSIENT or not orders.volume:
+    notices: list[str] = []
             from serdab.sefs.memorydir import MemoryDir
             from serdab.sefs.volume import open_volume_in
 
             upper = open_volume_in(MemoryDir(), key=Key.generate(), lower=image, create=True)
         else:
-            from serdab.sefs.volume import open_volume
-
-            if orders.volume_key is None:
-                raise FormatError("orders to an fs server name a volume without its key")
-            Path(orders.volume).mkdir(parents=True, exist_ok=True, mode=0o700)
-            upper = open_volume(
-                Path(orders.volume),
-                key=Key(orders.volume_key),
-                lower=image,
-                create=True,
-                source=orders.source,
-            )
-        return Opened(Union(upper, image), image.root_mac)
+            upper, notices = _open_upper(orders, image)
+        return Opened(Union(upper, image), image.root_mac, tuple(notices))
     except BaseException:
         image.close()
         raise

@@ -19,7 +19,13 @@ import os
 from typing import Final, Protocol, final
 
 from serdab.config.dirs import write_durably
-from serdab.errors import EnvironmentRefused, Error, FormatError, RollbackError
+from serdab.errors import (
+    EnvironmentRefused,
+    Error,
+    FormatError,
+    RollbackError,
+    VerificationError,
+)
 from serdab.sefs.position import UUID_BYTES, Position
 
 _MAX_BYTES: Final = 4096
@@ -35,6 +41,7 @@ class Pin(Protocol):
         """Return the position that was stored last, or None.
 
         Raises:
+            RollbackError: it remembers another volume.
             Error: the place cannot be asked, or holds something else.
         """
         ...
@@ -128,7 +135,7 @@ class PinCommand:
         import subprocess
 
         try:
-            done = subprocess.run(  # noqa: S603 - the operator named it
+            done = subprocess.run(
                 [self._program, *arguments],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -155,7 +162,7 @@ class PinCommand:
 
 
 def _unreadable(label: str, found: str) -> Error:
-    return RollbackError(
+    return VerificationError(
         "the pin cannot be read",
         subject=label,
         expected="one line with a position",

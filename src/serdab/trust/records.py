@@ -39,7 +39,9 @@ _RECORD: Final = "record.json"
 _MAX_BYTES: Final = 1 << 16
 _LOCK_PATIENCE_S: Final = 5.0
 _LOCK_STEP_S: Final = 0.05
-_HINT: Final = "restore it from a backup; removing it gives up the memory of how far the volume came"
+_HINT: Final = (
+    "restore it from a backup; removing it gives up the memory of how far the volume came"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +113,11 @@ def load_record(uuid: bytes) -> Record | None:
 
 def store_record(record: Record) -> None:
     """Replace the record of a volume; durable on return."""
-    directory = _volume_dir(record.position.uuid)
-    is_new = not os.path.isdir(directory)
-    make_private(directory)
-    if is_new:
+    directory = make_private(_volume_dir(record.position.uuid))
+    file = os.path.join(directory, _RECORD)
+    if not os.path.lexists(file):
         sync_directory(os.path.dirname(directory))
-    write_durably(os.path.join(directory, _RECORD), record.dump())
+    write_durably(file, record.dump())
 
 
 def volume_at(path: str) -> bytes | None:
