@@ -29,6 +29,8 @@ TRANSIENT: Final = "transient"
 UNION: Final = "union"
 #: A directory of the host.
 HOST: Final = "host"
+#: The overflow id: who owns what has no owner inside (user_namespaces(7)).
+_NOBODY: Final = 65534
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +55,14 @@ class Orders:
     host_path: str = ""
     hidden: tuple[str, ...] = ()
     one_owner: bool = False
-
-    def __repr__(self) -> str:
     freshness: str = "off"
     conf_mac: bytes = bytes(32)
     accept_rollback: bool = False
     pin_file: str = ""
     pin_command: str = ""
     expect_upper: bytes = b""
+
+    def __repr__(self) -> str:
         return f"Orders(kind={self.kind!r}, image={self.image!r}, volume={self.volume!r})"
 
     def dump(self) -> dict[str, Value]:
@@ -78,14 +80,14 @@ class Orders:
             "host_path": self.host_path,
             "hidden": list(self.hidden),
             "one_owner": self.one_owner,
-        }
-
             "freshness": self.freshness,
             "conf_mac": self.conf_mac,
             "accept_rollback": self.accept_rollback,
             "pin_file": self.pin_file,
             "pin_command": self.pin_command,
             "expect_upper": self.expect_upper,
+        }
+
     @classmethod
     def parse(cls, record: Mapping[str, Value]) -> Orders:
         """Return the orders in a record.
@@ -109,14 +111,14 @@ class Orders:
             host_path=_text(record, "host_path"),
             hidden=tuple(str(item) for item in hidden),
             one_owner=record.get("one_owner") is True,
-        )
-
             freshness=_text(record, "freshness"),
             conf_mac=_bytes(record, "conf_mac") or b"",
             accept_rollback=record.get("accept_rollback") is True,
             pin_file=_text(record, "pin_file"),
             pin_command=_text(record, "pin_command"),
             expect_upper=_bytes(record, "expect_upper") or b"",
+        )
+
 
 def _text(record: Mapping[str, Value], name: str) -> str:
     value = record.get(name)
@@ -141,9 +143,9 @@ class Opened:
 
     fs: FileSystem
     root_mac: bytes = b""
-
-
     notices: tuple[str, ...] = ()
+
+
 def open_file_system(orders: Orders) -> Opened:
     """Open and verify what the orders name.
 
@@ -171,9 +173,9 @@ def _open_sealed(orders: Orders) -> Opened:
 
     key = None if orders.image_key is None else Key(orders.image_key)
     image = open_image(Path(orders.image), key=key, expected_mac=orders.expected_mac)
+    notices: list[str] = []
     try:
         if orders.kind == TRANSIENT or not orders.volume:
-    notices: list[str] = []
             from serdab.sefs.memorydir import MemoryDir
             from serdab.sefs.volume import open_volume_in
 
@@ -186,10 +188,57 @@ def _open_sealed(orders: Orders) -> Opened:
         raise
 
 
-def _open_host(orders: Orders) -> FileSystem:
-    from serdab.vfs.hostfs import HostFs
+def _open_upper(orders: Orders, image: Layer) -> tuple[Volume, list[str]]:
+    from serdab.sefs.volume import open_volume
+    from serdab.trust.freshness import Guard, Watch
 
-    return HostFs(Path(orders.host_path), hidden=frozenset(item.encode() for item in orders.hidden))
+    if orders.volume_key is None:
+        raise FormatError("orders to an fs server name a volume without its key")
+    guard = Guard(
+        orders.volume,
+        Watch(
+            orders.freshness,
+            conf_mac=orders.conf_mac,
+            accept_rollback=orders.accept_rollback,
+            pin_file=orders.pin_file,
+            pin_command=orders.pin_command,
+            expected_mac=orders.expect_upper,
+        ),
+    )
+    guard.check_existence()
+    Path(orders.volume).mkdir(parents=True, exist_ok=True, mode=0o700)
+    upper = open_volume(
+        Path(orders.volume),
+        key=Key(orders.volume_key),
+        lower=image,
+        create=True,
+        source=orders.source,
+    )
+    try:
+        # The guard lives as long as the process: it hears of the last checkpoint too.
+        return upper, guard.admit(upper)
+    except BaseException:
+        upper.abandon()
+        guard.close()
+        raise
+
+
+def _open_host(orders: Orders) -> FileSystem:
+    from serdab.vfs.hostfs import HostFs, Owners
+
+    hidden = [os.fsencode(item) for item in orders.hidden]
+    uid, gid = os.geteuid(), os.getegid()
+    if uid == 0:
+        return HostFs(orders.host_path, hidden=hidden)
+    # We can make files for ourselves only, and that is whom the inner root stands for.
+    owners = Owners(
+        show=lambda user, group: (
+            0 if user == uid else _NOBODY,
+            0 if group == gid else _NOBODY,
+        ),
+        keep=lambda user, group: (uid, gid),
+    )
+    return HostFs(orders.host_path, hidden=hidden, owners=owners)
 
 
 def _put_file(fs: FileSystem, path: str, content: bytes) -> None:
