@@ -90,9 +90,9 @@ class _Server:
                 subject=str(exc.filename or orders.image or orders.host_path),
             )
             _tell(self._channel, {"op": "refused", **_plain(error.as_dict())})
+        else:
             for line in self._opened.notices:
                 _tell(self._channel, {"op": "log", "level": "notice", "line": line})
-        else:
             _tell(self._channel, {"op": "opened", "root_mac": self._opened.root_mac})
 
     def _serve(self, fd: int, opened: Opened) -> None:

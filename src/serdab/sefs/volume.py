@@ -807,6 +807,11 @@ class Volume:
             self._reserve.close()
             self._dir.close()
 
+    def abandon(self) -> None:
+        """Close without writing: the host keeps what was found, as after a refusal."""
+        self.read_only = True
+        self.close()
+
 
 def open_volume(
     path: Path,
@@ -822,11 +827,6 @@ def open_volume(
     tolerant: bool = False,
 ) -> Volume:
     """Open the volume in a host directory, under a lock (shared if read-only).
-    def abandon(self) -> None:
-        """Close without writing: the host keeps what was found, as after a refusal."""
-        self.read_only = True
-        self.close()
-
 
     ``create`` makes a new one of an empty directory; nothing else is ever formatted over.
     ``source`` is stored, authenticated but in clear: where the key comes from. ``tolerant`` opens
