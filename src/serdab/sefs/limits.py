@@ -37,7 +37,7 @@ class VolumeLimits:
     """A change waits no longer for a checkpoint."""
     reclaim_s: float = 1.0
     """As long as there is space to give back, a checkpoint comes this soon."""
-    reclaim_bytes: int = 64 << 20
+    reclaim_bytes: int = 32 << 20
     """A checkpoint moves no more live bytes than this."""
 
 

@@ -3,16 +3,19 @@
 
 Above: ``volume``. Below: ``hostdir``.
 
-Before a change is admitted the file ``reserve`` is grown, with space the host has really allocated
-(posix_fallocate(3)), to cover what is dirty and two worst checkpoints. When a write meets a full
-host the reserve is given up and the write done again. So a program is told ENOSPC when it writes,
-never when it syncs what was accepted; and removing files always works. On copy-on-write or thinly
-provisioned host file systems an allocation is no promise: there a flush can fail, the program that
-asked for it gets the error and the volume turns read-only.
+Before a change is admitted the file ``reserve`` is grown, with space that the host has really
+allocated (posix_fallocate(3)), to cover what is dirty and two worst checkpoints. When a commit or
+checkpoint meets a full host the reserve is given up and the write done again; afterwards it is
+taken back as far as the host allows. So a program is told ENOSPC when it writes, never when it
+syncs what was accepted; and removing files always works. On copy-on-write or thinly provisioned
+host file systems an allocation is no promise: there a flush can fail, the program that asked for it
+gets the error and the volume turns read-only.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Final, final
 
 from serdab.sefs.hostdir import Dir, File
@@ -39,6 +42,17 @@ class Reserve:
         self._directory = directory
         self._file: File | None = None
         self.size = 0
+        self._spent = 0
+        self._spending = False
+
+    @contextlib.contextmanager
+    def spending(self) -> Iterator[None]:
+        """Within this, writes may use the reserve: what they store was admitted before."""
+        before, self._spending = self._spending, True
+        try:
+            yield
+        finally:
+            self._spending = before
 
     def ensure(self, size: int) -> None:
         """Hold at least ``size`` bytes.
@@ -70,12 +84,26 @@ class Reserve:
         return self._directory.open(RESERVE_NAME, create=True)
 
     def release(self) -> bool:
-        """Give the room back to the host; return whether there was any."""
-        if self._file is None or not self.size:
+        """Give the room back to the host; return whether there was any to be spent."""
+        if self._file is None or not self.size or not self._spending:
             return False
         self._file.truncate(0)
+        self._spent = self.size
         self.size = 0
         return True
+
+    def restore(self) -> None:
+        """Take back what was spent, as far as the host has it; without it nothing is admitted."""
+        size, self._spent = self._spent, 0
+        while size >= _LEAST:
+            try:
+                self.ensure(size)
+            except OSError as exc:
+                if not is_full(exc):
+                    raise
+                size //= 2
+            else:
+                return
 
     def close(self) -> None:
         """Give the room back and remove the file."""

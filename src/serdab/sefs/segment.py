@@ -334,6 +334,11 @@ class Writer:
                     raise
         return pointer
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Sealed bytes that the host does not have yet."""
+        return self._fill
+
     def buffered(self, offset: int, stored: int) -> memoryview:
         """Return sealed bytes that are not in the file yet."""
         start = offset - self.written

@@ -62,6 +62,8 @@ from serdab.vfs.layer import Dirent, Layer
 CHUNK_SIZE: Final = 64 << 10
 PAGE_SIZE: Final = 8 << 10
 _NEW: Final = "anchor.new"
+_BASE_ROOM: Final = 256 << 10
+"""New segments, their table, a log: what a checkpoint takes however little changed."""
 _MAC_LABEL: Final = b"serdab sefs volume v1\0"
 
 log = logging.getLogger("serdab.sefs")
@@ -322,12 +324,22 @@ class Volume:
         if self.read_only or self._failed:
             raise FsError(errno.EROFS)
         limits = self._limits
-        if self._content.dirty_bytes > limits.dirty_bytes:
-            self._guarded(self._content.flush)
+        if growth and self._content.dirty_bytes > limits.dirty_bytes:
+            with self._host_errors():
+                self._content.flush()
         items = len(self._items.mem) + len(self._inodes)
-        if items > limits.items or self._log_bytes > limits.log_bytes or self._is_wasteful():
-            self._guarded(self._checkpoint)
-            items = 0
+        wasteful = self._is_wasteful()
+        if wasteful or items > limits.items or self._log_bytes > limits.log_bytes:
+            try:
+                self._guarded(self._checkpoint)
+                if wasteful and self._dead:
+                    # What one checkpoint empties the next one deletes: both anchors left it then.
+                    self._guarded(self._checkpoint)
+                items = 0
+            except FsError as exc:
+                # Removing must work on a full host; adding is refused below.
+                if exc.errno != errno.ENOSPC or growth:
+                    raise
         if growth:
             self._make_room(growth, items)
 
@@ -338,7 +350,7 @@ class Volume:
             FsError: ENOSPC.
         """
         limits = self._limits
-        growth += self._content.dirty_bytes
+        growth += self._content.dirty_bytes + self._content.writer.waiting_bytes
         if limits.max_bytes and self._segments.live_bytes + growth > limits.max_bytes:
             raise FsError(errno.ENOSPC)
         scattered = items * self.state.page_size
@@ -346,7 +358,7 @@ class Volume:
             if self._dir.free_bytes()[1] < limits.tight_bytes:
                 self._guarded(self._checkpoint)
             scattered = limits.scattered_bytes
-        needed = growth + 2 * scattered
+        needed = growth + 2 * scattered + limits.log_growth_bytes + _BASE_ROOM
         if needed <= self._reserve.size:
             return
         self._guarded(self._ensure_anchor)
@@ -488,7 +500,9 @@ class Volume:
     def _guarded(self, step: Callable[[], None]) -> None:
         """Run a step that writes to the host; a host that fails turns the volume read-only."""
         try:
-            step()
+            with self._reserve.spending():
+                step()
+            self._reserve.restore()
         except FsError:
             raise
         except OSError as exc:
@@ -734,7 +748,7 @@ class Volume:
         """Note the segments that the new state does not refer to, and forget their records."""
         for number, usage in self._segments.usage.items():
             if usage.live <= 0 and not self._segments.is_open(number) and number not in self._dead:
-                self._dead[number] = self.history.next_epoch(self.state.epoch)
+                self._dead[number] = self.state.epoch
 
     def _sweep(self) -> None:
         """Delete what neither durable anchor refers to."""
@@ -780,7 +794,12 @@ class Volume:
         left = max(self._oldest_change, self._last_checkpoint) + wait - time.monotonic()
         if left > 0:
             return left
-        self._guarded(self._checkpoint)
+        try:
+            self._guarded(self._checkpoint)
+        except FsError as exc:
+            if exc.errno != errno.ENOSPC:
+                return None  # read-only now, and said so
+            return self._limits.checkpoint_s
         return self._limits.reclaim_s if self._has_garbage() else None
 
     def _has_garbage(self) -> bool:
