@@ -141,7 +141,7 @@ def attack(stage: Stage) -> None:
     wrong = Path("../wrong.key")
     stage.serdab("gen-image-key", wrong, quiet=True)
     error = stage.run_refused("/bin/true", key=wrong, expect=125)
-    stage.claim("and another key opens nothing", holds="key" in error)
+    stage.claim("and another key opens nothing", holds="wrong image key" in error)
 
 
 def corrupt_program(stage: Stage) -> None:

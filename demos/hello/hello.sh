@@ -5,14 +5,14 @@ set -eu
 
 echo "pipes:     $(seq 1 1000 | sort -rn | head -n 3 | paste -sd ' ')"
 
-mkdir -p /tmp/work
-printf '%s\n' one two three >/tmp/work/list
-ln -s list /tmp/work/link
-mv /tmp/work/list /tmp/work/words
-ln -sf words /tmp/work/link
-chmod 640 /tmp/work/words
-echo "files:     $(wc -l </tmp/work/link) lines, mode $(stat -c %a /tmp/work/words)"
-rm -r /tmp/work
+mkdir -p /tmp/words
+printf '%s\n' one two three >/tmp/words/list
+ln -s list /tmp/words/link
+mv /tmp/words/list /tmp/words/moved
+ln -sf moved /tmp/words/link
+chmod 640 /tmp/words/moved
+echo "files:     $(wc -l </tmp/words/link) lines, mode $(stat -c %a /tmp/words/moved)"
+rm -r /tmp/words
 
 children=()
 for n in 1 2 3 4; do
