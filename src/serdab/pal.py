@@ -279,11 +279,11 @@ class Pal:
         process: Process | None = None,
         signal_number: int = signal.SIGKILL,
         *,
-        sender: int = 0,
+        sender: int = -1,
     ) -> None:
         """Signal one program, or every process inside.
 
-        ``sender``: who sent the signal to us, when it is only passed on.
+        ``sender``: the process that sent it to us, when it is only passed on.
         """
         self._send(
             {
@@ -532,10 +532,12 @@ def run_foreground(
             on_started=state.started,
         )
         try:
+            state.program_follows()
             process = pal.create_process(argv)
-            state.process = process
+            state.program_is(process)
             status = process.wait()
         finally:
+            state.program_is(None)
             # The program has ended, or never was: nothing inside is worth waiting for.
             pal.destroy(patience_s=0)
     except (Error, InternalError):
@@ -551,21 +553,34 @@ class _Foreground:
     """What the thread that waits for signals knows about the run."""
 
     def __init__(self) -> None:
-        self.pal: Pal | None = None
-        self.process: Process | None = None
+        self._pal: Pal | None = None
+        self._process: Process | None = None
+        self._is_booting = True
+        # A program may run, and say so, before we hear of it: what comes meanwhile waits for that.
+        self._is_known = threading.Event()
         self.ended_by = 0
 
     def started(self, pal: Pal) -> None:
-        self.pal = pal
+        self._pal = pal
+
+    def program_follows(self) -> None:
+        self._is_booting = False
+
+    def program_is(self, process: Process | None) -> None:
+        self._process = process
+        self._is_known.set()
 
     def on_ending(self, number: int) -> bool:
-        if self.process is not None:
+        if not self._is_booting:
             return False
         self.ended_by = number
-        if self.pal is not None:
-            self.pal._send({"op": "destroy", "patience_ms": 0})
+        if self._pal is not None:
+            self._pal._send({"op": "destroy", "patience_ms": 0})
         return True
 
     def forward(self, number: int, sender: int) -> None:
-        if self.pal is not None and self.process is not None:
-            self.pal.kill(self.process, number, sender=sender)
+        if self._is_booting:
+            return
+        self._is_known.wait()
+        if self._pal is not None and self._process is not None:
+            self._pal.kill(self._process, number, sender=sender)

@@ -80,6 +80,10 @@ class FsServer:
         self._synced.clear()
         self.closed.set_result(str(died) if self.is_serving else "")
 
+    def hold(self, fd: int) -> None:
+        """Let it share a descriptor until it has ended; it stays the caller's too."""
+        self._send({"op": "hold"}, (fd,))
+
     async def open(self, orders: Orders, *, stage: str) -> bytes:
         """Let it open a file system; return the root MAC. After a refusal it may be asked again.
 

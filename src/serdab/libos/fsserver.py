@@ -4,7 +4,8 @@
 Above: nothing (it is executed). Below: ``storage``, ``fuse.session``. Its peer is the kernel
 process: ``fsclient``.
 
-Life: it imports what it will need and waits; ``open`` brings orders, answered by ``opened`` or
+Life: it imports what it will need and waits; ``hold`` brings a lock, which is thus held until all
+is written; ``open`` brings orders, answered by ``opened`` or
 ``refused``; ``serve`` brings the descriptor of ``/dev/fuse``; from then on it serves, and answers
 ``sync``, until the kernel says that the mount is gone (ENODEV). Then it closes the file system and
 says ``closed``. Neither a signal nor the death of the kernel process ends it earlier: late pages
@@ -19,7 +20,6 @@ from __future__ import annotations
 import _socket
 import logging
 import os
-import sys
 import traceback
 from typing import Final
 
@@ -55,12 +55,15 @@ class _Server:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._opened: Opened | None = None
+        self._held: list[int] = []  # closed by the end of the process, and not before
 
     def run(self) -> None:
         """Serve the messages of the kernel process in their order."""
         while (message := self._channel.receive()) is not None:
             record, fds = message
             match record.get("op"):
+                case "hold":
+                    self._held += fds
                 case "open":
                     close_all(fds)
                     self._open(Orders.parse(record))
@@ -161,4 +164,6 @@ def main(fd: int) -> None:
     except Exception:
         lines = traceback.format_exc().rstrip().replace("\n", " | ")
         _tell(channel, {"op": "log", "level": "error", "line": f"please report: {lines}"})
-        sys.exit(1)
+        os._exit(1)
+    # The volume is closed; taking the interpreter apart would only cost time.
+    os._exit(0)

@@ -50,7 +50,7 @@ class Kernel:
         self._programs: dict[int, Program] = {}
         self._boot: Boot | None = None
         self._is_going_down = False
-        self._lock_fds: list[int] = []
+        self._use_fds: list[int] = []
         numbers = call_filter.options_for(os.uname().machine).numbers
         self._notifications = Notifications(
             loop, numbers, mount_root=self._mount_root, sync=self._sync, log=self._log
@@ -113,6 +113,16 @@ class Kernel:
 
     # The control channel --------------------------------------------------------------------
 
+    def _take_lock(self, fds: list[int]) -> None:
+        """Keep the instance's lock until we end, and until the root FS is closed if we are killed.
+
+        The first descriptor is the lock, the others say that the instance is in use: they are
+        given up as soon as it is going down.
+        """
+        for fd in fds[:1]:
+            self._root_server.hold(fd)
+        self._use_fds = fds[1:]
+
     def _readable(self) -> None:
         message = self._channel.receive()
         if message is None:
@@ -122,7 +132,7 @@ class Kernel:
         record, fds = message
         match record.get("op"):
             case "boot" if len(fds) >= 3 and self._boot is None:
-                self._lock_fds = fds[3:]
+                self._take_lock(fds[3:])
                 self._loop.start(self._run_boot(record, (fds[0], fds[1], fds[2])))
             case "spawn" if len(fds) == 3:
                 self._loop.start(self._run_spawn(record, (fds[0], fds[1], fds[2])))
@@ -206,7 +216,7 @@ class Kernel:
         which = number(record, "id")
         sent = number(record, "signal")
         sender = number(record, "sender")
-        if sender and signal_of_group(sent, sender):
+        if sender >= 0 and signal_of_group(sent, sender):
             return  # whoever sent it sent it to the whole group: the program has it already
         if which == 0:
             self._sandbox.kill(sent)
@@ -218,6 +228,7 @@ class Kernel:
     def _start_down(self, patience_s: float) -> None:
         if not self._is_going_down:
             self._is_going_down = True
+            close_all(self._use_fds)
             self._loop.start(self._go_down(patience_s))
 
     def _on_gone(self) -> None:
@@ -258,6 +269,10 @@ def signal_of_group(sent: int, sender: int) -> bool:
     A signal sent to a process group reaches all of it in one call. So when the caller forwards one,
     and the same from the same sender is pending here, the program, which is in the group too, has
     it already. Terminal signals never come this way: the caller can tell those by themselves.
+
+    The sender may be 0 on both sides: the kernel fills in one record for the whole group, and once
+    it has told a process inside that the sender is none it knows, everybody after it hears so too
+    (send_signal_locked() in Linux 6.18).
     """
     try:
         info = signal.sigtimedwait({sent}, 0)
@@ -307,3 +322,5 @@ def main(fd: int) -> None:
     except Exception as exc:
         report(exc)
         raise
+    # Everything that matters is closed; taking the interpreter apart would only cost time.
+    os._exit(0)

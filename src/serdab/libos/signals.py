@@ -41,7 +41,7 @@ def start_forwarding(forward: Callable[[int, int], None], on_ending: Callable[[i
     """Hold the signals back in this thread and its later ones, and hand them over in a new one.
 
     ``on_ending(number)`` hears first of what would end us; it returns True if it took care.
-    ``forward(number, sender)`` passes one on; sender 0 is unknown. A signal that was ignored when
+    ``forward(number, sender)`` passes one on. A signal that was ignored when
     we started stays ignored: the program ignores it too.
     """
     wanted = {number for number in FORWARDED if signal.getsignal(number) is not signal.SIG_IGN}

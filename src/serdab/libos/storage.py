@@ -189,38 +189,27 @@ def _open_sealed(orders: Orders) -> Opened:
 
 
 def _open_upper(orders: Orders, image: Layer) -> tuple[Volume, list[str]]:
-    from serdab.sefs.volume import open_volume
-    from serdab.trust.freshness import Guard, Watch
+    from serdab.trust.freshness import Watch, open_watched
 
     if orders.volume_key is None:
         raise FormatError("orders to an fs server name a volume without its key")
-    guard = Guard(
-        orders.volume,
-        Watch(
-            orders.freshness,
-            conf_mac=orders.conf_mac,
-            accept_rollback=orders.accept_rollback,
-            pin_file=orders.pin_file,
-            pin_command=orders.pin_command,
-            expected_mac=orders.expect_upper,
-        ),
+    watch = Watch(
+        orders.freshness,
+        conf_mac=orders.conf_mac,
+        accept_rollback=orders.accept_rollback,
+        pin_file=orders.pin_file,
+        pin_command=orders.pin_command,
+        expected_mac=orders.expect_upper,
     )
-    guard.check_existence()
-    Path(orders.volume).mkdir(parents=True, exist_ok=True, mode=0o700)
-    upper = open_volume(
+    watched = open_watched(
         Path(orders.volume),
+        watch,
         key=Key(orders.volume_key),
         lower=image,
-        create=True,
         source=orders.source,
     )
-    try:
-        # The guard lives as long as the process: it hears of the last checkpoint too.
-        return upper, guard.admit(upper)
-    except BaseException:
-        upper.abandon()
-        guard.close()
-        raise
+    # Its lock lives as long as this process: it hears of the last checkpoint too.
+    return watched.volume, watched.notices
 
 
 def _open_host(orders: Orders) -> FileSystem:

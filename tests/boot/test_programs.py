@@ -1,0 +1,403 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A program that runs inside behaves as if it ran without us: streams, signals, exit codes."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.harness.command import describe
+from tests.sandbox.conftest import Box
+
+pytestmark = [pytest.mark.fuse, pytest.mark.userns]
+
+PATIENCE_S = 30.0
+
+
+def start(box: Box, *argv: str, **options: object) -> subprocess.Popen[bytes]:
+    settings: dict[str, object] = {
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "env": box.command.env,
+        **options,
+    }
+    command = [*box.command.prefix, "-C", str(box.path), "run", *argv]
+    return subprocess.Popen(command, **settings)  # type: ignore[call-overload, no-any-return]
+
+
+def wait_for_line(process: subprocess.Popen[bytes]) -> bytes:
+    assert process.stdout is not None
+    ready, _, _ = select.select([process.stdout], [], [], PATIENCE_S)
+    assert ready, "the program did not say anything"
+    return process.stdout.readline().strip()
+
+
+def finish(process: subprocess.Popen[bytes]) -> tuple[int, bytes, bytes]:
+    out, err = process.communicate(timeout=PATIENCE_S)
+    return process.returncode, out, err
+
+
+def wait_status(pid: int, master: int) -> int:
+    """Return the wait status of a process on a pty; its last words are read, or it cannot end."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return status
+        if select.select([master], [], [], 0.02)[0]:
+            try:
+                os.read(master, 4096)
+            except OSError:
+                time.sleep(0.02)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    raise AssertionError("it did not end in time")
+
+
+class TestExitCodes:
+    @pytest.mark.parametrize("code", [0, 1, 2, 77, 125, 255])
+    def test_the_program_s_own_code_is_ours(self, hosted: Box, code: int) -> None:
+        assert hosted.run("/bin/sh", "-c", f"exit {code}").returncode == code
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGSEGV])
+    def test_death_by_a_signal_is_128_plus_its_number(self, hosted: Box, number: int) -> None:
+        result = hosted.run("/bin/sh", "-c", f"kill -{int(number)} $$")
+        assert result.returncode == 128 + number, describe(result)
+
+    def test_a_program_that_is_not_there_is_127(self, hosted: Box) -> None:
+        result = hosted.run("/bin/nothing")
+        assert result.returncode == 127
+        assert b"/bin/nothing" in result.stderr
+
+    @pytest.mark.parametrize("path", ["/bin", "/bin/."])
+    def test_what_cannot_be_executed_is_126(self, hosted: Box, path: str) -> None:
+        assert hosted.run(path).returncode == 126
+
+    @pytest.mark.parametrize("path", ["/etc/passwd", "/usr/bin/true", "/binary"])
+    def test_a_program_outside_the_entry_points_is_126(self, hosted: Box, path: str) -> None:
+        result = hosted.run(path)
+        assert result.returncode == 126
+        assert b"entry point" in result.stderr
+        assert b"/bin" in result.stderr
+
+    @pytest.mark.parametrize("path", ["bin/true", "true", "/bin/../bin/true"])
+    def test_a_path_that_is_not_plain_is_refused(self, hosted: Box, path: str) -> None:
+        assert hosted.run(path).returncode == 125
+
+
+class TestStreams:
+    def test_a_pipe_is_read_and_written(self, hosted: Box) -> None:
+        payload = os.urandom(1 << 20)
+        result = hosted.run("/bin/cat", stdin=payload)
+        assert result.returncode == 0
+        assert result.stdout == payload
+
+    def test_standard_error_is_its_own(self, hosted: Box) -> None:
+        result = hosted.run("/bin/sh", "-c", "echo out; echo err >&2")
+        assert (result.stdout, result.stderr) == (b"out\n", b"err\n")
+
+    def test_a_closed_pipe_ends_the_writer(self, hosted: Box) -> None:
+        with start(hosted, "/bin/yes") as process:
+            assert wait_for_line(process) == b"y"
+            assert process.stdout is not None
+            process.stdout.close()
+            assert process.wait(PATIENCE_S) == 128 + signal.SIGPIPE
+
+    def test_closed_standard_streams_are_dev_null(self, hosted: Box) -> None:
+        command = ["sh", "-c", '"$@" <&- >&-', "sh", *hosted.command.prefix]
+        command += ["-C", str(hosted.path), "run", "/bin/cat"]
+        result = subprocess.run(command, env=hosted.command.env, capture_output=True, check=False)
+        assert result.returncode == 0, describe(result)
+
+    def test_no_terminal_is_needed(self, hosted: Box) -> None:
+        process = start(hosted, "/bin/echo", "hello", start_new_session=True)
+        assert finish(process)[:2] == (0, b"hello\n")
+
+
+class TestSignals:
+    @pytest.mark.parametrize(
+        "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1]
+    )
+    def test_a_signal_to_us_reaches_the_program(self, hosted: Box, number: signal.Signals) -> None:
+        name = number.name.removeprefix("SIG")
+        script = f"trap 'echo got; exit 7' {name}; echo ready; while :; do sleep 0.05; done"
+        process = start(hosted, "/bin/sh", "-c", script, start_new_session=True)
+        assert wait_for_line(process) == b"ready"
+        process.send_signal(number)
+        assert finish(process)[:2] == (7, b"got\n")
+
+    def test_a_signal_to_the_group_reaches_the_program_once(self, hosted: Box) -> None:
+        script = (
+            "n=0; trap 'n=$((n+1))' TERM; echo ready;"
+            " i=0; while [ $i -lt 20 ]; do sleep 0.05; i=$((i+1)); done; echo $n; exit 9"
+        )
+        process = start(hosted, "/bin/sh", "-c", script, start_new_session=True)
+        assert wait_for_line(process) == b"ready"
+        os.killpg(process.pid, signal.SIGTERM)
+        assert finish(process)[:2] == (9, b"1\n")
+
+    def test_a_program_may_ignore_sigterm(self, hosted: Box) -> None:
+        script = "trap '' TERM; echo ready; read line; echo $line"
+        process = start(hosted, "/bin/sh", "-c", script)
+        assert wait_for_line(process) == b"ready"
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(b"still here\n", timeout=PATIENCE_S)
+        assert (process.returncode, out) == (0, b"still here\n")
+
+    def test_timeout_ends_it(self, hosted: Box) -> None:
+        command = ["timeout", "2", *hosted.command.prefix, "-C", str(hosted.path)]
+        command += ["run", "/bin/sleep", "60"]
+        result = subprocess.run(
+            command, env=hosted.command.env, capture_output=True, check=False, timeout=PATIENCE_S
+        )
+        assert result.returncode == 124, describe(result)
+
+    def test_what_was_ignored_stays_ignored(self, hosted: Box) -> None:
+        command = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", *hosted.command.prefix]
+        command += ["-C", str(hosted.path), "run", "/bin/cat", "/proc/self/status"]
+        result = subprocess.run(command, env=hosted.command.env, capture_output=True, check=False)
+        ignored = [line for line in result.stdout.splitlines() if line.startswith(b"SigIgn")]
+        assert int(ignored[0].split()[1], 16) & 1 << (signal.SIGHUP - 1)
+
+    def test_nothing_else_is_ignored_or_blocked(self, hosted: Box) -> None:
+        fields = dict(
+            line.split(":", 1)
+            for line in hosted.out("/bin/cat", "/proc/self/status").splitlines()
+            if line.startswith("Sig")
+        )
+        assert int(fields["SigBlk"], 16) == 0
+        assert int(fields["SigIgn"], 16) & 0x7FFFFFFF == 0
+
+
+class TestProcesses:
+    def test_two_hundred_children_are_born_and_reaped(self, hosted: Box) -> None:
+        script = "i=0; while [ $i -lt 200 ]; do sleep 0.2 & i=$((i+1)); done; wait; echo all"
+        assert hosted.out("/bin/sh", "-c", script) == "all"
+
+    def test_what_the_program_leaves_behind_ends_with_it(self, hosted: Box) -> None:
+        mark = f"6{os.getpid()}"
+        assert hosted.out("/bin/sh", "-c", f"sleep {mark} & echo on") == "on"
+        assert not find_processes(f"sleep\0{mark}\0".encode())
+
+    def test_orphans_are_reaped(self, hosted: Box) -> None:
+        script = "(sleep 0.1 &) ; sleep 0.5; cat /proc/[0-9]*/stat | grep -c ' Z ' || true"
+        out = hosted.out("/bin/sh", "-c", script.replace("grep", "/bin/busybox grep"))
+        assert out == "0"
+
+    def test_the_environment_is_filtered(self, hosted: Box) -> None:
+        env = {"OCCLUM": "no", "SECRET": "x", "EXAMPLE": "from outside", "TERM": "vt52"}
+        result = hosted.command.run("-C", hosted.path, "run", "/bin/env", env=env)
+        lines = result.stdout.decode().splitlines()
+        assert "OCCLUM=yes" in lines
+        assert "EXAMPLE=from outside" in lines
+        assert "TERM=vt52" in lines
+        assert not any(line.startswith(("SECRET=", "HOME=", "OCCLUM=no")) for line in lines)
+
+    def test_argv_is_passed_as_it_is(self, hosted: Box) -> None:
+        script = 'echo "$0|$#"; for a in "$@"; do echo "[$a]"; done'
+        out = hosted.out("/bin/sh", "-c", script, "name", "", "a b", "-x", "ä")
+        assert out.splitlines() == ["name|4", "[]", "[a b]", "[-x]", "[ä]"]
+
+    def test_a_long_command_line_is_passed_whole(self, hosted: Box) -> None:
+        text = "x" * 100_000
+        assert hosted.out("/bin/sh", "-c", "echo ${#1}", "sh", text) == "100000"
+
+    def test_the_umask_is_the_caller_s(self, hosted: Box) -> None:
+        command = ["sh", "-c", 'umask 027; "$@"', "sh", *hosted.command.prefix]
+        command += ["-C", str(hosted.path), "run", "/bin/sh", "-c", "umask"]
+        result = subprocess.run(command, env=hosted.command.env, capture_output=True, check=False)
+        assert result.stdout == b"0027\n", describe(result)
+
+    def test_what_is_written_is_there_in_the_next_run(self, hosted: Box) -> None:
+        mark = os.urandom(8).hex()
+        hosted.out("/bin/sh", "-c", f"echo {mark} > /root/note")
+        assert hosted.out("/bin/cat", "/root/note") == mark
+
+    def test_a_second_run_at_the_same_time_is_refused(self, hosted: Box) -> None:
+        process = start(hosted, "/bin/sh", "-c", "echo on; read line; exit 0")
+        assert wait_for_line(process) == b"on"
+        second = hosted.run("/bin/true")
+        assert second.returncode == 125
+        assert b"in use" in second.stderr
+        assert finish(process)[0] == 0
+        assert hosted.run("/bin/true").returncode == 0
+
+
+class TestTerminal:
+    def run_on_pty(self, box: Box, *argv: str) -> tuple[int, int]:
+        pid, master = pty.fork()
+        if pid == 0:
+            command = [*box.command.prefix, "-C", str(box.path), "run", *argv]
+            os.execvpe(command[0], command, box.command.env)
+        return pid, master
+
+    def read_until(self, master: int, wanted: bytes) -> bytes:
+        out = b""
+        deadline = time.monotonic() + PATIENCE_S
+        while wanted not in out:
+            assert time.monotonic() < deadline, out
+            ready, _, _ = select.select([master], [], [], 1)
+            if ready:
+                try:
+                    out += os.read(master, 4096)
+                except OSError:
+                    break
+        assert wanted in out
+        return out
+
+    def test_ctrl_c_reaches_the_program(self, hosted: Box) -> None:
+        script = "trap 'echo caught; exit 3' INT; echo ready; while :; do sleep 0.05; done"
+        pid, master = self.run_on_pty(hosted, "/bin/sh", "-c", script)
+        self.read_until(master, b"ready\r\n")
+        os.write(master, b"\x03")
+        self.read_until(master, b"caught\r\n")
+        assert os.waitstatus_to_exitcode(wait_status(pid, master)) == 3
+        os.close(master)
+
+    def test_ctrl_c_kills_a_program_that_does_not_care(self, hosted: Box) -> None:
+        pid, master = self.run_on_pty(hosted, "/bin/sh", "-c", "echo ready; exec sleep 60")
+        self.read_until(master, b"ready\r\n")
+        os.write(master, b"\x03")
+        assert os.waitstatus_to_exitcode(wait_status(pid, master)) == 128 + signal.SIGINT
+        os.close(master)
+
+    def test_ctrl_z_stops_it_and_it_goes_on(self, hosted: Box) -> None:
+        inner = [*hosted.command.prefix, "-C", str(hosted.path), "run", "/bin/sh", "-c"]
+        inner += ["echo ready; read line; echo got $line"]
+        quoted = " ".join(f"'{part}'" for part in inner)
+        script = f"set -m; {quoted}; echo stopped=$?; fg; echo done=$?"
+        pid, master = pty.fork()
+        if pid == 0:
+            os.execvpe("bash", ["bash", "-c", script], hosted.command.env)
+        self.read_until(master, b"ready\r\n")
+        os.write(master, b"\x1a")
+        self.read_until(master, b"stopped=148")
+        os.write(master, b"hello\n")
+        self.read_until(master, b"got hello")
+        self.read_until(master, b"done=0")
+        wait_status(pid, master)
+        os.close(master)
+
+    def test_a_shell_inside_has_job_control(self, hosted: Box) -> None:
+        pid, master = self.run_on_pty(hosted, "/bin/sh", "-i")
+        self.read_until(master, b"/ # ")
+        os.write(master, b"sh -c 'echo be''gun; exec sleep 60'\n")
+        self.read_until(master, b"begun\r\n")
+        os.write(master, b"\x1a")
+        self.read_until(master, b"Stopped")
+        os.write(master, b"kill -9 %1\n")
+        time.sleep(0.2)
+        os.write(master, b"jobs\n")
+        self.read_until(master, b"Killed")
+        os.write(master, b"exit 5\n")
+        assert os.waitstatus_to_exitcode(wait_status(pid, master)) == 5
+        os.close(master)
+
+    def test_the_terminal_has_a_name(self, hosted: Box) -> None:
+        pid, master = self.run_on_pty(hosted, "/bin/busybox", "tty")
+        self.read_until(master, b"/dev/console")
+        wait_status(pid, master)
+        os.close(master)
+
+
+def find_processes(wanted: bytes) -> list[int]:
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                command = Path(f"/proc/{entry}/cmdline").read_bytes()
+            except OSError:
+                continue
+            if wanted in command:
+                found.append(int(entry))
+    return found
+
+
+class TestNothingIsLeft:
+    def children(self, pid: int) -> list[int]:
+        out: list[int] = []
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            out += [int(item) for item in (task / "children").read_text().split()]
+        return out
+
+    def tree(self, pid: int) -> list[int]:
+        out = []
+        for child in self.children(pid):
+            out += [child, *self.tree(child)]
+        return out
+
+    def wait_gone(self, pids: list[int]) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        left = pids
+        while left and time.monotonic() < deadline:
+            left = [pid for pid in left if is_alive(pid)]
+            time.sleep(0.02)
+        assert not left
+
+    @pytest.fixture
+    def running(self, hosted: Box) -> tuple[subprocess.Popen[bytes], list[int]]:
+        script = "echo written > /root/late; sync; sleep 1000 & echo ready; wait"
+        process = start(hosted, "/bin/sh", "-c", script)
+        assert wait_for_line(process) == b"ready"
+        return process, self.tree(process.pid)
+
+    @pytest.mark.parametrize("victim", ["caller", "kernel", "pid 1", "fs server", "program"])
+    def test_after_kill_9_of(
+        self,
+        hosted: Box,
+        running: tuple[subprocess.Popen[bytes], list[int]],
+        victim: str,
+    ) -> None:
+        process, tree = running
+        (kernel,) = self.children(process.pid)
+        by_name = {pid: command_of(pid) for pid in self.children(kernel)}
+        servers = [pid for pid, command in by_name.items() if b"fsserver" in command]
+        inits = [pid for pid in by_name if pid not in servers]
+        assert len(inits) == 1
+        chosen = {
+            "caller": process.pid,
+            "kernel": kernel,
+            "pid 1": inits[0],
+            "fs server": min(servers),
+            "program": self.children(inits[0])[0],
+        }[victim]
+        os.kill(chosen, signal.SIGKILL)
+        if victim != "fs server":
+            self.wait_gone([process.pid, *tree] if victim == "caller" else tree)
+        else:
+            # The program lives on without its files; nothing hangs.
+            process.terminate()
+            self.wait_gone(tree)
+        process.communicate(timeout=PATIENCE_S)
+        again = hosted.run("/bin/cat", "/root/late")
+        assert (again.returncode, again.stdout) == (0, b"written\n"), describe(again)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def command_of(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def test_nothing_but_the_three_streams_is_passed_on(hosted: Box) -> None:
+    reader, writer = os.pipe()
+    try:
+        process = start(hosted, "/bin/probe", "fds", pass_fds=(writer,))
+        assert finish(process)[:2] == (0, b"0 1 2 \n")
+    finally:
+        os.close(reader)
+        os.close(writer)
