@@ -54,7 +54,7 @@ def _root_owner(_: bytes) -> tuple[int, int]:
 class ImageOptions:
     """What, beside tree and key, decides the bytes of an image."""
 
-    chunk_size: int = 128 << 10
+    chunk_size: int = 32 << 10
     page_size: int = 16 << 10
     hash: HashAlgorithm = HashAlgorithm.BLAKE3
     zstd_level: int = 3

@@ -59,7 +59,7 @@ from serdab.sefs.tree import Root, Tree, apply_changes
 from serdab.vfs.api import ROOT_INO, Inode, StatFs
 from serdab.vfs.layer import Dirent, Layer
 
-CHUNK_SIZE: Final = 64 << 10
+CHUNK_SIZE: Final = 32 << 10
 PAGE_SIZE: Final = 8 << 10
 _NEW: Final = "anchor.new"
 _BASE_ROOM: Final = 256 << 10
