@@ -192,8 +192,7 @@ class Pal:
 
     # The API --------------------------------------------------------------------------------
 
-    def _boot(self, request: BootRequest, fds: tuple[int, ...]) -> None:
-        self._send(request.dump(), fds)
+    def _wait_for_boot(self) -> None:
         self._wait_until(
             lambda: self._is_booted or self._boot_answer is not None or bool(self._defect)
         )
@@ -420,7 +419,8 @@ def init(
     """
     place = Instance.open_built(os.fspath(instance))
     freshness = _placed(freshness, place)
-    lock = lock_run(place)
+    say = log or _log_to_stderr(log_level)
+    lock = lock_run(place, on_wait=lambda line: say("notice", line))
     try:
         request = BootRequest(
             instance=place.path,
@@ -442,13 +442,15 @@ def init(
             "serdab.libos.kernel", theirs.fileno(), path=import_path(), cache=_byte_code_cache()
         )
         theirs.close()
-        pal = Pal(Channel(ours), pid, log or _log_to_stderr(log_level))
+        pal = Pal(Channel(ours), pid, say)
         if on_started is not None:
             on_started(pal)
         descriptors = _open_descriptors(stdio)
         try:
+            pal._send(request.dump(), (*descriptors.fds, lock.fd, lock.use_fd))
             # The lock is the kernel process's from here on: it lasts as long as the instance.
-            pal._boot(request, (*descriptors.fds, lock.fd))
+            lock.close()
+            pal._wait_for_boot()
         except BaseException:
             pal.destroy(patience_s=0)
             raise

@@ -7,6 +7,11 @@ ended:
 * ``run/``: exclusive for whoever uses the writable layer (run, start, mount, fsck, reset);
 * the instance directory: exclusive for whoever replaces ``build/``.
 
+``run/`` stays locked until the last byte of the writable layer is written, which may take longer
+than the use itself: after a kill the fs server still closes its volume. So whoever uses it says
+so by a second lock on the same directory, a shared one of fcntl(2) (F_OFD_SETLK). A directory that
+is locked without it is being closed: that is waited for, not refused.
+
 Lock order: instance directory before ``run/``.
 """
 
@@ -14,26 +19,40 @@ from __future__ import annotations
 
 import fcntl
 import os
+import struct
+import time
+from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from serdab.errors import BusyError, UsageError
 from serdab.instance.layout import RUN, Instance
 
+_FLOCK: Final = struct.Struct("hhqqi4x")  # struct flock, fcntl(2)
+_CLOSING_PATIENCE_S: Final = 60.0
+_QUIET_S: Final = 1.0
+_POLL_S: Final = 0.02
+
 
 class DirectoryLock:
-    """An exclusive flock on a directory; ``fd`` may be handed to the process that needs it."""
+    """An exclusive flock on a directory.
 
-    __slots__ = ("fd",)
+    Both descriptors may be handed on: ``fd`` to every process that must end before the next user,
+    ``use_fd`` (-1: none) to the one whose end or wish ends the use.
+    """
 
-    def __init__(self, fd: int) -> None:
+    __slots__ = ("fd", "use_fd")
+
+    def __init__(self, fd: int, use_fd: int = -1) -> None:
         self.fd = fd
+        self.use_fd = use_fd
 
     def close(self) -> None:
-        """Give the lock up, unless another process shares the descriptor."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        """Give the lock up, unless another process shares the descriptors."""
+        for fd in (self.use_fd, self.fd):
+            if fd >= 0:
+                os.close(fd)
+        self.fd = self.use_fd = -1
 
     def __enter__(self) -> Self:
         return self
@@ -47,8 +66,10 @@ class DirectoryLock:
         self.close()
 
 
-def lock_run(instance: Instance) -> DirectoryLock:
+def lock_run(instance: Instance, *, on_wait: Callable[[str], None] | None = None) -> DirectoryLock:
     """Lock the writable side of an instance; makes ``run/`` if it is missing.
+
+    ``on_wait(line)`` hears of it when the last user takes long to close.
 
     Raises:
         BusyError: another process holds it; the message names it.
@@ -64,7 +85,50 @@ def lock_run(instance: Instance) -> DirectoryLock:
             found=os.strerror(exc.errno or 0),
             hint="an instance must be writable by whoever runs it",
         ) from exc
-    return _lock(path, "the instance is in use")
+    started = time.monotonic()
+    while True:
+        try:
+            lock = _lock(path, "the instance is in use")
+        except BusyError:
+            waited = time.monotonic() - started
+            if waited > _CLOSING_PATIENCE_S or _is_used(path):
+                raise
+            if on_wait is not None and waited > _QUIET_S:
+                on_wait(f"{path}: waiting for the last run to finish writing")
+                on_wait = None
+            time.sleep(_POLL_S)
+        else:
+            try:
+                lock.use_fd = _mark_used(path)
+            except BaseException:
+                lock.close()
+                raise
+            return lock
+
+
+def _mark_used(path: str) -> int:
+    """Return a descriptor that says, as long as any process has it, that ``path`` is in use."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0))
+    except OSError:
+        pass  # a host file system without such locks: the next user waits where it could refuse
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _is_used(path: str) -> bool:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind: int = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, wanted))[0]
+    except OSError:
+        return True  # no such locks here: nothing says that it is being closed
+    finally:
+        os.close(fd)
+    return kind != fcntl.F_UNLCK
 
 
 def lock_build(instance: Instance) -> DirectoryLock:
