@@ -233,4 +233,6 @@ def _connections(pid: int) -> frozenset[str]:
 def _fuse_minors(who: str) -> set[str]:
     with open(f"/proc/{who}/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
         lines = [line.split() for line in table]
-    return {line[2].partition(":")[2] for line in lines if line[line.index("-") + 1] == "fuse.serdab"}
+    return {
+        line[2].partition(":")[2] for line in lines if line[line.index("-") + 1] == "fuse.serdab"
+    }
