@@ -1,2 +1,3 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The FUSE kernel protocol: ``wire`` (pure), ``session`` (the loop), ``mounting``."""
+"""The FUSE kernel protocol: ``abi`` and ``wire`` (pure), ``operations``, ``session`` (the loop),
+``mounting``."""

@@ -32,8 +32,8 @@ from itertools import islice
 from typing import Final, TypeAlias
 
 from serdab.errors import EnvironmentRefused, FsError, InternalError
-from serdab.fuse import wire
-from serdab.fuse.wire import InitFlag, Opcode
+from serdab.fuse import abi, wire
+from serdab.fuse.abi import InitFlag, Opcode
 from serdab.vfs.api import DirEntry, FileSystem, Inode
 
 Reply: TypeAlias = "bytes | memoryview | None"
@@ -144,13 +144,13 @@ class Operations:
 
     def _init(self, unique: int, _nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         major, minor, readahead, offered = wire.parse_init(self.view, size)
-        if major > wire.MAJOR:
+        if major > abi.MAJOR:
             # The kernel sends INIT again with the version it finds in this answer (fuse.h).
             return self._init_reply(unique, flags=InitFlag(0), readahead=0)
-        if (major, minor) < (wire.MAJOR, wire.MINOR_MIN):
+        if (major, minor) < (abi.MAJOR, abi.MINOR_MIN):
             raise EnvironmentRefused(
                 "the kernel's FUSE protocol is too old",
-                expected=f"{wire.MAJOR}.{wire.MINOR_MIN} or newer",
+                expected=f"{abi.MAJOR}.{abi.MINOR_MIN} or newer",
                 found=f"{major}.{minor}",
                 hint="Linux 5.2 or newer is needed",
             )
@@ -260,12 +260,12 @@ class Operations:
         found = self._fs.read_into(nodeid, offset, room)
         if not 0 <= found <= len(room):
             raise InternalError(f"read_into returned {found} for {len(room)} bytes")
-        wire.OUT_HEADER.pack_into(self._reply, 0, 16 + found, 0, unique)
+        abi.OUT_HEADER.pack_into(self._reply, 0, 16 + found, 0, unique)
         return self._reply_view[: 16 + found]
 
     def _write(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         offset, flags, data = wire.parse_write(self.view, size)
-        kill = bool(flags & wire.WRITE_KILL_SUIDGID)
+        kill = bool(flags & abi.WRITE_KILL_SUIDGID)
         return wire.dump_write(unique, self._fs.write(nodeid, offset, data, kill_suidgid=kill))
 
     def _statfs(self, unique: int, _nodeid: int, _uid: int, _gid: int, _size: int) -> Reply:
@@ -350,16 +350,16 @@ class Operations:
 
     def _readdir(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         cookie, count = wire.parse_read(self.view, size)
-        batch = self._batch(nodeid, cookie, count, wire.DIRENT_BYTES)
+        batch = self._batch(nodeid, cookie, count, abi.DIRENT_BYTES)
         reply, at = self._reply, 16
         for entry in batch:
             at = wire.dump_dirent_into(reply, at, entry.ino, entry.cookie, entry.name, entry.dtype)
-        wire.OUT_HEADER.pack_into(reply, 0, at, 0, unique)
+        abi.OUT_HEADER.pack_into(reply, 0, at, 0, unique)
         return self._reply_view[:at]
 
     def _readdirplus(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         cookie, count = wire.parse_read(self.view, size)
-        batch = self._batch(nodeid, cookie, count, wire.DIRENTPLUS_BYTES)
+        batch = self._batch(nodeid, cookie, count, abi.DIRENTPLUS_BYTES)
         reply, at = self._reply, 16
         dump, valid_s, block_size = wire.dump_direntplus_into, self._valid_s, self._block_size
         for entry in batch:
@@ -368,7 +368,7 @@ class Operations:
             at = dump(
                 reply, at, inode, entry.ino, entry.cookie, name, entry.dtype, valid_s, block_size
             )
-        wire.OUT_HEADER.pack_into(reply, 0, at, 0, unique)
+        abi.OUT_HEADER.pack_into(reply, 0, at, 0, unique)
         return self._reply_view[:at]
 
     def _lookup_entry(self, entry: DirEntry) -> Inode | None:

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bytes that travel over ``/dev/fuse``: numbers, layouts, parsing and dumping. No I/O.
+"""The bytes that travel over ``/dev/fuse``: parsing requests, dumping replies. No I/O.
 
-The protocol is the kernel's ``include/uapi/linux/fuse.h`` (see fuse(4)). It is native-endian and
-made for the machine it runs on, so every layout here is ``=`` (native order, no padding).
-
-Above: ``operations`` and ``session``. Below: ``vfs.api`` for the :class:`~serdab.vfs.api.Inode`.
+Above: ``operations`` and ``session``. Below: ``abi`` (numbers and layouts, see fuse(4)),
+``vfs.api`` for the :class:`~serdab.vfs.api.Inode`.
 
 A ``parse_*`` function takes the receive buffer as a memoryview and the number of bytes that
 arrived, checks the length, and raises :class:`MalformedRequest` where it is wrong: never
@@ -20,183 +18,22 @@ Security:
 from __future__ import annotations
 
 import errno
-from enum import IntEnum, IntFlag
-from struct import Struct
-from typing import Final, final
+from typing import Final
 
 from serdab.errors import FormatError, FsError
+from serdab.fuse import abi
 from serdab.vfs.api import Inode, SetAttr, StatFs
-
-MAJOR: Final = 7
-MINOR: Final = 45
-#: Oldest minor version served: max_pages (28) and zero-message opendir (29) are there since 5.1,
-#: 7.31 is Linux 5.2.
-MINOR_MIN: Final = 31
-#: The kernel passes names of up to 1024 bytes on; Linux has no file system that takes more.
-NAME_MAX: Final = 255
 
 
 class MalformedRequest(FormatError):
     """A request whose bytes do not have the layout of its opcode."""
 
 
-@final
-class Opcode(IntEnum):
-    """``enum fuse_opcode``."""
-
-    LOOKUP = 1
-    FORGET = 2
-    GETATTR = 3
-    SETATTR = 4
-    READLINK = 5
-    SYMLINK = 6
-    MKNOD = 8
-    MKDIR = 9
-    UNLINK = 10
-    RMDIR = 11
-    RENAME = 12
-    LINK = 13
-    OPEN = 14
-    READ = 15
-    WRITE = 16
-    STATFS = 17
-    RELEASE = 18
-    FSYNC = 20
-    SETXATTR = 21
-    GETXATTR = 22
-    LISTXATTR = 23
-    REMOVEXATTR = 24
-    FLUSH = 25
-    INIT = 26
-    OPENDIR = 27
-    READDIR = 28
-    RELEASEDIR = 29
-    FSYNCDIR = 30
-    GETLK = 31
-    SETLK = 32
-    SETLKW = 33
-    ACCESS = 34
-    CREATE = 35
-    INTERRUPT = 36
-    BMAP = 37
-    DESTROY = 38
-    IOCTL = 39
-    POLL = 40
-    NOTIFY_REPLY = 41
-    BATCH_FORGET = 42
-    FALLOCATE = 43
-    READDIRPLUS = 44
-    RENAME2 = 45
-    LSEEK = 46
-    COPY_FILE_RANGE = 47
-    SETUPMAPPING = 48
-    REMOVEMAPPING = 49
-    SYNCFS = 50
-    TMPFILE = 51
-    STATX = 52
-    COPY_FILE_RANGE_64 = 53
-
-
-@final
-class InitFlag(IntFlag):
-    """The bits of ``fuse_init_in.flags`` that are of use here."""
-
-    ASYNC_READ = 1 << 0
-    BIG_WRITES = 1 << 5
-    DONT_MASK = 1 << 6
-    AUTO_INVAL_DATA = 1 << 12
-    DO_READDIRPLUS = 1 << 13
-    READDIRPLUS_AUTO = 1 << 14
-    ASYNC_DIO = 1 << 15
-    WRITEBACK_CACHE = 1 << 16
-    NO_OPEN_SUPPORT = 1 << 17
-    PARALLEL_DIROPS = 1 << 18
-    ABORT_ERROR = 1 << 21
-    MAX_PAGES = 1 << 22
-    CACHE_SYMLINKS = 1 << 23
-    NO_OPENDIR_SUPPORT = 1 << 24
-    HANDLE_KILLPRIV_V2 = 1 << 28
-    INIT_EXT = 1 << 30
-
-
-FATTR_MODE: Final = 1 << 0
-FATTR_UID: Final = 1 << 1
-FATTR_GID: Final = 1 << 2
-FATTR_SIZE: Final = 1 << 3
-FATTR_ATIME: Final = 1 << 4
-FATTR_MTIME: Final = 1 << 5
-FATTR_ATIME_NOW: Final = 1 << 7
-FATTR_MTIME_NOW: Final = 1 << 8
-FATTR_CTIME: Final = 1 << 10
-FATTR_KILL_SUIDGID: Final = 1 << 11
-
-WRITE_KILL_SUIDGID: Final = 1 << 2
-FSYNC_FDATASYNC: Final = 1 << 0
-
-STATX_BASIC_STATS: Final = 0x7FF
-STATX_BTIME: Final = 0x800
-
-# The layouts carry the names of the C structures.
-IN_HEADER: Final = Struct("=IIQQIIIHH")
-OUT_HEADER: Final = Struct("=IiQ")
-IN_HEADER_BYTES: Final = IN_HEADER.size  # 40
-OUT_HEADER_BYTES: Final = OUT_HEADER.size  # 16
-
-INIT_IN: Final = Struct("=IIII")
-INIT_IN_EXT: Final = Struct("=IIIII44x")
-INIT_OUT: Final = Struct("=IIIIHHIIHHI28x")
-
-GETATTR_IN: Final = Struct("=IIQ")
-SETATTR_IN: Final = Struct("=IIQQQqqqIIIIIIII")
-MKNOD_IN: Final = Struct("=IIII")
-MKDIR_IN: Final = Struct("=II")
-RENAME_IN: Final = Struct("=Q")
-RENAME2_IN: Final = Struct("=QII")
-LINK_IN: Final = Struct("=Q")
-OPEN_IN: Final = Struct("=II")
-CREATE_IN: Final = Struct("=IIII")
-READ_IN: Final = Struct("=QQIIQII")
-WRITE_IN: Final = Struct("=QQIIQII")
-FSYNC_IN: Final = Struct("=QII")
-SETXATTR_IN: Final = Struct("=II")
-GETXATTR_IN: Final = Struct("=II")
-FORGET_IN: Final = Struct("=Q")
-BATCH_FORGET_IN: Final = Struct("=II")
-FORGET_ONE: Final = Struct("=QQ")
-FALLOCATE_IN: Final = Struct("=QQQII")
-LSEEK_IN: Final = Struct("=QQII")
-COPY_FILE_RANGE_IN: Final = Struct("=QQQQQQQ")
-STATX_IN: Final = Struct("=IIQII")
-
-# struct fuse_attr. Times are u64 on the wire but the kernel reads them as signed.
-_ATTR = "QQQqqqIIIIIIIIII"
-_ENTRY = "QQQQII" + _ATTR
-#: fuse_out_header + fuse_entry_out
-ENTRY_REPLY: Final = Struct("=IiQ" + _ENTRY)
-#: fuse_out_header + fuse_entry_out + fuse_open_out
-CREATE_REPLY: Final = Struct("=IiQ" + _ENTRY + "QII")
-#: fuse_out_header + fuse_attr_out
-ATTR_REPLY: Final = Struct("=IiQ" + "QII" + _ATTR)
-OPEN_REPLY: Final = Struct("=IiQQII")
-WRITE_REPLY: Final = Struct("=IiQII")
-LSEEK_REPLY: Final = Struct("=IiQQ")
-SIZE_REPLY: Final = Struct("=IiQII")
-STATFS_REPLY: Final = Struct("=IiQ" + "QQQQQIIII24x")
-DIRENT: Final = Struct("=QQII")
-DIRENT_BYTES: Final = DIRENT.size  # 24
-#: fuse_entry_out + fuse_dirent
-DIRENTPLUS: Final = Struct("=" + _ENTRY + "QQII")
-DIRENTPLUS_BYTES: Final = DIRENTPLUS.size  # 152
-# struct fuse_statx: mask … mode, ino … attributes_mask, four times, device numbers.
-_STATX = "IIQIIIHHQQQQ" + "qIi" * 4 + "IIII112x"
-#: fuse_out_header + fuse_statx_out
-STATX_REPLY: Final = Struct("=IiQ" + "QII16x" + _STATX)
-
 _SECOND: Final = 1_000_000_000
-_unpack_header = IN_HEADER.unpack_from
-_pack_entry = ENTRY_REPLY.pack
-_pack_attr = ATTR_REPLY.pack
-_pack_out_header = OUT_HEADER.pack
+_unpack_header = abi.IN_HEADER.unpack_from
+_pack_entry = abi.ENTRY_REPLY.pack
+_pack_attr = abi.ATTR_REPLY.pack
+_pack_out_header = abi.OUT_HEADER.pack
 
 
 def _short(what: str, expected: int, found: int) -> MalformedRequest:
@@ -237,16 +74,16 @@ def parse_two_names(view: memoryview, size: int, start: int) -> tuple[bytes, byt
         raise MalformedRequest("expected two NUL-terminated names")
     if b"/" in raw:
         raise MalformedRequest("name holds a slash")
-    if len(parts[0]) > NAME_MAX or len(parts[1]) > NAME_MAX:
+    if len(parts[0]) > abi.NAME_MAX or len(parts[1]) > abi.NAME_MAX:
         raise FsError(errno.ENAMETOOLONG)
     return parts[0], parts[1]
 
 
 def parse_init(view: memoryview, size: int) -> tuple[int, int, int, int]:
     """Return (major, minor, max_readahead, flags)."""
-    if size < 40 + INIT_IN.size:
-        raise _short("INIT", 40 + INIT_IN.size, size)
-    major, minor, readahead, flags = INIT_IN.unpack_from(view, 40)
+    if size < 40 + abi.INIT_IN.size:
+        raise _short("INIT", 40 + abi.INIT_IN.size, size)
+    major, minor, readahead, flags = abi.INIT_IN.unpack_from(view, 40)
     return major, minor, readahead, flags
 
 
@@ -254,18 +91,18 @@ def parse_forget(view: memoryview, size: int) -> int:
     """Return the count of lookups to forget."""
     if size < 48:
         raise _short("FORGET", 48, size)
-    return int(FORGET_IN.unpack_from(view, 40)[0])
+    return int(abi.FORGET_IN.unpack_from(view, 40)[0])
 
 
 def parse_batch_forget(view: memoryview, size: int) -> list[tuple[int, int]]:
     """Return (nodeid, nlookup) pairs."""
     if size < 48:
         raise _short("BATCH_FORGET", 48, size)
-    count = BATCH_FORGET_IN.unpack_from(view, 40)[0]
+    count = abi.BATCH_FORGET_IN.unpack_from(view, 40)[0]
     end = 48 + 16 * count
     if end > size:
         raise _short("BATCH_FORGET", end, size)
-    return list(FORGET_ONE.iter_unpack(view[48:end]))
+    return list(abi.FORGET_ONE.iter_unpack(view[48:end]))
 
 
 def parse_setattr(view: memoryview, size: int) -> SetAttr:
@@ -275,27 +112,27 @@ def parse_setattr(view: memoryview, size: int) -> SetAttr:
     (
         valid, _, _, length, _, atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns,
         mode, _, uid, gid, _,
-    ) = SETATTR_IN.unpack_from(view, 40)  # fmt: skip
+    ) = abi.SETATTR_IN.unpack_from(view, 40)  # fmt: skip
     changes = SetAttr()
-    if valid & FATTR_MODE:
+    if valid & abi.FATTR_MODE:
         changes.mode = mode & 0o7777
-    if valid & FATTR_UID:
+    if valid & abi.FATTR_UID:
         changes.uid = uid
-    if valid & FATTR_GID:
+    if valid & abi.FATTR_GID:
         changes.gid = gid
-    if valid & FATTR_SIZE:
+    if valid & abi.FATTR_SIZE:
         changes.size = length
-    if valid & FATTR_ATIME_NOW:
+    if valid & abi.FATTR_ATIME_NOW:
         changes.atime_ns = -1
-    elif valid & FATTR_ATIME:
+    elif valid & abi.FATTR_ATIME:
         changes.atime_ns = _stamp(atime, atime_ns)
-    if valid & FATTR_MTIME_NOW:
+    if valid & abi.FATTR_MTIME_NOW:
         changes.mtime_ns = -1
-    elif valid & FATTR_MTIME:
+    elif valid & abi.FATTR_MTIME:
         changes.mtime_ns = _stamp(mtime, mtime_ns)
-    if valid & FATTR_CTIME:
+    if valid & abi.FATTR_CTIME:
         changes.ctime_ns = _stamp(ctime, ctime_ns)
-    changes.kill_suidgid = bool(valid & FATTR_KILL_SUIDGID)
+    changes.kill_suidgid = bool(valid & abi.FATTR_KILL_SUIDGID)
     return changes
 
 
@@ -310,7 +147,7 @@ def parse_mknod(view: memoryview, size: int) -> tuple[int, int, bytes]:
     """Return (mode with the umask applied, rdev, name)."""
     if size < 56:
         raise _short("MKNOD", 56, size)
-    mode, rdev, umask, _ = MKNOD_IN.unpack_from(view, 40)
+    mode, rdev, umask, _ = abi.MKNOD_IN.unpack_from(view, 40)
     return mode & ~umask, rdev, parse_name(view, size, 56)
 
 
@@ -318,7 +155,7 @@ def parse_mkdir(view: memoryview, size: int) -> tuple[int, bytes]:
     """Return (permission bits with the umask applied, name)."""
     if size < 48:
         raise _short("MKDIR", 48, size)
-    mode, umask = MKDIR_IN.unpack_from(view, 40)
+    mode, umask = abi.MKDIR_IN.unpack_from(view, 40)
     return mode & ~umask & 0o7777, parse_name(view, size, 48)
 
 
@@ -329,7 +166,7 @@ def parse_tmpfile(view: memoryview, size: int) -> int:
     """
     if size < 56:
         raise _short("TMPFILE", 56, size)
-    _, mode, umask, _ = CREATE_IN.unpack_from(view, 40)
+    _, mode, umask, _ = abi.CREATE_IN.unpack_from(view, 40)
     return int(mode & ~umask & 0o7777)
 
 
@@ -340,7 +177,7 @@ def parse_symlink(view: memoryview, size: int) -> tuple[bytes, bytes]:
         raise MalformedRequest("expected a name and a target, both NUL-terminated")
     if b"/" in parts[0]:
         raise MalformedRequest("name holds a slash")
-    if len(parts[0]) > NAME_MAX:
+    if len(parts[0]) > abi.NAME_MAX:
         raise FsError(errno.ENAMETOOLONG)
     return parts[0], parts[1]
 
@@ -349,14 +186,14 @@ def parse_link(view: memoryview, size: int) -> tuple[int, bytes]:
     """Return (nodeid of the file, new name)."""
     if size < 48:
         raise _short("LINK", 48, size)
-    return LINK_IN.unpack_from(view, 40)[0], parse_name(view, size, 48)
+    return abi.LINK_IN.unpack_from(view, 40)[0], parse_name(view, size, 48)
 
 
 def parse_rename(view: memoryview, size: int) -> tuple[int, bytes, bytes]:
     """Return (nodeid of the new directory, old name, new name)."""
     if size < 48:
         raise _short("RENAME", 48, size)
-    new_parent = RENAME_IN.unpack_from(view, 40)[0]
+    new_parent = abi.RENAME_IN.unpack_from(view, 40)[0]
     old, new = parse_two_names(view, size, 48)
     return new_parent, old, new
 
@@ -365,7 +202,7 @@ def parse_rename2(view: memoryview, size: int) -> tuple[int, int, bytes, bytes]:
     """Return (nodeid of the new directory, flags, old name, new name)."""
     if size < 56:
         raise _short("RENAME2", 56, size)
-    new_parent, flags, _ = RENAME2_IN.unpack_from(view, 40)
+    new_parent, flags, _ = abi.RENAME2_IN.unpack_from(view, 40)
     old, new = parse_two_names(view, size, 56)
     return new_parent, flags, old, new
 
@@ -374,7 +211,7 @@ def parse_read(view: memoryview, size: int) -> tuple[int, int]:
     """Return (offset, count) of READ, READDIR and READDIRPLUS."""
     if size < 80:
         raise _short("READ", 80, size)
-    _, offset, count, _, _, _, _ = READ_IN.unpack_from(view, 40)
+    _, offset, count, _, _, _, _ = abi.READ_IN.unpack_from(view, 40)
     return offset, count
 
 
@@ -382,7 +219,7 @@ def parse_write(view: memoryview, size: int) -> tuple[int, int, memoryview]:
     """Return (offset, write_flags, data); the data is a window into ``view``."""
     if size < 80:
         raise _short("WRITE", 80, size)
-    _, offset, count, flags, _, _, _ = WRITE_IN.unpack_from(view, 40)
+    _, offset, count, flags, _, _, _ = abi.WRITE_IN.unpack_from(view, 40)
     if count != size - 80:
         raise _short("WRITE", 80 + count, size)
     return offset, flags, view[80:size]
@@ -392,14 +229,14 @@ def parse_fsync(view: memoryview, size: int) -> bool:
     """Return whether only data needs to be durable (fdatasync(2))."""
     if size < 56:
         raise _short("FSYNC", 56, size)
-    return bool(FSYNC_IN.unpack_from(view, 40)[1] & FSYNC_FDATASYNC)
+    return bool(abi.FSYNC_IN.unpack_from(view, 40)[1] & abi.FSYNC_FDATASYNC)
 
 
 def parse_setxattr(view: memoryview, size: int) -> tuple[bytes, bytes, int]:
     """Return (name, value, flags)."""
     if size < 48:
         raise _short("SETXATTR", 48, size)
-    count, flags = SETXATTR_IN.unpack_from(view, 40)
+    count, flags = abi.SETXATTR_IN.unpack_from(view, 40)
     name, nul, value = view[48:size].tobytes().partition(b"\0")
     if not nul or not name or len(value) != count:
         raise MalformedRequest("extended attribute does not match its length")
@@ -413,7 +250,7 @@ def parse_getxattr(view: memoryview, size: int) -> tuple[int, bytes]:
     raw = view[48:size].tobytes()
     if raw.find(b"\0") != len(raw) - 1 or len(raw) < 2:
         raise MalformedRequest("name of an extended attribute is empty or unterminated")
-    return GETXATTR_IN.unpack_from(view, 40)[0], raw[:-1]
+    return abi.GETXATTR_IN.unpack_from(view, 40)[0], raw[:-1]
 
 
 def parse_xattr_name(view: memoryview, size: int) -> bytes:
@@ -428,14 +265,14 @@ def parse_listxattr(view: memoryview, size: int) -> int:
     """Return the room for the list."""
     if size < 48:
         raise _short("LISTXATTR", 48, size)
-    return int(GETXATTR_IN.unpack_from(view, 40)[0])
+    return int(abi.GETXATTR_IN.unpack_from(view, 40)[0])
 
 
 def parse_fallocate(view: memoryview, size: int) -> tuple[int, int, int]:
     """Return (mode, offset, length)."""
     if size < 72:
         raise _short("FALLOCATE", 72, size)
-    _, offset, length, mode, _ = FALLOCATE_IN.unpack_from(view, 40)
+    _, offset, length, mode, _ = abi.FALLOCATE_IN.unpack_from(view, 40)
     return mode, offset, length
 
 
@@ -443,7 +280,7 @@ def parse_lseek(view: memoryview, size: int) -> tuple[int, int]:
     """Return (offset, whence)."""
     if size < 64:
         raise _short("LSEEK", 64, size)
-    _, offset, whence, _ = LSEEK_IN.unpack_from(view, 40)
+    _, offset, whence, _ = abi.LSEEK_IN.unpack_from(view, 40)
     return offset, whence
 
 
@@ -451,7 +288,7 @@ def parse_copy_file_range(view: memoryview, size: int) -> tuple[int, int, int, i
     """Return (offset, nodeid of the target, offset there, length)."""
     if size < 96:
         raise _short("COPY_FILE_RANGE", 96, size)
-    _, offset, nodeid, _, offset_out, length, _ = COPY_FILE_RANGE_IN.unpack_from(view, 40)
+    _, offset, nodeid, _, offset_out, length, _ = abi.COPY_FILE_RANGE_IN.unpack_from(view, 40)
     return offset, nodeid, offset_out, length
 
 
@@ -483,9 +320,9 @@ def dump_init(
     unique: int, *, flags: int, max_readahead: int, max_write: int, max_background: int
 ) -> bytes:
     """Return the answer to INIT."""
-    return _pack_out_header(80, 0, unique) + INIT_OUT.pack(
-        MAJOR,
-        MINOR,
+    return _pack_out_header(80, 0, unique) + abi.INIT_OUT.pack(
+        abi.MAJOR,
+        abi.MINOR,
         max_readahead,
         flags,
         max_background,
@@ -538,7 +375,9 @@ def dump_attr(unique: int, inode: Inode, valid_s: int, block_size: int) -> bytes
 def dump_created(unique: int, inode: Inode, valid_s: int, block_size: int) -> bytes:
     """Return the reply to TMPFILE (and CREATE): an entry and an open file in one."""
     entry = dump_entry(unique, inode, valid_s, block_size)
-    return _pack_out_header(160, 0, unique) + entry[16:] + OPEN_REPLY.pack(0, 0, 0, 0, 0, 0)[16:]
+    return (
+        _pack_out_header(160, 0, unique) + entry[16:] + abi.OPEN_REPLY.pack(0, 0, 0, 0, 0, 0)[16:]
+    )
 
 
 def dump_statx(unique: int, inode: Inode, valid_s: int, block_size: int) -> bytes:
@@ -547,9 +386,9 @@ def dump_statx(unique: int, inode: Inode, valid_s: int, block_size: int) -> byte
     blocks = inode.blocks
     atime, atime_ns, mtime, mtime_ns, ctime, ctime_ns = _times(inode)
     btime, btime_ns = divmod(inode.btime_ns, _SECOND)
-    mask = STATX_BASIC_STATS | (STATX_BTIME if inode.btime_ns else 0)
+    mask = abi.STATX_BASIC_STATS | (abi.STATX_BTIME if inode.btime_ns else 0)
     rdev = inode.rdev
-    return STATX_REPLY.pack(
+    return abi.STATX_REPLY.pack(
         304, 0, unique,
         valid_s, 0, 0,
         mask, block_size, 0, inode.nlink, inode.uid, inode.gid, inode.mode, 0,
@@ -561,27 +400,27 @@ def dump_statx(unique: int, inode: Inode, valid_s: int, block_size: int) -> byte
 
 def dump_open(unique: int, open_flags: int) -> bytes:
     """Return the reply to OPEN and OPENDIR; file handles are always 0."""
-    return OPEN_REPLY.pack(32, 0, unique, 0, open_flags, 0)
+    return abi.OPEN_REPLY.pack(32, 0, unique, 0, open_flags, 0)
 
 
 def dump_write(unique: int, count: int) -> bytes:
     """Return the reply to WRITE and COPY_FILE_RANGE."""
-    return WRITE_REPLY.pack(24, 0, unique, count, 0)
+    return abi.WRITE_REPLY.pack(24, 0, unique, count, 0)
 
 
 def dump_u64(unique: int, number: int) -> bytes:
     """Return the reply to LSEEK and COPY_FILE_RANGE_64."""
-    return LSEEK_REPLY.pack(24, 0, unique, number)
+    return abi.LSEEK_REPLY.pack(24, 0, unique, number)
 
 
 def dump_size(unique: int, count: int) -> bytes:
     """Return the size that an extended attribute or their list needs."""
-    return SIZE_REPLY.pack(24, 0, unique, count, 0)
+    return abi.SIZE_REPLY.pack(24, 0, unique, count, 0)
 
 
 def dump_statfs(unique: int, st: StatFs) -> bytes:
     """Return the reply to STATFS."""
-    return STATFS_REPLY.pack(
+    return abi.STATFS_REPLY.pack(
         96, 0, unique,
         st.blocks, st.blocks_free, st.blocks_free, st.files, st.files_free,
         st.block_size, st.name_max, st.block_size, 0,
@@ -603,7 +442,7 @@ def dump_dirent_into(
 ) -> int:
     """Write one directory entry at ``at``; return the position after it."""
     count = len(name)
-    DIRENT.pack_into(buf, at, ino, cookie, count, dtype)
+    abi.DIRENT.pack_into(buf, at, ino, cookie, count, dtype)
     end = at + 24 + count
     after = (end + 7) & ~7
     buf[at + 24 : after] = name + bytes(after - end)
@@ -627,7 +466,7 @@ def dump_direntplus_into(
     """
     count = len(name)
     if inode is None:
-        DIRENTPLUS.pack_into(
+        abi.DIRENTPLUS.pack_into(
             buf, at, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
             ino, cookie, count, dtype,
         )  # fmt: skip
@@ -635,7 +474,7 @@ def dump_direntplus_into(
         size = inode.size
         blocks = inode.blocks
         atime, atime_ns, mtime, mtime_ns, ctime, ctime_ns = _times(inode)
-        DIRENTPLUS.pack_into(
+        abi.DIRENTPLUS.pack_into(
             buf, at,
             ino, 0, valid_s, valid_s, 0, 0,
             ino, size, blocks if blocks >= 0 else (size + 511) >> 9,

@@ -8,8 +8,8 @@ import struct
 import threading
 from types import TracebackType
 
+from serdab.fuse.abi import Opcode
 from serdab.fuse.session import Session, SessionOptions
-from serdab.fuse.wire import Opcode
 from serdab.vfs.api import FileSystem
 from serdab.vfs.memfs import MemFs
 

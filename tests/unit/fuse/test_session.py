@@ -15,8 +15,8 @@ from itertools import pairwise
 import pytest
 
 from serdab.errors import AuthenticationError, FsError
+from serdab.fuse.abi import MINOR, InitFlag, Opcode
 from serdab.fuse.session import Session, SessionOptions
-from serdab.fuse.wire import MINOR, InitFlag, Opcode
 from serdab.vfs.api import DirEntry, Inode
 from serdab.vfs.memfs import MemFs
 from tests.unit.fuse.peer import Peer

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serdab.fuse import wire
+from serdab.fuse import abi, wire
 from serdab.vfs.api import Inode, SetAttr, StatFs
 
 PARSERS: dict[str, Callable[[memoryview, int], object]] = {
@@ -65,21 +65,21 @@ class TestSizes:
     @pytest.mark.parametrize(
         ("layout", "expected_bytes"),
         [
-            (wire.IN_HEADER, 40),
-            (wire.OUT_HEADER, 16),
-            (wire.INIT_OUT, 64),
-            (wire.SETATTR_IN, 88),
-            (wire.ENTRY_REPLY, 16 + 128),
-            (wire.ATTR_REPLY, 16 + 104),
-            (wire.CREATE_REPLY, 16 + 128 + 16),
-            (wire.STATX_REPLY, 16 + 288),
-            (wire.STATFS_REPLY, 16 + 80),
-            (wire.READ_IN, 40),
-            (wire.WRITE_IN, 40),
-            (wire.DIRENTPLUS, 152),
-            (wire.FALLOCATE_IN, 32),
-            (wire.LSEEK_IN, 24),
-            (wire.COPY_FILE_RANGE_IN, 56),
+            (abi.IN_HEADER, 40),
+            (abi.OUT_HEADER, 16),
+            (abi.INIT_OUT, 64),
+            (abi.SETATTR_IN, 88),
+            (abi.ENTRY_REPLY, 16 + 128),
+            (abi.ATTR_REPLY, 16 + 104),
+            (abi.CREATE_REPLY, 16 + 128 + 16),
+            (abi.STATX_REPLY, 16 + 288),
+            (abi.STATFS_REPLY, 16 + 80),
+            (abi.READ_IN, 40),
+            (abi.WRITE_IN, 40),
+            (abi.DIRENTPLUS, 152),
+            (abi.FALLOCATE_IN, 32),
+            (abi.LSEEK_IN, 24),
+            (abi.COPY_FILE_RANGE_IN, 56),
         ],
     )
     def test_each_layout_has_the_size_of_its_c_structure(
@@ -111,8 +111,8 @@ class TestParsing:
     def test_setattr_takes_only_what_is_marked_valid(self) -> None:
         body = struct.pack(
             "=IIQQQqqqIIIIIIII",
-            wire.FATTR_MODE | wire.FATTR_SIZE | wire.FATTR_MTIME | wire.FATTR_ATIME_NOW
-            | wire.FATTR_ATIME | wire.FATTR_KILL_SUIDGID,
+            abi.FATTR_MODE | abi.FATTR_SIZE | abi.FATTR_MTIME | abi.FATTR_ATIME_NOW
+            | abi.FATTR_ATIME | abi.FATTR_KILL_SUIDGID,
             0, 9, 123, 8, 5, -2, 6, 1, 999_999_999, 3, 0o100755, 0, 11, 12, 0,
         )  # fmt: skip
         view, size = request(body)
@@ -123,7 +123,7 @@ class TestParsing:
     def test_a_time_that_would_read_as_now_is_moved_by_one(self) -> None:
         body = struct.pack(
             "=IIQQQqqqIIIIIIII",
-            wire.FATTR_MTIME, 0, 0, 0, 0, 0, -1, 0, 0, 999_999_999, 0, 0, 0, 0, 0, 0,
+            abi.FATTR_MTIME, 0, 0, 0, 0, 0, -1, 0, 0, 999_999_999, 0, 0, 0, 0, 0, 0,
         )  # fmt: skip
         view, size = request(body)
         assert wire.parse_setattr(view, size).mtime_ns == -2
@@ -147,10 +147,10 @@ class TestParsing:
         assert wire.parse_link(view, size) == (9, b"hard")
 
     def test_the_data_of_a_write_is_exactly_what_arrived(self) -> None:
-        body = struct.pack("=QQIIQII", 0, 4096, 5, wire.WRITE_KILL_SUIDGID, 0, 0, 0)
+        body = struct.pack("=QQIIQII", 0, 4096, 5, abi.WRITE_KILL_SUIDGID, 0, 0, 0)
         view, size = request(body + b"hello")
         offset, flags, data = wire.parse_write(view, size)
-        assert (offset, flags, bytes(data)) == (4096, wire.WRITE_KILL_SUIDGID, b"hello")
+        assert (offset, flags, bytes(data)) == (4096, abi.WRITE_KILL_SUIDGID, b"hello")
 
     def test_a_write_that_claims_more_than_arrived_is_refused(self) -> None:
         body = struct.pack("=QQIIQII", 0, 0, 6, 0, 0, 0, 0)
@@ -238,7 +238,7 @@ class TestDumping:
         )
         assert len(reply) == 80
         assert struct.unpack("=IIIIHHIIHHI", reply[16:52]) == (
-            7, wire.MINOR, 65536, 5, 64, 48, 1 << 20, 1, 256, 0, 0,
+            7, abi.MINOR, 65536, 5, 64, 48, 1 << 20, 1, 256, 0, 0,
         )  # fmt: skip
 
     def test_statfs_field_by_field(self) -> None:
