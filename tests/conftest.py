@@ -26,6 +26,7 @@ pytest_plugins = [
     "tests.harness.cprogram",
     "tests.harness.user",
     "tests.harness.instances",
+    "tests.harness.nonces",
 ]
 
 _ALLOWED_SKIPS = load_allowed(Path(__file__).parent / "allowed-skips.txt")
