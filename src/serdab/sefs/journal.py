@@ -1,0 +1,588 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the state of a volume becomes durable: commits, checkpoints, recovery, room, space.
+
+Above: ``volume``. Below: ``items``, ``content``, ``pagestore``, ``reclaim``, ``replay``,
+``intentlog``, ``anchor``, ``reserve``, ``hostdir``.
+
+State = tree of the newest checkpoint + the commits of its log, in order. A **commit** makes the
+whole prefix of history durable: data records first, then one log record that names them. A
+**checkpoint** writes the changed part of the tree and an anchor that names it. Uncommitted
+records are referred to by nothing. The first commit of a session is a checkpoint, since the anchor
+must name the new log before anything in it counts.
+
+On-disk format of the directory::
+
+    anchor        two slots (see ``anchor``); appears by rename, whole, before anything else
+    log/<n>       the log that the newest anchor names, and the one before
+    seg/<n>       segments (see ``segment``)
+    reserve       room for what is admitted (see ``reserve``); never read
+
+Threads: one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Final, final
+
+from serdab.crypto.kdf import KeySchedule
+from serdab.errors import AuthenticationError, Error, FormatError, FsError
+from serdab.sefs import keyspace as ks
+from serdab.sefs.anchor import ANCHOR_NAME, SLOT_BYTES, AnchorState, dump_slot
+from serdab.sefs.content import Content
+from serdab.sefs.hostdir import Dir
+from serdab.sefs.intentlog import Commit, LogWriter, log_cipher, read_log
+from serdab.sefs.items import Items
+from serdab.sefs.limits import VolumeLimits
+from serdab.sefs.pagestore import VolumePages, dump_table, parse_table
+from serdab.sefs.position import History, Position
+from serdab.sefs.reclaim import choose_victims, forget_owners, move_data, move_pages
+from serdab.sefs.replay import replay
+from serdab.sefs.reserve import FlushError, Reserve, RoomyDir, is_full
+from serdab.sefs.segment import TABLE_AAD, SegmentStore, file_name, file_number, plain_length
+from serdab.sefs.tree import Root, Tree, apply_changes
+from serdab.vfs.api import Inode
+from serdab.vfs.layer import Layer
+
+NEW_ANCHOR: Final = "anchor.new"
+_BASE_ROOM: Final = 256 << 10
+"""New segments, their table, a log: what a checkpoint takes however little changed."""
+
+log = logging.getLogger("serdab.sefs")
+
+
+@final
+class Journal:
+    """The durable side of one volume; owns its host directory."""
+
+    def __init__(
+        self,
+        directory: Dir,
+        keys: KeySchedule,
+        state: AnchorState,
+        *,
+        uuid: bytes,
+        source: bytes,
+        tag: bytes | None,
+        lower: Layer | None,
+        read_only: bool,
+        limits: VolumeLimits,
+    ) -> None:
+        """``tag`` is that of the anchor on the host; None: there is none yet."""
+        self._reserve = Reserve(directory)
+        # Reads need no room; everything that is written goes through the reserve.
+        self._dir = RoomyDir(directory, self._reserve)
+        self.label = directory.label
+        self._limits = limits
+        self._keys = keys
+        self._uuid = uuid
+        self._source = source
+        self.read_only = read_only
+        self._exists = tag is not None
+        self.tag = tag if tag is not None else bytes(16)
+        self.state = state
+        self._subdirs: dict[str, Dir] = {}
+        self.segments = SegmentStore(lambda: self._subdir("seg"), keys, state.next_segment, limits)
+        self._pages = VolumePages(self.segments)
+        self._load_table()
+        self.items = Items(Tree(self._pages, Root(state.root, state.root_level)))
+        self.content = Content(self.items, self.segments, state.chunk_size, lower, self.put_inode)
+        self.inodes: dict[int, Inode] = {}
+        """Inodes whose records changed since the last commit."""
+        self.next_ino = state.next_ino
+        self._log: LogWriter | None = None
+        self._log_bytes = 0
+        self._sequence = state.sequence
+        self._chain = state.chain
+        self._changed = False
+        self._uncommitted = False
+        self._dead: dict[int, int] = {}
+        self._old_logs: list[int] = []
+        self._oldest_change = 0.0
+        self._last_checkpoint = 0.0
+        self._appended_before = 0
+        self._failed = ""
+        self._closed = False
+        self._first_checkpoint = True
+        self._unmovable: set[int] = set()
+        self.history = History()
+
+    @property
+    def position(self) -> Position | None:
+        """Where the durable state stands; None while nothing of the volume is on the host."""
+        if not self._exists:
+            return None
+        state = self.state
+        chain = self.tag if self._sequence == state.sequence else self._chain
+        return Position(self._uuid, state.epoch, self._sequence, chain)
+
+    def free_bytes(self) -> tuple[int, int]:
+        """Return (total, available) bytes of the host file system."""
+        return self._dir.free_bytes()
+
+    def put_inode(self, inode: Inode) -> None:
+        """The record of an inode changed."""
+        self.inodes[inode.ino] = inode
+        self.touch()
+
+    def touch(self) -> None:
+        """Something changed."""
+        if not self._uncommitted:
+            self._uncommitted = True
+            if not self._changed:
+                self._changed = True
+                self._oldest_change = time.monotonic()
+
+    # Recovery -----------------------------------------------------------------------------
+
+    def _load_table(self) -> None:
+        if not self.state.table:
+            return
+        try:
+            raw = self.segments.read(self.state.table, TABLE_AAD, plain_length(self.state.table))
+            self.segments.usage = parse_table(raw)
+        except (AuthenticationError, FormatError) as exc:
+            raise self._refusal(exc, "segment table") from None
+
+    def _refusal(self, exc: AuthenticationError | FormatError, what: str) -> Error:
+        return type(exc)(
+            exc.message,
+            stage="mount",
+            subject=f"{self.label}, {what}",
+            expected=exc.expected,
+            found=exc.found,
+            hint=exc.hint or "the storage changed it; restore the volume from a backup",
+        )
+
+    def recover(self, *, tolerant: bool = False) -> None:
+        """Check the root and replay the log. ``tolerant``: leave damage for fsck to report."""
+        state = self.state
+        if tolerant:
+            with contextlib.suppress(AuthenticationError, FormatError):
+                self._replay()
+            return
+        try:
+            if state.root:
+                self._pages.load_page(state.root, level=state.root_level)
+            self._replay()
+        except (AuthenticationError, FormatError) as exc:
+            raise self._refusal(exc, "tree root" if not state.log else "intent log") from None
+
+    def _replay(self) -> None:
+        if not self.state.log:
+            return
+        try:
+            file = self._subdir("log").open(file_name(self.state.log))
+        except FileNotFoundError:
+            raise AuthenticationError(
+                "the intent log is missing", expected=file_name(self.state.log), found="no file"
+            ) from None
+        cipher = log_cipher(self._keys, self.state.log, self.state.log_salt)
+        count = 0
+        try:
+            for sequence, chain, commit in read_log(file, cipher, self._sequence, self._chain):
+                replay(commit, self.items, self.content)
+                self.next_ino = max(self.next_ino, commit.next_ino)
+                self._sequence, self._chain = sequence, chain
+                self.history.replayed(sequence, chain)
+                count += 1
+        finally:
+            file.close()
+        if count:
+            self._changed = True
+            log.info("%s: replayed %d commits", self.label, count)
+
+    # Room ---------------------------------------------------------------------------------
+
+    def admit(self, growth: int = 0) -> None:
+        if self.read_only or self._failed:
+            raise FsError(errno.EROFS)
+        limits = self._limits
+        if growth and self.content.dirty_bytes > limits.dirty_bytes:
+            with self.host_errors():
+                self.content.flush()
+        items = len(self.items.mem) + len(self.inodes)
+        wasteful = self._is_wasteful()
+        if wasteful or items > limits.items or self._log_bytes > limits.log_bytes:
+            try:
+                self._guarded(self._checkpoint)
+                if wasteful and self._dead:
+                    # What one checkpoint empties the next one deletes: both anchors left it then.
+                    self._guarded(self._checkpoint)
+                items = 0
+            except FsError as exc:
+                # Removing must work on a full host; adding is refused below.
+                if exc.errno != errno.ENOSPC or growth:
+                    raise
+        if growth:
+            self._make_room(growth, items)
+
+    def _make_room(self, growth: int, items: int) -> None:
+        """Have room set aside for a change, or refuse it.
+
+        Raises:
+            FsError: ENOSPC.
+        """
+        limits = self._limits
+        growth += self.content.dirty_bytes + self.content.writer.waiting_bytes
+        if limits.max_bytes and self.segments.live_bytes + growth > limits.max_bytes:
+            raise FsError(errno.ENOSPC)
+        scattered = items * self.state.page_size
+        if scattered > limits.scattered_bytes:
+            if self._dir.free_bytes()[1] < limits.tight_bytes:
+                self._guarded(self._checkpoint)
+            scattered = limits.scattered_bytes
+        needed = growth + 2 * scattered + limits.log_growth_bytes + _BASE_ROOM
+        if needed <= self._reserve.size:
+            return
+        self._guarded(self._ensure_anchor)
+        for _ in range(3):
+            try:
+                self._reserve.ensure(needed)
+            except OSError as exc:
+                if not is_full(exc):
+                    raise
+                if not (self._dead or self._has_garbage()):
+                    break
+                # Two checkpoints give back what was removed before.
+                self._guarded(self._checkpoint)
+            else:
+                return
+        raise FsError(errno.ENOSPC)
+
+    def _is_wasteful(self) -> bool:
+        """Return whether dead bytes alone are reason for a checkpoint now."""
+        segments, unit = self.segments, self._limits.segment_bytes
+        if segments.appended_bytes - self._appended_before < unit // 2:
+            return False  # the last checkpoint gave back what it could
+        live = segments.live_bytes
+        return segments.used_bytes - live > live // 4 + unit // 2
+
+    @contextlib.contextmanager
+    def host_errors(self) -> Iterator[None]:
+        """Records go to the host while a program writes: a full host is the program's ENOSPC."""
+        try:
+            yield
+        except FsError:
+            raise
+        except OSError as exc:
+            if not is_full(exc):
+                self._fail(os.strerror(exc.errno or errno.EIO))
+                raise FsError(errno.EIO) from None
+            raise FsError(errno.ENOSPC) from None
+
+    # Durability ---------------------------------------------------------------------------
+
+    def commit(self) -> None:
+        if self._failed:
+            raise FsError(errno.EROFS)
+        # What this session found may be in the host's memory only (the last one was killed before
+        # its flush): nothing is acknowledged before an anchor of this session is durable.
+        unannounced = self._first_checkpoint and self._exists
+        if not self._uncommitted and not unannounced:
+            return
+        if self._log is None:
+            self._guarded(self._checkpoint)
+        else:
+            self._guarded(self._append_commit)
+
+    def _guarded(self, step: Callable[[], None]) -> None:
+        """Run a step that writes to the host; a host that fails turns the volume read-only."""
+        try:
+            with self._reserve.spending():
+                step()
+            self._reserve.restore()
+        except FsError:
+            raise
+        except OSError as exc:
+            if is_full(exc) and not isinstance(exc, FlushError):
+                # Nothing is lost: it stays in memory, and the next commit tries anew.
+                self._end_log()
+                raise FsError(errno.ENOSPC) from None
+            self._fail(os.strerror(exc.errno or errno.EIO))
+            raise FsError(errno.ENOSPC if is_full(exc) else errno.EIO) from None
+        except (AuthenticationError, FormatError) as exc:
+            self._fail(str(exc))
+            raise FsError(errno.EIO) from None
+        self._announce()
+
+    def _fail(self, reason: str) -> None:
+        self._failed = reason
+        log.error("%s: read-only from here on, what was synced is safe: %s", self.label, reason)
+
+    def _announce(self) -> None:
+        try:
+            self.history.announce(self.position)
+        except (OSError, Error) as exc:
+            self._fail(f"a durable state was not pinned and is not acknowledged: {exc}")
+            raise FsError(errno.EIO) from None
+
+    def _save_items(self) -> None:
+        for ino, inode in self.inodes.items():
+            self.items.put(ks.key(ino, ks.T_INODE), ks.dump_inode(inode))
+        self.inodes.clear()
+        self.content.save_extents()
+        self.content.save_owners()
+
+    def _append_commit(self) -> None:
+        content, items = self.content, self.items
+        if content.uncommitted_bytes() > self._limits.inline_commit_bytes:
+            content.flush()
+        writes = content.uncommitted()
+        self._save_items()
+        content.writer.sync()
+        self.segments.sync_dir()
+        commit = Commit(
+            [(key, items.mem[key]) for key in sorted(items.pending)],
+            list(content.discards),
+            writes,
+            self.next_ino,
+        )
+        assert self._log is not None  # noqa: S101 - the caller looked
+        try:
+            self._log_bytes += self._log.append(commit)
+        except OSError:
+            # What reached the host is unknown: this log is never written again.
+            self._end_log()
+            raise
+        self._sequence, self._chain = self._log.sequence, self._log.chain
+        items.pending.clear()
+        content.committed()
+        self._uncommitted = False
+
+    def _end_log(self) -> None:
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+            self._uncommitted = True
+
+    def _checkpoint(self, *, final_one: bool = False) -> None:
+        """Write the tree and an anchor. Afterwards nothing older is needed."""
+        content, items, state = self.content, self.items, self.state
+        self._ensure_anchor()
+        content.flush()
+        content.save_owners()
+        try:
+            root = self._write_tree(self._choose_victims())
+            content.writer.sync()
+            content.writer.retire()
+            self._pages.writer.retire()
+            table = self._pages.writer.append(dump_table(self.segments.usage), TABLE_AAD)
+            self.segments.free(table)  # the table does not count itself
+            self._pages.writer.sync()
+            self.segments.sync_dir()
+            number, salt, writer = (0, b"", None) if final_one else self._begin_log()
+            self._write_anchor(
+                AnchorState(
+                    epoch=self.history.next_epoch(state.epoch),
+                    sequence=self._sequence,
+                    chain=self._chain,
+                    root=root.pointer,
+                    root_level=root.level,
+                    table=table,
+                    next_ino=self.next_ino,
+                    next_segment=self.segments.next_number,
+                    next_log=max(state.next_log, number + 1),
+                    log=number,
+                    log_salt=salt,
+                    lower=state.lower,
+                    chunk_size=state.chunk_size,
+                    page_size=state.page_size,
+                    live_bytes=self.segments.live_bytes,
+                    previous=self.tag,
+                )
+            )
+        except BaseException:
+            self._pages.undo()
+            raise
+        self._pages.keep()
+        self._end_log()
+        self._log, self._log_bytes = writer, 0
+        items.settle(Tree(self._pages, root))
+        content.settle()
+        content.committed()
+        self._changed = self._uncommitted = False
+        self._last_checkpoint = time.monotonic()
+        self._appended_before = self.segments.appended_bytes
+        self._bury()
+        self._sweep()
+
+    def _choose_victims(self) -> set[int]:
+        """Return the segments to be emptied; their live data is moved already."""
+        spare = self._unmovable | self._dead.keys()
+        victims = choose_victims(self.segments, self._limits.reclaim_bytes, spare)
+        try:
+            move_data(self.items, self.content, victims)
+        except (AuthenticationError, FormatError) as exc:
+            self._leave(victims, exc)
+            return set()
+        return victims
+
+    def _leave(self, victims: set[int], exc: Error) -> None:
+        """Something in these segments does not verify: they stay, for fsck to look at."""
+        log.error("%s: space is not reclaimed: %s", self.label, exc)
+        self._unmovable |= victims
+
+    def _write_tree(self, victims: set[int]) -> Root:
+        self._save_items()
+        forget_owners(self.items, self.segments)
+        root = apply_changes(
+            self._pages,
+            self.items.tree.root,
+            self.items.changes(),
+            page_size=self.state.page_size,
+        )
+        try:
+            return move_pages(self._pages, root, victims)
+        except (AuthenticationError, FormatError) as exc:
+            self._leave(victims, exc)
+            self._pages.undo()
+            return self._write_tree(set())
+
+    def _begin_log(self) -> tuple[int, bytes, LogWriter]:
+        directory = self._subdir("log")
+        number = self.state.next_log
+        while True:
+            try:
+                file = directory.open(file_name(number), create=True)
+                break
+            except FileExistsError:
+                number += 1
+        directory.sync()
+        salt = os.urandom(32)
+        cipher = log_cipher(self._keys, number, salt)
+        growth = self._limits.log_growth_bytes
+        return number, salt, LogWriter(file, cipher, self._sequence, self._chain, growth)
+
+    def _ensure_anchor(self) -> None:
+        """Make the anchor file before anything else exists: it appears whole, by rename."""
+        if self._exists:
+            return
+        if NEW_ANCHOR in self._dir.names():
+            self._dir.unlink(NEW_ANCHOR)
+        raw, tag = dump_slot(self._keys, self._uuid, self._source, self.state)
+        file = self._dir.open(NEW_ANCHOR, create=True)
+        try:
+            file.pwrite(raw + bytes(SLOT_BYTES), 0)
+            file.sync()
+        finally:
+            file.close()
+        self._dir.rename(NEW_ANCHOR, ANCHOR_NAME)
+        self._dir.sync()
+        self.tag = tag
+        self._exists = True
+
+    def _write_anchor(self, state: AnchorState) -> None:
+        raw, tag = dump_slot(self._keys, self._uuid, self._source, state)
+        file = self._dir.open(ANCHOR_NAME, write=True)
+        try:
+            file.pwrite(raw, state.epoch % 2 * SLOT_BYTES)
+            file.sync()
+        finally:
+            file.close()
+        if self.state.log:
+            self._old_logs.append(self.state.log)
+        self.state, self.tag = state, tag
+
+    def _subdir(self, name: str) -> Dir:
+        directory = self._subdirs.get(name)
+        if directory is None:
+            if not self.read_only:
+                self._ensure_anchor()
+            directory = self._dir.subdir(name, create=not self.read_only)
+            self._subdirs[name] = directory
+        return directory
+
+    # Space --------------------------------------------------------------------------------
+
+    def _bury(self) -> None:
+        """Note the segments that the new state does not refer to, and forget their records."""
+        for number, usage in self.segments.usage.items():
+            if usage.live <= 0 and not self.segments.is_open(number) and number not in self._dead:
+                self._dead[number] = self.state.epoch
+
+    def _sweep(self) -> None:
+        """Delete what neither durable anchor refers to."""
+        epoch = self.state.epoch
+        for number, buried in list(self._dead.items()):
+            if buried < epoch:
+                self.segments.remove(number)
+                del self._dead[number]
+        keep = {self.state.log, *self._old_logs[-1:]}
+        for number in self._old_logs[:-1]:
+            if number not in keep:
+                self._unlink_log(number)
+        self._old_logs = self._old_logs[-1:]
+        if self._first_checkpoint:
+            self._first_checkpoint = False
+            self._sweep_strays(keep)
+
+    def _unlink_log(self, number: int) -> None:
+        try:
+            self._subdir("log").unlink(file_name(number))
+        except FileNotFoundError:
+            return
+
+    def _sweep_strays(self, logs: set[int]) -> None:
+        """Delete what a killed session left: files that no state refers to."""
+        segments = self._subdir("seg")
+        for name in segments.names():
+            number = file_number(name)
+            if number is not None and number not in self.segments.usage:
+                segments.unlink(name)
+        if "log" not in self._dir.names():
+            return
+        directory = self._subdir("log")
+        for name in directory.names():
+            number = file_number(name)
+            if number is not None and number not in logs:
+                directory.unlink(name)
+
+    def tick(self) -> float | None:
+        if self._failed or self.read_only or not (self._changed or self._dead):
+            return None
+        wait = self._limits.reclaim_s if self._has_garbage() else self._limits.checkpoint_s
+        left = max(self._oldest_change, self._last_checkpoint) + wait - time.monotonic()
+        if left > 0:
+            return left
+        try:
+            self._guarded(self._checkpoint)
+        except FsError as exc:
+            if exc.errno != errno.ENOSPC:
+                return None  # read-only now, and said so
+            return self._limits.checkpoint_s
+        return self._limits.reclaim_s if self._has_garbage() else None
+
+    def _has_garbage(self) -> bool:
+        """Return whether a checkpoint would give space back to the host."""
+        return bool(self._dead) or any(
+            usage.live < usage.used // 2 and not self.segments.is_open(number)
+            for number, usage in self.segments.usage.items()
+        )
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if not self.read_only and not self._failed and (self._changed or self.state.log):
+                self._guarded(lambda: self._checkpoint(final_one=True))
+        finally:
+            self._end_log()
+            self.content.writer.close()
+            self._pages.writer.close()
+            self.segments.close()
+            for directory in self._subdirs.values():
+                directory.close()
+            self._reserve.close()
+            self._dir.close()
+
+    def abandon(self) -> None:
+        """Close without writing: the host keeps what was found, as after a refusal."""
+        self.read_only = True
+        self.close()

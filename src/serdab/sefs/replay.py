@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Applies a commit of the intent log to what is in memory; nothing is written to the host.
+
+Above: ``journal``. Below: ``items``, ``content``.
+"""
+
+from __future__ import annotations
+
+from serdab.errors import FormatError
+from serdab.sefs import keyspace as ks
+from serdab.sefs.content import Content
+from serdab.sefs.intentlog import Commit
+from serdab.sefs.items import Items
+from serdab.vfs.api import Inode
+
+
+def replay(commit: Commit, items: Items, content: Content) -> None:
+    """Apply what a commit says, in its order: discards, items, small writes.
+
+    Raises:
+        FormatError: an authentic commit that cannot be.
+    """
+    for ino, first, end in commit.discards:
+        content.replay_discard(ino, first, end)
+    for key, value in commit.items:
+        if len(key) < 9:
+            raise FormatError("log item with an impossible key")
+        if key[8] == ks.T_EXTENTS:
+            ino, group = int.from_bytes(key[:8], "big"), int.from_bytes(key[9:], "big")
+            content.replay_extents(ino, group, value or b"")
+            continue
+        items.put(key, value)
+        if key[8] == ks.T_INODE and value is not None:
+            # An inode with dirty content is one object: it takes the newer record.
+            live = content.live_inode(int.from_bytes(key[:8], "big"))
+            if live is not None:
+                ks.copy_inode(ks.parse_inode(live.ino, value), live)
+    for ino, offset, raw in commit.writes:
+        content.replay_write(content.live_inode(ino) or _inode(items, ino), offset, raw)
+    content.save_extents()
+    items.pending.clear()
+
+
+def _inode(items: Items, ino: int) -> Inode:
+    raw = items.get(ks.key(ino, ks.T_INODE))
+    if raw is None:
+        raise FormatError("log write to no inode", subject=f"inode {ino}")
+    return ks.parse_inode(ino, raw)
