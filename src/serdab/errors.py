@@ -29,6 +29,7 @@ message; ``--json`` prints its fields.
 
 from __future__ import annotations
 
+import functools
 import os
 
 
@@ -175,11 +176,15 @@ class NotFoundError(Error):
     kind = "not-found"
 
 
+_strerror = functools.cache(os.strerror)
+
+
 class FsError(OSError):
     """An errno on its way to a program."""
 
     def __init__(self, errno_: int, subject: str = "") -> None:
-        super().__init__(errno_, os.strerror(errno_), subject or None)
+        # Raised for each absent name: strerror(3) would cost more than the rest.
+        super().__init__(errno_, _strerror(errno_), subject or None)
 
 
 class InternalError(Exception):
