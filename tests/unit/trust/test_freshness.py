@@ -1,0 +1,712 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Freshness of real volumes in a host directory: one test for each thing the storage may do."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from serdab.errors import (
+    BusyError,
+    EnvironmentRefused,
+    Error,
+    FsError,
+    MeasurementMismatch,
+    RollbackError,
+    VerificationError,
+)
+from serdab.keys import Key
+from serdab.trust import records
+from serdab.trust.freshness import ENFORCE, OFF, RECORD, Watch, Watched, open_watched
+from serdab.trust.pins import PinFile
+from serdab.vfs.api import ROOT_INO
+from serdab.vfs.union import Union
+
+KEY = Key(b"key of freshness")
+CONF = b"c" * 32
+RECORDED = Watch(RECORD, conf_mac=CONF)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A volume's directory, and where its copies go."""
+
+    path: Path
+    watch: Watch = RECORDED
+
+    def open(self, **changes: object) -> Watched:
+        return open_watched(self.path, replace(self.watch, **changes), key=KEY)  # type: ignore[arg-type]
+
+    @contextmanager
+    def session(self, **changes: object) -> Iterator[tuple[Union, Watched]]:
+        watched = self.open(**changes)
+        fs = Union(watched.volume, None)
+        try:
+            yield fs, watched
+        finally:
+            try:
+                fs.close()
+            finally:
+                watched.guard.close()
+
+    def write(self, name: str, **changes: object) -> list[str]:
+        """Make a file, and leave the volume closed; return the notices."""
+        with self.session(**changes) as (fs, watched):
+            fs.mknod(ROOT_INO, name.encode(), stat.S_IFREG | 0o600, 0, 0, 0)
+        return watched.notices
+
+    def crash(self, *names: str, commit: bool = True, **changes: object) -> None:
+        """Make files, each committed, and end as kill -9 does."""
+        watched = self.open(**changes)
+        fs = Union(watched.volume, None)
+        for name in names:
+            fs.mknod(ROOT_INO, name.encode(), stat.S_IFREG | 0o600, 0, 0, 0)
+            if commit:
+                fs.syncfs()
+        watched.volume.abandon()
+        watched.guard.close()
+
+    def names(self, **changes: object) -> set[bytes]:
+        with self.session(**changes) as (fs, _):
+            return {entry.name for entry in fs.readdir(ROOT_INO, 0)} - {b".", b".."}
+
+    def open_lines(self, **changes: object) -> list[str]:
+        """Open and close it; return the notices."""
+        with self.session(**changes) as (_, watched):
+            return watched.notices
+
+    def save(self, name: str) -> Path:
+        return Path(shutil.copytree(self.path, self.path.with_name(name)))
+
+    def restore(self, copy: Path) -> None:
+        if self.path.exists():
+            shutil.rmtree(self.path)
+        shutil.copytree(copy, self.path)
+
+    def content(self) -> dict[str, bytes]:
+        files = (path for path in self.path.rglob("*") if path.is_file())
+        return {str(path.relative_to(self.path)): path.read_bytes() for path in files}
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state/serdab/volumes"
+
+
+@pytest.fixture
+def place(tmp_path: Path, state: Path) -> Place:
+    return Place(tmp_path / "volume")
+
+
+def only_record(state: Path) -> Path:
+    (found,) = state.glob("*/record.json")
+    return found
+
+
+class TestOrdinaryLife:
+    def test_sessions_follow_each_other_without_a_word(self, place: Place) -> None:
+        assert [place.write(name) for name in "abc"] == [[], [], []]
+        assert place.names() == {b"a", b"b", b"c"}
+
+    def test_nothing_is_remembered_of_a_volume_that_was_never_written(
+        self, place: Place, state: Path
+    ) -> None:
+        watched = place.open()
+        watched.volume.close()
+        assert not state.exists()
+        assert list(place.path.iterdir()) == []
+
+    def test_reading_writes_no_record(self, place: Place, state: Path) -> None:
+        place.write("a")
+        before = only_record(state).stat()
+        place.names()
+        after = only_record(state).stat()
+        assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+    def test_the_record_is_private_and_says_where_the_volume_stands(
+        self, place: Place, state: Path
+    ) -> None:
+        place.write("a")
+        path = only_record(state)
+        value = json.loads(path.read_text())
+        with place.session() as (_, watched):
+            position = watched.volume.position
+            assert position is not None
+            assert watched.volume.durable_mac.hex() == value["root_mac"]
+        assert (value["epoch"], value["sequence"]) == (position.epoch, position.sequence)
+        assert value["conf_mac"] == CONF.hex()
+        assert value["path"] == str(place.path)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert [entry.name for entry in path.parent.iterdir()] == ["record.json"]
+
+    def test_a_record_may_lag_behind_after_a_crash(self, place: Place) -> None:
+        place.write("a")
+        place.crash("b", "c")
+        assert place.names() == {b"a", b"b", b"c"}
+        place.crash("d")
+        place.crash("e")
+        assert place.write("f") == []
+        assert len(place.names()) == 6
+
+    def test_a_crash_before_the_first_commit(self, place: Place) -> None:
+        place.crash("a", commit=False)
+        assert place.names() == set()
+        place.write("a")
+        place.crash("b", commit=False)
+        assert place.names() == {b"a"}
+
+    def test_another_configuration_is_said_once(self, place: Place) -> None:
+        place.write("a")
+        (line,) = place.open_lines(conf_mac=b"d" * 32)
+        assert b"d".hex() * 32 in line
+        assert CONF.hex() in line
+        assert place.write("b", conf_mac=b"d" * 32) == []
+
+    def test_a_volume_may_move(self, place: Place, tmp_path: Path) -> None:
+        place.write("a")
+        moved = Place(place.path.rename(tmp_path / "moved"))
+        assert moved.write("b") == []
+        assert moved.names() == {b"a", b"b"}
+
+    def test_off_remembers_nothing_and_refuses_nothing(self, place: Place, state: Path) -> None:
+        place.write("a", policy=OFF)
+        old = place.save("old")
+        place.write("b", policy=OFF)
+        place.restore(old)
+        assert place.names(policy=OFF) == {b"a"}
+        assert not state.exists()
+
+
+class TestRollback:
+    def test_an_older_state_is_refused_and_left_as_it_was(self, place: Place) -> None:
+        place.write("a")
+        old = place.save("old")
+        place.write("b")
+        place.restore(old)
+        before = place.content()
+        for _ in range(2):
+            with pytest.raises(RollbackError, match="older state") as caught:
+                place.open()
+            assert "epoch" in caught.value.expected
+            assert "epoch" in caught.value.found
+            assert "--accept-rollback" in caught.value.hint
+        assert place.content() == before
+
+    def test_every_older_checkpoint_is_refused(self, place: Place) -> None:
+        copies = []
+        for number in range(5):
+            place.write(str(number))
+            copies.append(place.save(f"copy{number}"))
+        for copy in copies[:-1]:
+            place.restore(copy)
+            with pytest.raises(RollbackError):
+                place.open()
+        place.restore(copies[-1])
+        assert len(place.names()) == 5
+
+    def test_commits_that_are_cut_off_a_log_are_refused(self, place: Place) -> None:
+        """The record was told of the log by the boot after the crash."""
+        place.write("a")
+        watched = place.open()
+        fs = Union(watched.volume, None)
+        copies = []
+        for name in "bcd":
+            fs.mknod(ROOT_INO, name.encode(), stat.S_IFREG | 0o600, 0, 0, 0)
+            fs.syncfs()
+            copies.append(place.save(f"with-{name}"))
+        watched.volume.abandon()
+        watched.guard.close()
+        # Whoever opens it sees all, and remembers all.
+        watched = place.open()
+        watched.volume.abandon()
+        watched.guard.close()
+        for copy in copies[:-1]:
+            place.restore(copy)
+            with pytest.raises(RollbackError, match="older state"):
+                place.open()
+        place.restore(copies[-1])
+        assert len(place.names()) == 4
+
+    def test_the_older_of_two_anchor_slots_is_refused(self, place: Place) -> None:
+        place.write("a")
+        place.write("b")
+        anchor = place.path / "anchor"
+        with place.session() as (_, watched):
+            newest = watched.volume.state.epoch
+        raw = bytearray(anchor.read_bytes())
+        half = len(raw) // 2
+        raw[newest % 2 * half : newest % 2 * half + half] = bytes(half)
+        anchor.write_bytes(raw)
+        with pytest.raises(RollbackError, match="older state"):
+            place.open()
+
+    def test_a_restored_backup_is_accepted_once_and_said(self, place: Place) -> None:
+        place.write("a")
+        old = place.save("old")
+        place.write("b")
+        place.restore(old)
+        (line,) = place.open_lines(accept_rollback=True)
+        assert "--accept-rollback" in line
+        assert "older state" in line
+        assert place.write("c") == []
+        assert place.names() == {b"a", b"c"}
+
+    def test_accepting_is_silent_where_nothing_is_wrong(self, place: Place) -> None:
+        place.write("a")
+        assert place.write("b", accept_rollback=True) == []
+
+    @pytest.mark.parametrize("written", [0, 1, 5])
+    def test_a_history_that_was_given_up_cannot_come_back(self, place: Place, written: int) -> None:
+        place.write("a")
+        old = place.save("old")
+        for number in range(3):
+            place.write(f"lost{number}")
+        newest = place.save("newest")
+        place.restore(old)
+        place.open_lines(accept_rollback=True)
+        for number in range(written):
+            place.write(f"kept{number}")
+        kept = place.save("kept")
+        place.restore(newest)
+        with pytest.raises(RollbackError):
+            place.open()
+        place.restore(kept)
+        assert len(place.names()) == 1 + written
+
+    def test_the_given_up_history_can_be_accepted_in_its_turn(self, place: Place) -> None:
+        place.write("a")
+        old = place.save("old")
+        place.write("b")
+        newest = place.save("newest")
+        place.restore(old)
+        place.write("c", accept_rollback=True)
+        other = place.save("other")
+        place.restore(newest)
+        place.write("d", accept_rollback=True)
+        assert place.names() == {b"a", b"b", b"d"}
+        place.restore(other)
+        with pytest.raises(RollbackError):
+            place.open()
+
+    def test_without_a_record_it_is_accepted_said_once_and_recorded(
+        self, place: Place, state: Path
+    ) -> None:
+        place.write("a")
+        old = place.save("old")
+        place.write("b")
+        shutil.rmtree(state)
+        place.restore(old)
+        (line,) = place.open_lines()
+        assert "unchecked" in line
+        assert place.write("c") == []
+        place.restore(old)
+        with pytest.raises(RollbackError):
+            place.open()
+
+
+class TestForks:
+    def test_the_older_of_two_copies_is_refused(self, place: Place, tmp_path: Path) -> None:
+        place.write("a")
+        twin = Place(place.save("twin"))
+        twin.write("b")
+        with pytest.raises(RollbackError, match="older state"):
+            place.open()
+        assert twin.names() == {b"a", b"b"}
+
+    def test_equal_numbers_with_another_history_are_refused(
+        self, place: Place, state: Path
+    ) -> None:
+        place.write("a")
+        twin = Place(place.save("twin"))
+        known = state.with_name("known")
+        shutil.copytree(state, known)
+        twin.write("b")
+        # The other machine wrote as much.
+        shutil.rmtree(state)
+        shutil.copytree(known, state)
+        place.write("c")
+        with pytest.raises(RollbackError, match="another history"):
+            twin.open()
+
+    def test_a_fork_of_the_log_that_went_on_further_is_refused(
+        self, place: Place, state: Path
+    ) -> None:
+        place.write("a")
+        twin = Place(place.save("twin"))
+        known = shutil.copytree(state, state.with_name("known"))
+        twin.crash("b", "c", "d")
+        shutil.rmtree(state)
+        shutil.copytree(known, state)
+        place.crash("x")
+        watched = place.open()
+        watched.volume.abandon()
+        watched.guard.close()
+        with pytest.raises(RollbackError, match="another history"):
+            twin.open()
+
+    def test_a_copy_that_is_in_use_makes_the_other_busy(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(records, "_LOCK_PATIENCE_S", 0.1)
+        place.write("a")
+        twin = Place(place.save("twin"))
+        with place.session(), pytest.raises(BusyError):
+            twin.open()
+        assert twin.names() == {b"a"}
+
+
+class TestExistence:
+    @pytest.mark.parametrize("how", ["emptied", "gone", "anchor", "new"])
+    def test_an_emptied_volume_is_not_a_new_one(self, place: Place, how: str) -> None:
+        place.write("a")
+        match how:
+            case "gone":
+                shutil.rmtree(place.path)
+            case "emptied":
+                shutil.rmtree(place.path)
+                place.path.mkdir()
+            case "anchor":
+                (place.path / "anchor").unlink()
+            case "new":
+                shutil.rmtree(place.path)
+                place.path.mkdir()
+                (place.path / "anchor.new").touch()
+        for accept in (False, True):
+            with pytest.raises(RollbackError, match="emptied") as caught:
+                place.open(accept_rollback=accept)
+            assert "serdab reset" in caught.value.hint
+        assert not (place.path / "anchor").exists()
+
+    def test_a_foreign_volume_in_its_place_is_refused(self, place: Place, tmp_path: Path) -> None:
+        place.write("a")
+        other = Place(tmp_path / "other")
+        other.write("b")
+        mine = place.save("mine")
+        place.restore(other.path)
+        with pytest.raises(RollbackError, match="another volume"):
+            place.open()
+        (line,) = place.open_lines(accept_rollback=True)
+        assert "another volume" in line
+        assert place.names() == {b"b"}
+        place.restore(mine)
+        with pytest.raises(RollbackError, match="another volume"):
+            place.open()
+
+    def test_after_a_reset_a_new_volume_begins_and_the_old_one_stays_away(
+        self, place: Place
+    ) -> None:
+        place.write("a")
+        old = place.save("old")
+        shutil.rmtree(place.path)
+        assert records.discard(str(place.path))
+        place.restore(old)
+        with pytest.raises(RollbackError, match="thrown away"):
+            place.open()
+        shutil.rmtree(place.path)
+        assert place.write("b") == []
+        place.restore(old)
+        with pytest.raises(RollbackError):
+            place.open()
+
+    def test_a_reset_leaves_the_record_of_a_copy_alone(self, place: Place) -> None:
+        place.write("a")
+        twin = Place(place.save("twin"))
+        twin.write("b")
+        shutil.rmtree(place.path)
+        assert records.discard(str(place.path))
+        assert twin.write("c") == []
+
+    def test_nothing_to_reset(self, place: Place) -> None:
+        assert not records.discard(str(place.path))
+
+    def test_reset_works_on_damaged_records(self, place: Place, state: Path) -> None:
+        place.write("a")
+        for note in state.glob("at-*.json"):
+            note.write_text("{")
+        shutil.rmtree(place.path)
+        assert records.discard(str(place.path))
+        assert place.write("b") == []
+
+
+class TestDamagedRecords:
+    @pytest.mark.parametrize("kind", ["record.json", "at"])
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda raw: b"",
+            lambda raw: raw[: len(raw) // 2],
+            lambda raw: raw + b"x",
+            lambda raw: b"\xff" + raw,
+            lambda raw: raw.replace(b'"format": 1', b'"format": 2'),
+            lambda raw: raw.replace(b'"path"', b'"paht"'),
+            lambda raw: raw.replace(b'"uuid": "', b'"uuid": "0'),
+            lambda raw: b"[]",
+        ],
+    )
+    def test_torn_or_foreign_is_a_refusal_with_a_hint(
+        self, place: Place, state: Path, kind: str, change: Callable[[bytes], bytes]
+    ) -> None:
+        place.write("a")
+        (path,) = state.glob("at-*.json") if kind == "at" else state.glob("*/record.json")
+        path.write_bytes(change(path.read_bytes()))
+        for accept in (False, True):
+            with pytest.raises(VerificationError) as caught:
+                place.open(accept_rollback=accept)
+            assert caught.value.hint
+            assert str(path) in str(caught.value)
+
+    def test_the_record_of_another_volume_under_this_name(
+        self, place: Place, state: Path, tmp_path: Path
+    ) -> None:
+        place.write("a")
+        mine = only_record(state)
+        Place(tmp_path / "other").write("b")
+        (theirs,) = set(state.glob("*/record.json")) - {mine}
+        shutil.copy(theirs, mine)
+        with pytest.raises(VerificationError):
+            place.open()
+
+    @pytest.mark.parametrize("kind", ["link", "fifo", "directory"])
+    def test_anything_but_a_file(self, place: Place, state: Path, kind: str) -> None:
+        place.write("a")
+        path = only_record(state)
+        copy = path.rename(path.with_name("copy"))
+        match kind:
+            case "link":
+                path.symlink_to(copy)
+            case "fifo":
+                os.mkfifo(path)
+            case "directory":
+                path.mkdir()
+        with pytest.raises(VerificationError):
+            place.open()
+
+    def test_a_directory_of_records_that_others_may_write(self, place: Place, state: Path) -> None:
+        place.write("a")
+        state.chmod(0o777)
+        only_record(state).parent.chmod(0o777)
+        with pytest.raises(EnvironmentRefused):
+            place.open()
+
+
+class TestPinFiles:
+    @pytest.fixture
+    def pinned(self, place: Place, tmp_path: Path) -> Place:
+        return replace(place, watch=replace(place.watch, pin_file=str(tmp_path / "pin")))
+
+    def test_it_protects_a_machine_without_records(self, pinned: Place, state: Path) -> None:
+        pinned.write("a")
+        old = pinned.save("old")
+        pinned.write("b")
+        shutil.rmtree(state)
+        pinned.restore(old)
+        with pytest.raises(RollbackError, match="pin file"):
+            pinned.open()
+        lines = pinned.open_lines(accept_rollback=True)
+        assert len(lines) == 2
+        assert pinned.write("c") == []
+
+    def test_it_knows_an_emptied_volume(self, pinned: Place, state: Path) -> None:
+        pinned.write("a")
+        shutil.rmtree(state)
+        shutil.rmtree(pinned.path)
+        with pytest.raises(RollbackError, match="emptied"):
+            pinned.open()
+        assert len(pinned.write("b", accept_rollback=True)) == 1
+        assert pinned.write("c") == []
+
+    def test_it_knows_its_volume(self, pinned: Place, tmp_path: Path) -> None:
+        pinned.write("a")
+        other = replace(pinned, path=tmp_path / "other")
+        other.write("b", pin_file="")
+        with pytest.raises(RollbackError, match="another writable layer") as caught:
+            other.open()
+        assert caught.value.hint
+        lines = other.open_lines(accept_rollback=True)
+        assert len(lines) == 1
+        assert other.write("c") == []
+
+    def test_a_first_use_is_said(self, pinned: Place) -> None:
+        pinned.write("a", pin_file="")
+        (line,) = pinned.open_lines()
+        assert "unchecked" in line
+        assert "pin file" in line
+        assert pinned.write("b") == []
+
+    @pytest.mark.parametrize("content", [b"", b"\n", b"hello\n", b"\xff" * 60])
+    def test_a_torn_one_is_refused(self, pinned: Place, tmp_path: Path, content: bytes) -> None:
+        pinned.write("a")
+        for raw in (content, (tmp_path / "pin").read_bytes()[:-5]):
+            (tmp_path / "pin").write_bytes(raw)
+            for accept in (False, True):
+                with pytest.raises(VerificationError, match="cannot be read"):
+                    pinned.open(accept_rollback=accept)
+
+    def test_a_pin_through_a_link_stays_behind_the_link(
+        self, pinned: Place, tmp_path: Path
+    ) -> None:
+        (tmp_path / "pin").symlink_to("elsewhere")
+        pinned.write("a")
+        assert (tmp_path / "pin").is_symlink()
+        assert PinFile(str(tmp_path / "elsewhere")).get_any() is not None
+
+
+class TestEnforce:
+    @pytest.fixture
+    def keeper(self, tmp_path: Path) -> Path:
+        """A pin command that keeps a file for each volume, and fails when told to."""
+        path = tmp_path / "keeper"
+        path.write_text(
+            "#!/bin/sh\nset -e\n"
+            f'cd {tmp_path}\necho "$@" >> calls\n'
+            "[ ! -e fail ] || { echo out of order >&2; exit 3; }\n"
+            '[ "$1" != get ] || { [ ! -e "pin-$2" ] || cat "pin-$2"; }\n'
+            '[ "$1" != put ] || printf "%s\\n" "$3" > "pin-$2"\n'
+        )
+        path.chmod(0o755)
+        return path
+
+    @pytest.fixture
+    def enforced(self, place: Place, keeper: Path) -> Place:
+        return replace(place, watch=replace(place.watch, policy=ENFORCE, pin_command=str(keeper)))
+
+    def test_each_commit_is_pinned_before_it_is_acknowledged(
+        self, enforced: Place, tmp_path: Path, state: Path
+    ) -> None:
+        with enforced.session() as (fs, watched):
+            for name in "abc":
+                fs.mknod(ROOT_INO, name.encode(), stat.S_IFREG | 0o600, 0, 0, 0)
+                fs.syncfs()
+                position = watched.volume.position
+                assert position is not None
+                pin = tmp_path / f"pin-{position.uuid.hex()}"
+                assert pin.read_text().strip() == position.dump()
+                assert json.loads(only_record(state).read_text())["sequence"] == position.sequence
+
+    def test_without_it_commits_are_not_pinned(self, enforced: Place, tmp_path: Path) -> None:
+        enforced.write("a", policy=RECORD)
+        before = len((tmp_path / "calls").read_text().splitlines())
+        enforced.crash("b", *[f"c{number}" for number in range(5)], policy=RECORD)
+        calls = (tmp_path / "calls").read_text().splitlines()[before:]
+        assert [call.split()[0] for call in calls] == ["get", "put"]
+
+    def test_a_lost_commit_is_refused(self, enforced: Place) -> None:
+        enforced.write("a")
+        watched = enforced.open()
+        fs = Union(watched.volume, None)
+        fs.mknod(ROOT_INO, b"b", stat.S_IFREG | 0o600, 0, 0, 0)
+        fs.syncfs()
+        old = enforced.save("old")
+        fs.mknod(ROOT_INO, b"c", stat.S_IFREG | 0o600, 0, 0, 0)
+        fs.syncfs()
+        watched.volume.abandon()
+        watched.guard.close()
+        enforced.restore(old)
+        with pytest.raises(RollbackError, match="older state"):
+            enforced.open()
+
+    def test_a_crash_between_commit_and_pin_loses_nothing(
+        self, enforced: Place, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        enforced.write("a")
+        watched = enforced.open()
+        fs = Union(watched.volume, None)
+        fs.mknod(ROOT_INO, b"b", stat.S_IFREG | 0o600, 0, 0, 0)
+        fs.syncfs()
+        fs.mknod(ROOT_INO, b"c", stat.S_IFREG | 0o600, 0, 0, 0)
+        (tmp_path / "fail").touch()
+        with pytest.raises(FsError) as caught:
+            fs.syncfs()
+        assert caught.value.errno == errno.EIO
+        assert "out of order" in caplog.text
+        with pytest.raises(FsError) as caught:
+            fs.mknod(ROOT_INO, b"d", stat.S_IFREG | 0o600, 0, 0, 0)
+        assert caught.value.errno == errno.EROFS
+        fs.close()
+        watched.guard.close()
+        with pytest.raises(EnvironmentRefused, match="pin command failed") as refused:
+            enforced.open()
+        assert "out of order" in refused.value.found
+        (tmp_path / "fail").unlink()
+        # Committed, not acknowledged: the volume is in front of its pin.
+        assert enforced.names() >= {b"a", b"b"}
+        assert enforced.write("d") == []
+
+    def test_the_last_checkpoint_must_be_pinned_too(self, enforced: Place, tmp_path: Path) -> None:
+        watched = enforced.open()
+        fs = Union(watched.volume, None)
+        fs.mknod(ROOT_INO, b"a", stat.S_IFREG | 0o600, 0, 0, 0)
+        fs.syncfs()
+        (tmp_path / "fail").touch()
+        with pytest.raises(FsError):
+            fs.close()
+        watched.guard.close()
+        (tmp_path / "fail").unlink()
+        assert enforced.names() == {b"a"}
+
+    def test_a_record_that_cannot_be_written_is_said_and_does_no_harm(
+        self, place: Place, state: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        place.write("a")
+        with place.session() as (fs, _):
+            hidden = state.rename(state.with_name("hidden"))
+            state.touch()
+            fs.mknod(ROOT_INO, b"b", stat.S_IFREG | 0o600, 0, 0, 0)
+            fs.syncfs()
+        assert "not recorded" in caplog.text
+        state.unlink()
+        hidden.rename(state)
+        assert place.names() == {b"a", b"b"}
+
+    @pytest.mark.parametrize("answer", ["hello", "1 2", "1 2 " + "zz" * 16, "\\n\\n"])
+    def test_a_command_that_says_something_else(
+        self, enforced: Place, keeper: Path, answer: str
+    ) -> None:
+        enforced.write("a")
+        keeper.write_text(f"#!/bin/sh\nprintf '{answer}'\n")
+        with pytest.raises(VerificationError, match="cannot be read"):
+            enforced.open()
+
+    def test_a_command_that_is_not_there(self, enforced: Place, keeper: Path) -> None:
+        enforced.write("a")
+        keeper.unlink()
+        with pytest.raises(Error, match="pin command failed"):
+            enforced.open()
+
+
+class TestExpectedState:
+    def test_the_noted_mac_is_required(self, place: Place) -> None:
+        place.write("a")
+        with place.session() as (_, watched):
+            mac = watched.volume.durable_mac
+        old = place.save("old")
+        for expected in (mac, mac[:16]):
+            assert place.open_lines(expected_mac=expected) == []
+        place.write("b")
+        with pytest.raises(MeasurementMismatch):
+            place.open(expected_mac=mac)
+        place.restore(old)
+        assert place.open_lines(expected_mac=mac, policy=OFF) == []
+
+    def test_commits_after_the_checkpoint_count(self, place: Place) -> None:
+        macs = set()
+        for name in "abc":
+            place.crash(name)
+            with place.session(policy=OFF) as (_, watched):
+                macs.add(watched.volume.durable_mac)
+        assert len(macs) == 3
+
+    def test_a_new_volume_is_not_the_expected_one(self, place: Place) -> None:
+        with pytest.raises(MeasurementMismatch, match="empty"):
+            place.open(expected_mac=b"m" * 32)
+        assert list(place.path.iterdir()) == []
