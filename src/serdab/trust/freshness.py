@@ -19,6 +19,8 @@ What is decided about a volume that was opened, per place::
     that it was thrown away          back again                refused
     that it exists                   gone, or emptied          refused, never formatted anew
 
+``open_watched`` is the way in: it opens a volume and decides before anybody reads from it.
+
 1. ``accept_rollback`` turns a refusal into one line, and the state that was found into the one that
    is remembered. An emptied directory needs ``serdab reset``, a damaged record its file restored.
 2. Told is what is durable already, never before. A crash in between leaves a place behind the
@@ -40,14 +42,17 @@ import hmac
 import logging
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, final
 
 from serdab.errors import Error, MeasurementMismatch, RollbackError
+from serdab.keys import Key
 from serdab.sefs.anchor import ANCHOR_NAME
 from serdab.sefs.position import Order, Position
-from serdab.sefs.volume import Volume
+from serdab.sefs.volume import Volume, open_volume
 from serdab.trust import records
 from serdab.trust.pins import Pin, PinCommand, PinFile
+from serdab.vfs.layer import Layer
 
 OFF: Final = "off"
 RECORD: Final = "record"
@@ -70,6 +75,49 @@ class Watch:
     pin_file: str = ""
     pin_command: str = ""
     expected_mac: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A volume that was admitted, and what the operator is to be told.
+
+    ``guard`` is closed after the volume, whose last checkpoint it hears of.
+    """
+
+    volume: Volume
+    guard: Guard
+    notices: list[str]
+
+
+def open_watched(
+    path: Path,
+    watch: Watch,
+    *,
+    key: Key,
+    lower: Layer | None = None,
+    source: bytes = b"{}",
+    read_only: bool = False,
+) -> Watched:
+    """Open the volume in a host directory, or begin a new one, and watch over it.
+
+    A volume that is refused is left as it was found.
+
+    Raises:
+        Error: as ``sefs.volume.open_volume`` and :meth:`Guard.admit` say.
+    """
+    guard = Guard(str(path), watch)
+    guard.check_existence()
+    if not read_only:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    volume = open_volume(
+        path, key=key, lower=lower, create=not read_only, read_only=read_only, source=source
+    )
+    try:
+        return Watched(volume, guard, guard.admit(volume))
+    except BaseException:
+        volume.abandon()
+        guard.close()
+        raise
 
 
 @final
@@ -113,7 +161,7 @@ class Guard:
             hint="restore it; `serdab reset` gives up what was written and lets a new one begin",
         )
 
-    def admit(self, volume: Volume, *, read_only: bool = False) -> list[str]:
+    def admit(self, volume: Volume) -> list[str]:
         """Decide about a volume that was just opened; return lines for the operator.
 
         From here on the places hear of what becomes durable.
@@ -130,7 +178,7 @@ class Guard:
         self._volume = volume
         position = volume.position
         lines = self._admit_new() if position is None else self._admit_known(volume, position)
-        if not read_only:
+        if not volume.read_only:
             volume.history.on_durable = self._tell
             if position is not None and self._told_epoch < 0:
                 # Something was new to one of the places: now it is remembered.
