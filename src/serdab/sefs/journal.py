@@ -246,7 +246,8 @@ class Journal:
                 self._reserve.ensure(needed)
             except OSError as exc:
                 if not is_full(exc):
-                    raise
+                    self._fail(os.strerror(exc.errno or errno.EIO))
+                    raise FsError(errno.EIO) from None
                 if not (self._dead or self._has_garbage()):
                     break
                 # Two checkpoints give back what was removed before.

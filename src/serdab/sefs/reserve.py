@@ -15,14 +15,19 @@ gets the error and the volume turns read-only.
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
 from collections.abc import Iterator
 from typing import Final, final
 
+from serdab.errors import FsError
 from serdab.sefs.hostdir import Dir, File
 from serdab.sefs.segment import FULL
 
 RESERVE_NAME: Final = "reserve"
 _LEAST: Final = 1 << 20
+
+log = logging.getLogger("serdab.sefs")
 
 
 class FlushError(OSError):
@@ -111,21 +116,30 @@ class Reserve:
             self._file.close()
             self._file = None
             self.size = 0
-            self._directory.unlink(RESERVE_NAME)
+            try:
+                self._directory.unlink(RESERVE_NAME)
+            except OSError as exc:
+                # The next session removes it.
+                log.warning("%s/%s: not removed: %s", self._directory.label, RESERVE_NAME, exc)
 
 
 @final
 class RoomyFile:
     """A file whose writes fall back on the reserve, and whose failed flushes are told apart."""
 
-    __slots__ = ("_file", "_reserve")
+    __slots__ = ("_file", "_label", "_reserve")
 
-    def __init__(self, file: File, reserve: Reserve) -> None:
+    def __init__(self, file: File, reserve: Reserve, label: str) -> None:
         self._file = file
         self._reserve = reserve
+        self._label = label
 
     def pread_into(self, buf: memoryview, offset: int) -> int:
-        return self._file.pread_into(buf, offset)
+        try:
+            return self._file.pread_into(buf, offset)
+        except OSError as exc:
+            log.error("%s, offset %d: the host cannot read: %s", self._label, offset, exc)  # noqa: TRY400 - one line
+            raise FsError(errno.EIO) from None
 
     def pwrite(self, raw: bytes | bytearray | memoryview, offset: int) -> None:
         try:
@@ -170,7 +184,7 @@ class RoomyDir:
             if not is_full(exc) or not self._reserve.release():
                 raise
             file = self._directory.open(name, write=write, create=create)
-        return RoomyFile(file, self._reserve)
+        return RoomyFile(file, self._reserve, f"{self.label}/{name}")
 
     def subdir(self, name: str, *, create: bool = False) -> RoomyDir:
         return RoomyDir(self._directory.subdir(name, create=create), self._reserve)
