@@ -40,6 +40,8 @@ TINY = VolumeLimits(
     segment_bytes=48 << 10,
     buffer_bytes=8 << 10,
     checkpoint_s=0.0,
+    reclaim_s=0.0,
+    reclaim_bytes=16 << 10,
 )
 """A few operations cross every border: commits in line and not, checkpoints, new logs, segments."""
 

@@ -89,7 +89,7 @@ BOTH = pytest.mark.parametrize("kind", ["alone", "over an image"])
 def test_one_operation_and_one_sync(grounds: Grounds, kind: str) -> None:
     ground, tally = grounds(kind, SETUP), Tally()
     for steps in bounded(1):
-        storm(run(ground, steps), tally, per_point=8, again_every=100)
+        storm(run(ground, steps), tally, per_point=5, again_every=150)
     assert tally.states > 500
 
 
@@ -98,7 +98,7 @@ def test_two_operations_and_one_sync(grounds: Grounds, kind: str) -> None:
     ground, tally = grounds(kind, SETUP), Tally()
     for number, steps in enumerate(bounded(2)):
         if number % 53 == 0:  # all of them in `make soak`
-            storm(run(ground, steps), tally, per_point=5, seed=number)
+            storm(run(ground, steps), tally, per_point=4, seed=number)
     assert tally.states > 500
 
 
@@ -178,21 +178,21 @@ def test_a_hundred_thousand_crash_states(
     places = [grounds("alone", SETUP), grounds("over an image", SETUP)]
     for ground in places:
         for steps in bounded(1):
-            storm(run(ground, steps), tally, per_point=None, again_every=10)
+            storm(run(ground, steps), tally, per_point=None, again_every=40)
     for number, steps in enumerate(bounded(2)):
         if done():
             break
-        storm(run(places[number % 2], steps), tally, per_point=8, again_every=50, seed=number)
+        storm(run(places[number % 2], steps), tally, per_point=8, again_every=200, seed=number)
     three = tally.states
     for number, steps in enumerate(sampled(3, 100_000, seed=11)):
         if done() or tally.states - three > SOAK_STATES // 4:
             break
-        storm(run(places[number % 2], steps), tally, per_point=12, again_every=50, seed=number)
+        storm(run(places[number % 2], steps), tally, per_point=12, again_every=200, seed=number)
     seed = 1000
     while not done():
         place = bare_ground() if seed % 2 else grounds("over an image", [])
         storm(
-            run(place, random_workload(seed, 120)), tally, per_point=12, again_every=50, seed=seed
+            run(place, random_workload(seed, 120)), tally, per_point=12, again_every=200, seed=seed
         )
         seed += 1
     with capsys.disabled():
