@@ -33,6 +33,7 @@ from serdab.libos.messages import Value
 from serdab.libos.notify import CallError, Notifications
 from serdab.libos.request import BootRequest, byte_strings, number, raw
 from serdab.libos.sandbox import Listeners, Program, Sandbox
+from serdab.libos.streams import Streams
 
 _CLOSE_PATIENCE_S: Final = 600.0
 _TERM_PATIENCE_S: Final = 5.0
@@ -67,6 +68,8 @@ class Kernel:
                 on_gone=self._on_gone,
             ),
         )
+        ids = self._sandbox.ids
+        self._streams = Streams(ids.uids[0][1], ids.gids[0][1])
         loop.watch(channel.fileno(), self._readable)
 
     def _new_server(self, name: str) -> FsServer:
@@ -201,6 +204,7 @@ class Kernel:
             raise Error("the instance is not running", stage="app")
         path = raw(record, "path")
         check_entry_point(os.fsdecode(path), self._boot.entry_points)
+        self._streams.admit(stdio)
         return await self._sandbox.spawn(
             SpawnRequest(
                 path=path,
@@ -247,6 +251,7 @@ class Kernel:
                     await self._loop.first(ended, timer_over, timeout_s=patience_s + 1)
             self._sandbox.end()
             await self._sandbox.gone
+            self._streams.take_back()
             for server in self._all_servers:
                 if not server.is_serving:
                     server.dismiss()
