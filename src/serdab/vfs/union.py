@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The union of a read-only lower layer and a writable upper one, as one POSIX file system.
 
-Above: ``fuse``. Below: the two layers (``layer``).
+Above: ``fuse``. Below: ``merged`` (the two layers seen as one), ``layer``.
 
 The upper layer is a delta on inodes: a name or an inode record in it wins over the lower layer's,
 a whiteout hides a lower name. Copying up is putting the lower inode's record into the upper layer
@@ -22,7 +22,8 @@ from typing import Final, final
 
 from serdab.errors import FsError
 from serdab.vfs.api import ROOT_INO, DirEntry, Inode, SetAttr, StatFs
-from serdab.vfs.layer import WHITEOUT, Dirent, Layer, WritableLayer
+from serdab.vfs.layer import Layer, WritableLayer
+from serdab.vfs.merged import Merged
 
 NAME_MAX: Final = 255
 XATTR_NAME_MAX: Final = 255
@@ -30,8 +31,6 @@ XATTR_SIZE_MAX: Final = 65536
 LINK_MAX: Final = 65000
 NAME_GROWTH: Final = 512
 """About what a new name and its inode take, in bytes."""
-FLAG_LOWER: Final = 2
-"""Content below ``lower_limit`` is the lower layer's (``sefs.keyspace``)."""
 
 _NOREPLACE: Final = 1
 _EXCHANGE: Final = 2
@@ -50,7 +49,7 @@ class Union:
 
     def __init__(self, upper: WritableLayer, lower: Layer | None) -> None:
         self._upper = upper
-        self._lower = lower
+        self._merged = Merged(upper, lower)
         self._inodes: dict[int, Inode] = {}
         self._counts: dict[int, int] = {}
         self._orphans: dict[int, Inode] = {}
@@ -76,13 +75,7 @@ class Union:
         inode = self._inodes.get(ino)
         if inode is not None:
             return inode
-        inode = self._orphans.get(ino) or self._upper.live_inode(ino) or self._upper.inode(ino)
-        if inode is None and self._lower is not None:
-            inode = self._lower.inode(ino)
-            if inode is not None:
-                # Seen from here, all of its content is the lower layer's.
-                inode.flags = FLAG_LOWER if stat.S_ISREG(inode.mode) else 0
-                inode.lower_limit = inode.size
+        inode = self._orphans.get(ino) or self._merged.inode(ino)
         if inode is not None:
             if len(self._inodes) >= _CACHE_INODES:
                 self._evict()
@@ -122,12 +115,6 @@ class Union:
 
     # Names --------------------------------------------------------------------------------
 
-    def _entry(self, parent: int, name: bytes) -> Dirent | None:
-        entry = self._upper.dirent(parent, name)
-        if entry is None:
-            return None if self._lower is None else self._lower.dirent(parent, name)
-        return None if entry.ino == 0 else entry
-
     def _check_new(self, parent: int, name: bytes) -> Inode:
         """Return the parent of a name to be made."""
         directory = self._dir(parent)
@@ -137,42 +124,9 @@ class Union:
             raise FsError(errno.EINVAL)
         if directory.nlink == 0:
             raise FsError(errno.ENOENT)
-        if self._entry(parent, name) is not None:
+        if self._merged.entry(parent, name) is not None:
             raise FsError(errno.EEXIST)
         return directory
-
-    def _set_entry(self, parent: int, name: bytes, inode: Inode) -> None:
-        self._upper.put_dirent(parent, name, Dirent(inode.ino, inode.mode >> 12))
-
-    def _unset_entry(self, parent: int, name: bytes) -> None:
-        if self._lower is not None and self._lower.dirent(parent, name) is not None:
-            self._upper.put_dirent(parent, name, WHITEOUT)
-        else:
-            self._upper.remove_dirent(parent, name)
-
-    def _merged(self, ino: int, position: int) -> Iterator[tuple[int, bytes, Dirent]]:
-        """Yield the entries of a directory in order, whiteouts applied."""
-        upper = self._upper.dirents(ino, position)
-        if self._lower is None:
-            yield from upper
-            return
-        lower = self._lower.dirents(ino, position)
-        above = next(upper, None)
-        below = next(lower, None)
-        while above is not None or below is not None:
-            if below is None or (above is not None and above[:2] <= below[:2]):
-                assert above is not None  # noqa: S101 - for the type checker
-                if below is not None and above[:2] == below[:2]:
-                    below = next(lower, None)
-                if above[2].ino:
-                    yield above
-                above = next(upper, None)
-            else:
-                yield below
-                below = next(lower, None)
-
-    def _is_empty(self, ino: int) -> bool:
-        return next(self._merged(ino, 0), None) is None
 
     # Lookup -------------------------------------------------------------------------------
 
@@ -189,7 +143,7 @@ class Union:
             return self._count(directory)
         if name == b"..":
             return self._count(self._inode(self._parents.get(parent, ROOT_INO)))
-        entry = self._entry(parent, name)
+        entry = self._merged.entry(parent, name)
         if entry is None:
             raise FsError(errno.ENOENT)
         inode = self._inode(entry.ino)
@@ -219,10 +173,7 @@ class Union:
         inode = self._inode(ino)
         if not stat.S_ISLNK(inode.mode):
             raise FsError(errno.EINVAL)
-        target = self._upper.target(ino)
-        if not target and self._lower is not None:
-            target = self._lower.target(ino)
-        return target
+        return self._merged.target(ino)
 
     # Attributes ---------------------------------------------------------------------------
 
@@ -291,7 +242,7 @@ class Union:
             raise FsError(errno.EINVAL)
         self._upper.admit(NAME_GROWTH)
         inode = self._new(directory, mode, uid, gid, rdev)
-        self._set_entry(parent, name, inode)
+        self._merged.show(parent, name, inode)
         self._changed(directory, content=True)
         return self._count(inode)
 
@@ -303,7 +254,7 @@ class Union:
         inode = self._new(directory, stat.S_IFDIR | (mode & 0o7777), uid, gid)
         inode.nlink = 2
         self._parents[inode.ino] = parent
-        self._set_entry(parent, name, inode)
+        self._merged.show(parent, name, inode)
         directory.nlink += 1
         self._changed(directory, content=True)
         return self._count(inode)
@@ -318,7 +269,7 @@ class Union:
         inode = self._new(directory, stat.S_IFLNK | 0o777, uid, gid)
         inode.size = len(target)
         self._upper.put_target(inode.ino, target)
-        self._set_entry(parent, name, inode)
+        self._merged.show(parent, name, inode)
         self._changed(directory, content=True)
         return self._count(inode)
 
@@ -343,7 +294,7 @@ class Union:
             self._orphans.pop(ino, None)
             self._upper.clear_orphan(ino)
         inode.nlink += 1
-        self._set_entry(parent, name, inode)
+        self._merged.show(parent, name, inode)
         self._changed(inode)
         self._changed(directory, content=True)
         return self._count(inode)
@@ -374,7 +325,7 @@ class Union:
 
     def _existing(self, parent: int, name: bytes) -> tuple[Inode, Inode]:
         directory = self._dir(parent)
-        entry = self._entry(parent, name)
+        entry = self._merged.entry(parent, name)
         if entry is None:
             raise FsError(errno.ENOENT)
         return directory, self._inode(entry.ino)
@@ -384,7 +335,7 @@ class Union:
         if stat.S_ISDIR(inode.mode):
             raise FsError(errno.EISDIR)
         self._upper.admit()
-        self._unset_entry(parent, name)
+        self._merged.hide(parent, name)
         self._release(inode)
         self._changed(directory, content=True)
 
@@ -392,10 +343,10 @@ class Union:
         directory, inode = self._existing(parent, name)
         if not stat.S_ISDIR(inode.mode):
             raise FsError(errno.ENOTDIR)
-        if not self._is_empty(inode.ino):
+        if not self._merged.is_empty(inode.ino):
             raise FsError(errno.ENOTEMPTY)
         self._upper.admit()
-        self._unset_entry(parent, name)
+        self._merged.hide(parent, name)
         self._release(inode)
         directory.nlink -= 1
         self._changed(directory, content=True)
@@ -412,7 +363,7 @@ class Union:
         if target_dir.nlink == 0:
             raise FsError(errno.ENOENT)
         is_dir = stat.S_ISDIR(inode.mode)
-        entry = self._entry(new_parent, new_name)
+        entry = self._merged.entry(new_parent, new_name)
         target = self._inode(entry.ino) if entry is not None else None
         if flags & _EXCHANGE:
             if target is None:
@@ -427,7 +378,7 @@ class Union:
             if stat.S_ISDIR(target.mode):
                 if not is_dir:
                     raise FsError(errno.EISDIR)
-                if not self._is_empty(target.ino):
+                if not self._merged.is_empty(target.ino):
                     raise FsError(errno.ENOTEMPTY)
             elif is_dir:
                 raise FsError(errno.ENOTDIR)
@@ -438,8 +389,8 @@ class Union:
         self._upper.admit()
         if target is not None and stat.S_ISDIR(target.mode):
             target_dir.nlink -= 1
-        self._unset_entry(parent, name)
-        self._set_entry(new_parent, new_name, inode)
+        self._merged.hide(parent, name)
+        self._merged.show(new_parent, new_name, inode)
         if target is not None:
             self._release(target)
         if is_dir:
@@ -464,8 +415,8 @@ class Union:
             if stat.S_ISDIR(moved.mode):
                 self._check_no_loop(moved.ino, into.ino)
         self._upper.admit()
-        self._set_entry(target_dir.ino, new_name, inode)
-        self._set_entry(source_dir.ino, name, target)
+        self._merged.show(target_dir.ino, new_name, inode)
+        self._merged.show(source_dir.ino, name, target)
         for moved, old, new in ((inode, source_dir, target_dir), (target, target_dir, source_dir)):
             if stat.S_ISDIR(moved.mode):
                 old.nlink -= 1
@@ -491,11 +442,7 @@ class Union:
 
     def read_into(self, ino: int, offset: int, buf: memoryview) -> int:
         inode = self._inode(ino)
-        if self._upper.live_inode(ino) is None and self._upper.inode(ino) is None:
-            if self._lower is None:
-                raise FsError(errno.ESTALE)
-            return self._lower.read_into(ino, offset, buf)
-        return self._upper.read(inode, offset, buf)
+        return self._merged.read(inode, offset, buf)
 
     def write(self, ino: int, offset: int, data: memoryview, *, kill_suidgid: bool) -> int:
         inode = self._inode(ino)
@@ -539,7 +486,7 @@ class Union:
         if not 0 <= offset < inode.size:
             raise FsError(errno.ENXIO)
         position = offset
-        for start, end in self._ranges(inode, offset, inode.size):
+        for start, end in self._merged.ranges(inode, offset, inode.size):
             if whence == os.SEEK_DATA:
                 return max(start, offset)
             if start > position:
@@ -548,12 +495,6 @@ class Union:
         if whence == os.SEEK_DATA:
             raise FsError(errno.ENXIO)
         return min(position, inode.size)
-
-    def _ranges(self, inode: Inode, start: int, end: int) -> Iterator[tuple[int, int]]:
-        ino = inode.ino
-        if self._upper.live_inode(ino) is None and self._upper.inode(ino) is None:
-            return iter(()) if self._lower is None else self._lower.data_ranges(ino, start, end)
-        return self._upper.ranges(inode, start, end)
 
     def copy_file_range(
         self, ino: int, offset: int, ino_out: int, offset_out: int, length: int
@@ -587,21 +528,14 @@ class Union:
             yield DirEntry(1, b".", ino, stat.S_IFDIR >> 12)
         if cookie < 2:
             yield DirEntry(2, b"..", self._parents.get(ino, ROOT_INO), stat.S_IFDIR >> 12)
-        for position, name, entry in self._merged(ino, cookie + 1 if cookie >= 2 else 0):
+        for position, name, entry in self._merged.entries(ino, cookie + 1 if cookie >= 2 else 0):
             yield DirEntry(position, name, entry.ino, entry.dtype)
 
     # Extended attributes ------------------------------------------------------------------
 
-    def _xattr(self, ino: int, name: bytes) -> bytes:
-        """Return the marked value; empty if there is none."""
-        marked = self._upper.xattr(ino, name)
-        if marked is None and self._lower is not None:
-            marked = self._lower.xattr(ino, name)
-        return marked or b""
-
     def getxattr(self, ino: int, name: bytes) -> bytes:
         self._inode(ino)
-        marked = self._xattr(ino, name)
+        marked = self._merged.xattr(ino, name)
         if not marked:
             raise FsError(errno.ENODATA)
         return marked[1:]
@@ -612,7 +546,7 @@ class Union:
             raise FsError(errno.ERANGE)
         if len(value) > XATTR_SIZE_MAX:
             raise FsError(errno.E2BIG)
-        present = bool(self._xattr(ino, name))
+        present = bool(self._merged.xattr(ino, name))
         if flags & 1 and present:
             raise FsError(errno.EEXIST)
         if flags & 2 and not present:
@@ -623,19 +557,14 @@ class Union:
 
     def listxattr(self, ino: int) -> list[bytes]:
         self._inode(ino)
-        found = dict(self._lower.xattrs(ino)) if self._lower is not None else {}
-        found.update(self._upper.xattrs(ino))
-        return sorted(name for name, marked in found.items() if marked)
+        return self._merged.xattr_names(ino)
 
     def removexattr(self, ino: int, name: bytes) -> None:
         inode = self._inode(ino)
-        if not self._xattr(ino, name):
+        if not self._merged.xattr(ino, name):
             raise FsError(errno.ENODATA)
         self._upper.admit()
-        if self._lower is not None and self._lower.xattr(ino, name):
-            self._upper.put_xattr(ino, name, b"")
-        else:
-            self._upper.remove_xattr(ino, name)
+        self._merged.drop_xattr(ino, name)
         self._changed(inode)
 
     # The whole ----------------------------------------------------------------------------
@@ -656,5 +585,5 @@ class Union:
             self._orphans.clear()
             self._upper.close()
         finally:
-            if self._lower is not None:
-                self._lower.close()
+            if self._merged.lower is not None:
+                self._merged.lower.close()

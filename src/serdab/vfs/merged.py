@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two layers of a union seen as one: which of them answers for a name, an inode, a byte.
+
+Above: ``union`` (what a file system means by an operation). Below: ``layer``.
+
+A name, record or attribute of the upper layer wins over the lower one's; a whiteout, or an
+attribute marked as removed, hides it. An inode that the upper layer has no record of is read from
+the lower layer whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+from collections.abc import Iterator
+from typing import Final, final
+
+from serdab.errors import FsError
+from serdab.vfs.api import Inode
+from serdab.vfs.layer import WHITEOUT, Dirent, Layer, WritableLayer
+
+FLAG_LOWER: Final = 2
+"""Content below ``lower_limit`` is the lower layer's (``sefs.keyspace``)."""
+
+
+@final
+class Merged:
+    """Reads through both layers; hides and shows names in the upper one."""
+
+    def __init__(self, upper: WritableLayer, lower: Layer | None) -> None:
+        self.upper = upper
+        self.lower = lower
+
+    def inode(self, ino: int) -> Inode | None:
+        """Return the record of an inode."""
+        inode = self.upper.live_inode(ino) or self.upper.inode(ino)
+        if inode is None and self.lower is not None:
+            inode = self.lower.inode(ino)
+            if inode is not None:
+                # Seen from here, all of its content is the lower layer's.
+                inode.flags = FLAG_LOWER if stat.S_ISREG(inode.mode) else 0
+                inode.lower_limit = inode.size
+        return inode
+
+    def entry(self, parent: int, name: bytes) -> Dirent | None:
+        """Return what a name leads to, or None."""
+        entry = self.upper.dirent(parent, name)
+        if entry is None:
+            return None if self.lower is None else self.lower.dirent(parent, name)
+        return entry if entry.ino else None
+
+    def entries(self, ino: int, position: int) -> Iterator[tuple[int, bytes, Dirent]]:
+        """Yield the entries of a directory in order, whiteouts applied."""
+        upper = self.upper.dirents(ino, position)
+        if self.lower is None:
+            yield from upper
+            return
+        lower = self.lower.dirents(ino, position)
+        above, below = next(upper, None), next(lower, None)
+        while above is not None or below is not None:
+            if above is None or (below is not None and below[:2] < above[:2]):
+                assert below is not None  # noqa: S101 - for the type checker
+                yield below
+                below = next(lower, None)
+                continue
+            if below is not None and above[:2] == below[:2]:
+                below = next(lower, None)
+            if above[2].ino:
+                yield above
+            above = next(upper, None)
+
+    def is_empty(self, ino: int) -> bool:
+        """Return whether a directory has no entries."""
+        return next(self.entries(ino, 0), None) is None
+
+    def show(self, parent: int, name: bytes, inode: Inode) -> None:
+        """Make a name lead to an inode."""
+        self.upper.put_dirent(parent, name, Dirent(inode.ino, inode.mode >> 12))
+
+    def hide(self, parent: int, name: bytes) -> None:
+        """Make a name lead nowhere."""
+        if self.lower is not None and self.lower.dirent(parent, name) is not None:
+            self.upper.put_dirent(parent, name, WHITEOUT)
+        else:
+            self.upper.remove_dirent(parent, name)
+
+    def target(self, ino: int) -> bytes:
+        """Return the target of a symbolic link."""
+        target = self.upper.target(ino)
+        if not target and self.lower is not None:
+            target = self.lower.target(ino)
+        return target
+
+    def _is_upper(self, ino: int) -> bool:
+        return self.upper.live_inode(ino) is not None or self.upper.inode(ino) is not None
+
+    def read(self, inode: Inode, offset: int, buf: memoryview) -> int:
+        """Fill ``buf`` with content; return the count, short at end of file only."""
+        if self._is_upper(inode.ino):
+            return self.upper.read(inode, offset, buf)
+        if self.lower is None:
+            raise FsError(errno.ESTALE)
+        return self.lower.read_into(inode.ino, offset, buf)
+
+    def ranges(self, inode: Inode, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield the stored ranges within [start, end), in order."""
+        if self._is_upper(inode.ino):
+            return self.upper.ranges(inode, start, end)
+        return iter(()) if self.lower is None else self.lower.data_ranges(inode.ino, start, end)
+
+    def xattr(self, ino: int, name: bytes) -> bytes:
+        """Return an attribute with its marker byte; empty if there is none."""
+        marked = self.upper.xattr(ino, name)
+        if marked is None and self.lower is not None:
+            marked = self.lower.xattr(ino, name)
+        return marked or b""
+
+    def xattr_names(self, ino: int) -> list[bytes]:
+        """Return the names of all attributes, sorted."""
+        found = dict(self.lower.xattrs(ino)) if self.lower is not None else {}
+        found.update(self.upper.xattrs(ino))
+        return sorted(name for name, marked in found.items() if marked)
+
+    def drop_xattr(self, ino: int, name: bytes) -> None:
+        """Remove an attribute."""
+        if self.lower is not None and self.lower.xattr(ino, name):
+            self.upper.put_xattr(ino, name, b"")
+        else:
+            self.upper.remove_xattr(ino, name)
