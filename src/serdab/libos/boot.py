@@ -289,11 +289,14 @@ class Boot:
                 request = Request(None, None)
             caller.check_alive()
             await self._mount_requested(request)
-            self._refusal = None
+            if self._refusal is not None:
+                # Init tried again and got further: the operator hears of the first attempt too.
+                self._parts.log("error", str(self._refusal))
+                self._refusal = None
         except Error as exc:
-            # Init gets an errno; the operator, and whoever booted us, the whole of it.
+            # Init gets an errno; whoever booted us hears the whole of it, once, when init is done.
             self._refusal = exc
-            raise CallError(errno.EIO, str(exc)) from exc
+            raise CallError(errno.EIO) from exc
         finally:
             self._mounting = False
 
