@@ -100,8 +100,11 @@ class Process:
 class Pal:
     """A running instance. Made by :func:`init`."""
 
-    def __init__(self, channel: Channel, pid: int, log: Callable[[str, str], None]) -> None:
+    def __init__(
+        self, channel: Channel, pid: int, log: Callable[[str, str], None], use_fd: int
+    ) -> None:
         self._channel = channel
+        self._use_fd = use_fd  # as long as it is open, the next user is refused instead of waiting
         self._pid = pid
         self._log = log
         self._condition = threading.Condition()
@@ -172,7 +175,13 @@ class Pal:
     def _ended(self) -> None:
         if not self._is_down:
             self._is_down = True
+            self._end_use()
             os.waitpid(self._pid, 0)
+
+    def _end_use(self) -> None:
+        if self._use_fd >= 0:
+            os.close(self._use_fd)
+            self._use_fd = -1
 
     def _unexpected_end(self) -> Exception:
         if self._defect:
@@ -301,6 +310,7 @@ class Pal:
         Raises:
             Error: a volume could not be closed as it should.
         """
+        self._end_use()
         self._send({"op": "destroy", "patience_ms": int(patience_s * 1000)})
         try:
             self._wait_until(lambda: self._is_down)
@@ -401,6 +411,7 @@ def init(
     expect_signer: str | None = None,
     expect_root: str | None = None,
     freshness: Freshness = NOTHING_ELSE,
+    previous: bool = False,
     log_level: str = "notice",
     log: Callable[[str, str], None] | None = None,
     stdio: tuple[int, int, int] = (0, 1, 2),
@@ -410,6 +421,7 @@ def init(
 
     ``image_key`` is shown to init as /etc/image_key. ``expect_signer`` is 64 hexadecimal digits,
     ``expect_root`` too, or sixteen hyphened bytes; ``freshness`` says what is pinned elsewhere.
+    ``previous`` boots the image that the writable layer belongs to instead of the newest one.
     ``log(level, line)`` gets lines for the operator (default: standard error, up to ``log_level``).
     ``stdio`` is init's. ``on_started`` hears of the instance before it has booted, so that another
     thread can end it.
@@ -435,21 +447,21 @@ def init(
             expect_signer=expect_signer,
             expect_root=expect_root,
             terminal=_terminal(),
+            previous=place.at(layout.PREVIOUS) if previous else None,
             freshness=freshness,
         )
         ours, theirs = socket_pair()
         pid = start_python(
-            "serdab.libos.kernel", theirs.fileno(), path=import_path(), cache=_byte_code_cache()
+            "serdab.libos.early", theirs.fileno(), path=import_path(), cache=_byte_code_cache()
         )
         theirs.close()
-        pal = Pal(Channel(ours), pid, say)
-        if on_started is not None:
-            on_started(pal)
+        pal = Pal(Channel(ours), pid, say, lock.hand_use_on())
         descriptors = _open_descriptors(stdio)
         try:
-            pal._send(request.dump(), (*descriptors.fds, lock.fd, lock.use_fd))
+            if on_started is not None:
+                on_started(pal)
             # The lock is the kernel process's from here on: it lasts as long as the instance.
-            lock.close()
+            pal._send(request.dump(), (*descriptors.fds, lock.fd))
             pal._wait_for_boot()
         except BaseException:
             pal.destroy(patience_s=0)
@@ -509,6 +521,7 @@ def run_foreground(
     expect_signer: str | None = None,
     expect_root: str | None = None,
     freshness: Freshness = NOTHING_ELSE,
+    previous: bool = False,
     log_level: str = "notice",
 ) -> int:
     """Boot, run one program on our own standard streams, shut down; return its exit status.
@@ -530,6 +543,7 @@ def run_foreground(
             expect_signer=expect_signer,
             expect_root=expect_root,
             freshness=freshness,
+            previous=previous,
             log_level=log_level,
             on_started=state.started,
         )
@@ -564,6 +578,9 @@ class _Foreground:
 
     def started(self, pal: Pal) -> None:
         self._pal = pal
+        if self.ended_by:
+            # The signal came before there was anything to end.
+            raise Error("ended by a signal", stage="boot")
 
     def program_follows(self) -> None:
         self._is_booting = False

@@ -349,7 +349,9 @@ class TestNothingIsLeft:
         assert wait_for_line(process) == b"ready"
         return process, self.tree(process.pid)
 
-    @pytest.mark.parametrize("victim", ["caller", "kernel", "pid 1", "fs server", "program"])
+    @pytest.mark.parametrize(
+        "victim", ["caller", "kernel", "pid 1", "fs server", "nursery", "program"]
+    )
     def test_after_kill_9_of(
         self,
         hosted: Box,
@@ -358,22 +360,25 @@ class TestNothingIsLeft:
     ) -> None:
         process, tree = running
         (kernel,) = self.children(process.pid)
-        by_name = {pid: command_of(pid) for pid in self.children(kernel)}
-        servers = [pid for pid, command in by_name.items() if b"fsserver" in command]
-        inits = [pid for pid in by_name if pid not in servers]
+        names = {pid: Path(f"/proc/{pid}/comm").read_text().strip() for pid in tree}
+        servers = [pid for pid, name in names.items() if name == "serdab-fs"]
+        inits = [pid for pid, name in names.items() if name == "serdab"]
+        nurseries = [pid for pid in tree if b"nursery" in command_of(pid)]
         assert len(inits) == 1
+        assert len(servers) >= 2
         chosen = {
             "caller": process.pid,
             "kernel": kernel,
             "pid 1": inits[0],
             "fs server": min(servers),
+            "nursery": min(nurseries),
             "program": self.children(inits[0])[0],
         }[victim]
         os.kill(chosen, signal.SIGKILL)
-        if victim != "fs server":
+        if victim not in ("fs server", "nursery"):
             self.wait_gone([process.pid, *tree] if victim == "caller" else tree)
         else:
-            # The program lives on without its files; nothing hangs.
+            # The program lives on, without its files or with them; nothing hangs.
             process.terminate()
             self.wait_gone(tree)
         process.communicate(timeout=PATIENCE_S)

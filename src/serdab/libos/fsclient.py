@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kernel process's side of an fs server.
 
-Above: ``boot``, ``kernel``. Below: ``loop``, ``channel``, ``interpreter``. The server runs in a
-session of its own: what kills the caller's process group must not keep it from writing the last
-pages and closing its volume.
+Above: ``boot``, ``kernel``. Below: ``loop``, ``channel``, ``early``.
 """
 
 from __future__ import annotations
@@ -14,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from serdab.errors import Error, InternalError, from_dict
-from serdab.libos.channel import Channel, close_all, socket_pair
-from serdab.libos.interpreter import start_python
+from serdab.libos.channel import Channel, close_all
+from serdab.libos.early import Nursery
 from serdab.libos.loop import Future, Loop
 from serdab.libos.messages import Value
 from serdab.libos.storage import Orders
@@ -25,7 +23,7 @@ class FsServer:
     """One fs server process. ``log(level, line)`` gets what it has to say."""
 
     def __init__(
-        self, loop: Loop, name: str, *, path: list[str], cache: str, log: Callable[[str, str], None]
+        self, loop: Loop, name: str, *, nursery: Nursery, log: Callable[[str, str], None]
     ) -> None:
         self._loop = loop
         self.name = name
@@ -34,14 +32,8 @@ class FsServer:
         self._synced: list[Future[int]] = []
         self.closed: Future[str] = loop.future()
         self.is_serving = False
-        ours, theirs = socket_pair()
-        try:
-            self.pid = start_python(
-                "serdab.libos.fsserver", theirs.fileno(), path=path, cache=cache, new_session=True
-            )
-        finally:
-            theirs.close()
-        self._channel = Channel(ours)
+        self._is_gone = False
+        self._channel = Channel(nursery.new_server())
         loop.watch(self._channel.fileno(), self._readable)
 
     def _readable(self) -> None:
@@ -70,8 +62,7 @@ class FsServer:
     def _ended(self) -> None:
         self._loop.unwatch(self._channel.fileno())
         self._channel.close()
-        os.waitpid(self.pid, 0)
-        self.pid = 0
+        self._is_gone = True
         died = self._death()
         if self._opened is not None:
             self._opened.set_error(died)
@@ -92,7 +83,7 @@ class FsServer:
         Raises:
             Error: what it refused, or that it is gone.
         """
-        if self.pid == 0:
+        if self._is_gone:
             raise self._death()
         self._opened = self._loop.future()
         self._send(orders.dump())
@@ -132,7 +123,7 @@ class FsServer:
         self._send({"op": "quit"})
 
     def _send(self, record: dict[str, Value], fds: tuple[int, ...] = ()) -> None:
-        if self.pid == 0:
+        if self._is_gone:
             return  # its end was told already, through the futures
         try:
             self._channel.send(record, fds)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fs server process: opens one file system, serves it until it is unmounted, makes it durable.
 
-Above: nothing (it is executed). Below: ``storage``, ``fuse.session``. Its peer is the kernel
+Above: ``nursery`` (which forks it). Below: ``storage``, ``fuse.session``. Its peer is the kernel
 process: ``fsclient``.
 
-Life: it imports what it will need and waits; ``hold`` brings a lock, which is thus held until all
+Life: it waits; ``hold`` brings a lock, which is thus held until all
 is written; ``open`` brings orders, answered by ``opened`` or
 ``refused``; ``serve`` brings the descriptor of ``/dev/fuse``; from then on it serves, and answers
 ``sync``, until the kernel says that the mount is gone (ENODEV). Then it closes the file system and
@@ -22,13 +22,13 @@ import gc
 import logging
 import os
 import traceback
-from typing import Final
+from typing import Final, NoReturn
 
 from serdab.errors import Error, InternalError
 from serdab.libos.channel import Channel, close_all
 from serdab.libos.messages import Value
 from serdab.libos.storage import Opened, Orders, open_file_system
-from serdab.linux.process import hide_memory
+from serdab.linux.process import name_process
 
 _LEVELS: Final = {logging.ERROR: "error", logging.WARNING: "warning", logging.INFO: "info"}
 
@@ -143,29 +143,27 @@ def _plain(fields: dict[str, object]) -> dict[str, Value]:
     return {name: value if isinstance(value, int) else str(value) for name, value in fields.items()}
 
 
-def _import_early() -> None:
-    """Import while the kernel process is busy verifying; a key has not arrived yet."""
+def import_early() -> None:
+    """Import everything a server may need; a key has not arrived yet."""
     import serdab.fuse.session
+    import serdab.libos.owners
     import serdab.sefs.image
     import serdab.sefs.memorydir
     import serdab.sefs.volume
+    import serdab.vfs.hostfs
     import serdab.vfs.union  # noqa: F401
 
 
-def main(fd: int) -> None:
-    """Run an fs server whose channel is ``fd``."""
-    os.closerange(fd + 1, 65536)
-    os.chdir("/")  # the caller's directory, and the mount it lies on, are not ours to hold
-    hide_memory()
+def serve(fd: int) -> NoReturn:
+    """Be an fs server whose channel is ``fd``, from here to the end of the process."""
+    name_process("serdab-fs")
     channel = Channel(_socket.socket(fileno=fd))
-    os.set_inheritable(fd, False)
     handler = _Forward(channel)
     logging.getLogger("serdab").addHandler(handler)
     logging.getLogger("serdab").setLevel(logging.INFO)
     try:
-        _import_early()
         _Server(channel).run()
-    except Exception:
+    except BaseException:
         lines = traceback.format_exc().rstrip().replace("\n", " | ")
         _tell(channel, {"op": "log", "level": "error", "line": f"please report: {lines}"})
         os._exit(1)

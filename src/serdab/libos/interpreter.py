@@ -80,11 +80,11 @@ def start_python(
     cache: str,
     new_session: bool = False,
 ) -> int:
-    """Run ``module.main(CHANNEL_FD)`` in a new interpreter and return its process id.
+    """Run ``module.main(CHANNEL_FD, path)`` in a new interpreter and return its process id.
 
     Its standard input and output are /dev/null, its standard error is ours.
     """
-    code = f"import sys;sys.path[:0]={path!r};from {module} import main;main({CHANNEL_FD})"
+    code = f"import sys;p={path!r};sys.path[:0]=p;from {module} import main;main({CHANNEL_FD},p)"
     argv = [sys.executable, "-I", "-S", "-X", f"pycache_prefix={cache}", "-c", code]
     return os.posix_spawn(
         sys.executable,

@@ -12,21 +12,18 @@ instance down in order and ends.
 
 from __future__ import annotations
 
-import _socket
 import os
 import signal
-import sys
 import traceback
-from collections.abc import Callable
-from typing import Final
+from typing import Final, NoReturn
 
-from serdab.errors import Error, FormatError
+from serdab.errors import EnvironmentRefused, Error, FormatError
 from serdab.libos import filter as call_filter
 from serdab.libos.boot import Boot, Parts, measured_lines
 from serdab.libos.channel import Channel, close_all
+from serdab.libos.early import Early
 from serdab.libos.environment import check_entry_point
 from serdab.libos.fsclient import FsServer
-from serdab.libos.interpreter import import_path
 from serdab.libos.launcher import SpawnRequest
 from serdab.libos.loop import Loop
 from serdab.libos.messages import Value
@@ -42,16 +39,15 @@ _TERM_PATIENCE_S: Final = 5.0
 class Kernel:
     """The state of the process."""
 
-    def __init__(self, loop: Loop, channel: Channel, cache: str) -> None:
+    def __init__(self, loop: Loop, channel: Channel, early: Early) -> None:
         self._loop = loop
         self._channel = channel
-        self._cache = cache
-        self._path = import_path()
+        self._nursery = early.nursery
         self._all_servers: list[FsServer] = []
         self._programs: dict[int, Program] = {}
         self._boot: Boot | None = None
         self._is_going_down = False
-        self._use_fds: list[int] = []
+        self._lock_fds: list[int] = []
         numbers = call_filter.options_for(os.uname().machine).numbers
         self._notifications = Notifications(
             loop, numbers, mount_root=self._mount_root, sync=self._sync, log=self._log
@@ -62,6 +58,7 @@ class Kernel:
         self._init_server = self._new_server("init FS")
         self._sandbox = Sandbox(
             loop,
+            early.launcher,
             Listeners(
                 on_listener=self._notifications.add,
                 on_fuse=self._on_fuse,
@@ -73,7 +70,7 @@ class Kernel:
         loop.watch(channel.fileno(), self._readable)
 
     def _new_server(self, name: str) -> FsServer:
-        server = FsServer(self._loop, name, path=self._path, cache=self._cache, log=self._log)
+        server = FsServer(self._loop, name, nursery=self._nursery, log=self._log)
         self._all_servers.append(server)
         return server
 
@@ -117,14 +114,10 @@ class Kernel:
     # The control channel --------------------------------------------------------------------
 
     def _take_lock(self, fds: list[int]) -> None:
-        """Keep the instance's lock until we end, and until the root FS is closed if we are killed.
-
-        The first descriptor is the lock, the others say that the instance is in use: they are
-        given up as soon as it is going down.
-        """
-        for fd in fds[:1]:
+        """Keep the instance's lock until we end, or the root FS is closed if we are killed."""
+        self._lock_fds = fds
+        for fd in fds:
             self._root_server.hold(fd)
-        self._use_fds = fds[1:]
 
     def _readable(self) -> None:
         message = self._channel.receive()
@@ -232,7 +225,6 @@ class Kernel:
     def _start_down(self, patience_s: float) -> None:
         if not self._is_going_down:
             self._is_going_down = True
-            close_all(self._use_fds)
             self._loop.start(self._go_down(patience_s))
 
     def _on_gone(self) -> None:
@@ -308,24 +300,20 @@ def _raise_read_ahead(device: int) -> None:
         os.close(fd)
 
 
-def main(fd: int) -> None:
-    """Run the kernel process whose control channel is ``fd``."""
-    os.closerange(fd + 1, 65536)
-    os.chdir("/")  # the caller's directory, and the mount it lies on, are not ours to hold
-    os.set_inheritable(fd, False)
-    channel = Channel(_socket.socket(fileno=fd))
-    cache = sys.pycache_prefix or ""
+def run(channel: Channel, early: Early | EnvironmentRefused) -> NoReturn:
+    """Be the kernel process, with what was started early, to its end."""
     loop = Loop()
-    report: Callable[[BaseException], None] = lambda exc: channel.send(  # noqa: E731
-        {"op": "defect", "trace": "".join(traceback.format_exception(exc)).rstrip()}
-    )
     try:
-        Kernel(loop, channel, cache)
+        if isinstance(early, EnvironmentRefused):
+            raise early
+        Kernel(loop, channel, early)
         loop.run()
+        early.nursery.close()
     except Error as exc:
         channel.send({"op": "failed", **_fields(exc)})
     except Exception as exc:
-        report(exc)
+        trace = "".join(traceback.format_exception(exc)).rstrip()
+        channel.send({"op": "defect", "trace": trace})
         raise
     # Everything that matters is closed; taking the interpreter apart would only cost time.
     os._exit(0)

@@ -12,15 +12,14 @@ shares its memory image with nothing the application runs, but it is the nearest
 from __future__ import annotations
 
 import os
-import platform
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
 from serdab.errors import EnvironmentRefused, Error, InternalError
-from serdab.libos.channel import close_all, receive_raw, send_raw, socket_pair
-from serdab.libos.interpreter import CHANNEL_FD, PYTHON_IGNORES
+from serdab.libos.channel import close_all, receive_raw, send_raw
+from serdab.libos.early import Started
 from serdab.libos.loop import Future, Loop
 from serdab.linux.process import sealed_file
 
@@ -111,28 +110,8 @@ def dump_strings(request: SpawnRequest) -> bytes:
     return head + b"".join(text + b"\0" for text in strings)
 
 
-def launcher_file() -> int:
-    """Return the launcher as a sealed file in memory.
-
-    Raises:
-        EnvironmentRefused: there is none for this processor.
-    """
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    path = os.path.join(root, "init", "bin", platform.machine(), "launcher")
-    try:
-        with open(path, "rb", buffering=0) as file:
-            return sealed_file("launcher", file.read(), executable=True)
-    except FileNotFoundError:
-        raise EnvironmentRefused(
-            "there is no launcher for this processor",
-            stage="sandbox",
-            expected="x86_64",
-            found=platform.machine(),
-        ) from None
-
-
 class Launcher:
-    """Starts pid 1 of an instance and speaks with it.
+    """Speaks with pid 1 of an instance, from the launcher's start on.
 
     ``on_listener(serial, fd)`` takes over the seccomp listener of a program, ``on_fuse(index, fd,
     device)`` the descriptor of a mount that was just made, ``on_exit(serial, status)`` hears of a
@@ -142,6 +121,7 @@ class Launcher:
     def __init__(
         self,
         loop: Loop,
+        started: Started,
         *,
         on_listener: Callable[[int, int], None],
         on_fuse: Callable[[int, int, int], None],
@@ -155,24 +135,8 @@ class Launcher:
         self._waiting: dict[tuple[int, int], Future[Any]] = {}
         self._serial = 0
         self.pid = 0
-        self._end, inner = socket_pair()
-        file = launcher_file()
-        try:
-            self._starter = os.posix_spawn(
-                f"/proc/self/fd/{file}",
-                ["serdab-launcher"],
-                {},
-                file_actions=[
-                    (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-                    (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
-                    (os.POSIX_SPAWN_DUP2, inner.fileno(), CHANNEL_FD),
-                ],
-                setsigmask=[],
-                setsigdef=PYTHON_IGNORES,
-            )
-        finally:
-            os.close(file)
-            inner.close()
+        self._end = started.end
+        self._starter = started.starter
         # Expected from the start: it may be there before anybody asks.
         self._started = self._expect(_STARTED, 0)
         loop.watch(self._end.fileno(), self._readable)

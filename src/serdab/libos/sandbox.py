@@ -21,6 +21,7 @@ from typing import Any, Final
 from serdab.errors import EnvironmentRefused, Error, NotAllowedError, NotFoundError
 from serdab.libos import filter as call_filter
 from serdab.libos import idmaps, limits
+from serdab.libos.early import Started
 from serdab.libos.launcher import (
     FEATURE_LANDLOCK_SCOPE,
     SPAWN_FAILURE,
@@ -75,9 +76,9 @@ class Program:
 
 
 class Sandbox:
-    """Starts its launcher at once, so that namespaces are made while others verify."""
+    """Takes over a launcher that was started early, while others verify."""
 
-    def __init__(self, loop: Loop, listeners: Listeners) -> None:
+    def __init__(self, loop: Loop, started: Started, listeners: Listeners) -> None:
         self._loop = loop
         self._listeners = listeners
         self._ended: dict[int, Future[int]] = {}
@@ -89,6 +90,7 @@ class Sandbox:
         self.gone: Future[None] = loop.future()
         self._launcher = Launcher(
             loop,
+            started,
             on_listener=lambda _, fd: listeners.on_listener(fd),
             on_fuse=listeners.on_fuse,
             on_exit=self._on_exit,

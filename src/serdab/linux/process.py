@@ -9,6 +9,7 @@ import resource
 from typing import Final
 
 _PR_SET_DUMPABLE: Final = 4
+_PR_SET_NAME: Final = 15
 _F_ADD_SEALS: Final = 1033
 _SEAL_ALL: Final = 0x1 | 0x2 | 0x4 | 0x8  # SEAL, SHRINK, GROW, WRITE
 _MFD_ALLOW_SEALING: Final = 0x2
@@ -29,6 +30,17 @@ def hide_memory() -> None:
     zero = ctypes.c_ulong(0)
     check(libc.prctl(_PR_SET_DUMPABLE, zero, zero, zero, zero), "prctl(PR_SET_DUMPABLE)")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def name_process(name: str) -> None:
+    """Set the name that ps(1) shows, at most 15 bytes."""
+    import ctypes
+
+    from serdab.linux.libc import check, libc
+
+    raw = ctypes.create_string_buffer(name.encode("ascii"))
+    zero = ctypes.c_ulong(0)
+    check(libc.prctl(_PR_SET_NAME, raw, zero, zero, zero), "prctl(PR_SET_NAME)")
 
 
 def sealed_file(name: str, content: bytes, *, executable: bool = False) -> int:

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The nursery: a process that has imported what fs servers need, and forks one when asked.
+
+Above: nothing (it is executed by the kernel process). Below: ``fsserver``.
+
+Importing takes ten times as long as everything else an fs server does before it serves. Here it is
+done once, while the kernel process verifies; each file system, also one that a program mounts
+later, then costs a fork.
+
+Security: a server inherits nothing from it. The nursery never holds a key, a file of an instance
+or a descriptor of ``/dev/fuse``; the only descriptors in it are its own channel and, for a moment,
+the channel of the next server, which the server alone keeps. It is non-dumpable before the first
+fork, and so are its children from their first instruction on.
+"""
+
+from __future__ import annotations
+
+import _socket
+import gc
+import os
+import signal
+
+from serdab.libos.channel import Channel, close_all
+from serdab.libos.fsserver import import_early, serve
+from serdab.linux.process import hide_memory
+
+
+def main(fd: int, _path: list[str]) -> None:
+    """Run the nursery whose channel is ``fd``."""
+    os.closerange(fd + 1, 65536)
+    os.chdir("/")  # the caller's directory, and the mount it lies on, are not ours to hold
+    os.set_inheritable(fd, False)
+    hide_memory()
+    channel = Channel(_socket.socket(fileno=fd))
+    # Nobody waits for a server: its end is the end of its channel.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    import_early()
+    gc.freeze()
+    while (message := channel.receive()) is not None:
+        _, fds = message
+        if len(fds) == 1 and os.fork() == 0:
+            channel.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            serve(fds[0])
+        close_all(fds)
+    os._exit(0)
