@@ -10,6 +10,7 @@
      + VerificationError       exit 3   refused: fail closed
      |   - AuthenticationError          a tag did not verify: tampering
      |   - MeasurementMismatch          a measurement is not the expected one
+     |      - LayerMismatch             a writable layer belongs to another lower layer
      |   - SignerMismatch               signed by another key than the pinned one
      |   - RollbackError                older than the state that was recorded
      |   - ChainOrderError              a boot stage was entered out of turn
@@ -121,6 +122,12 @@ class MeasurementMismatch(VerificationError):
     """A measurement is not the expected one."""
 
     kind = "measurement"
+
+
+class LayerMismatch(MeasurementMismatch):
+    """A writable layer belongs to another lower layer than the one given."""
+
+    kind = "layer"
 
 
 class SignerMismatch(VerificationError):

@@ -20,6 +20,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--expect-signer", metavar="HEX", help="the signer (mrsigner) to require")
     parser.add_argument("--expect-root", metavar="HEX", help="the root FS (root-mac) to require")
+    parser.add_argument(
+        "--previous",
+        action="store_true",
+        help="boot the image that the writable layer belongs to, not the one built since",
+    )
     add_freshness(parser)
     add_occlum(parser, "--config-id", "--config-svn")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="PROGRAM [ARG ...]")
@@ -52,6 +57,7 @@ def main(args: argparse.Namespace, context: Context) -> int:
         expect_signer=args.expect_signer,
         expect_root=args.expect_root,
         freshness=freshness_of(args),
+        previous=args.previous,
         log_level=_log_level(context),
     )
 

@@ -32,8 +32,9 @@ class Freshness:
 class BootRequest:
     """One boot. Paths are absolute.
 
-    ``upper`` is where a relative path of the configuration starts. ``private`` are directories that
-    are never shown inside. ``terminal`` is the path of the caller's terminal, if it has one.
+    ``previous`` holds images by their root MAC: the root FS is the one that the writable layer
+    belongs to. ``private`` are directories that are never shown inside. ``terminal`` is the path of
+    the caller's terminal, if it has one.
     """
 
     instance: str
@@ -48,6 +49,7 @@ class BootRequest:
     expect_signer: str | None = None
     expect_root: str | None = None
     terminal: str | None = None
+    previous: str | None = None
     freshness: Freshness = Freshness()
 
     def __repr__(self) -> str:
@@ -69,6 +71,7 @@ class BootRequest:
             "expect_signer": self.expect_signer,
             "expect_root": self.expect_root,
             "terminal": self.terminal,
+            "previous": self.previous,
             "accept_rollback": self.freshness.accept_rollback,
             "pin_file": self.freshness.pin_file,
             "pin_command": self.freshness.pin_command,
@@ -95,6 +98,7 @@ class BootRequest:
             expect_signer=optional_text(record, "expect_signer"),
             expect_root=optional_text(record, "expect_root"),
             terminal=optional_text(record, "terminal"),
+            previous=optional_text(record, "previous"),
             freshness=Freshness(
                 accept_rollback=record.get("accept_rollback") is True,
                 pin_file=optional_text(record, "pin_file"),

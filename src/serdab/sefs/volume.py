@@ -13,10 +13,13 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, final
 
-from serdab.errors import FormatError, MeasurementMismatch
+from msgspec import structs
+
+from serdab.errors import FormatError, LayerMismatch, UsageError
 from serdab.keys import Key
 from serdab.sefs import keyspace as ks
 from serdab.sefs.anchor import ANCHOR_NAME, Anchor, AnchorState, load_anchor, volume_keys
@@ -353,7 +356,7 @@ def open_volume(
         UsageError: no such directory.
         FormatError: not a volume, and not empty.
         WrongKeyError, AuthenticationError, BusyError.
-        MeasurementMismatch: the volume belongs to another lower layer.
+        LayerMismatch: the volume belongs to another lower layer.
     """
     return open_volume_in(
         HostDir.at(path), key=key, lower=lower, create=create, read_only=read_only,
@@ -388,7 +391,7 @@ def open_volume_in(
                 file.close()
             for problem in problems:
                 log.warning("%s/anchor: %s; the other slot is used", directory.label, problem)
-            _check_lower(anchor, lower, directory.label)
+            anchor = _bind(anchor, lower, directory.label)
         elif not create or names - {NEW_ANCHOR}:
             raise FormatError(
                 "not a sealed volume",
@@ -408,18 +411,49 @@ def open_volume_in(
     return volume
 
 
-def _check_lower(anchor: Anchor, lower: Layer | None, label: str) -> None:
-    expected = anchor.state.lower
+def _bind(anchor: Anchor, lower: Layer | None, label: str) -> Anchor:
+    """Return the anchor if it belongs to the lower layer; one that holds nothing is taken over."""
+    state = anchor.state
     found = (lower.root_mac,) if lower is not None else ()
-    if expected != found:
-        raise MeasurementMismatch(
-            "the writable layer belongs to another image",
-            stage="rootfs",
-            subject=label,
-            expected=", ".join(mac.hex() for mac in expected) or "no lower layer",
-            found=", ".join(mac.hex() for mac in found) or "no lower layer",
-            hint="`run --previous` opens it over its own image; `serdab reset` throws it away",
+    if state.lower == found:
+        return anchor
+    if not state.root and not state.log:
+        next_ino = lower.max_ino + 1 if lower is not None else ROOT_INO
+        return replace(
+            anchor,
+            state=structs.replace(state, lower=found, next_ino=max(state.next_ino, next_ino)),
         )
+    raise LayerMismatch(
+        "the writable layer belongs to another image",
+        stage="rootfs",
+        subject=label,
+        expected=", ".join(mac.hex() for mac in state.lower) or "no lower layer",
+        found=", ".join(mac.hex() for mac in found) or "no lower layer",
+        hint="`run --previous` opens it over its own image; `serdab reset` throws it away",
+    )
+
+
+def bound_lower(path: Path, key: Key) -> bytes:
+    """Return the root MAC of the lower layer that the volume in a host directory belongs to.
+
+    Raises:
+        UsageError: there is no volume, or it has no lower layer.
+        FormatError, WrongKeyError, AuthenticationError.
+    """
+    directory = HostDir.at(path)
+    try:
+        file = directory.open(ANCHOR_NAME)
+    except FileNotFoundError:
+        raise UsageError("no writable layer yet", subject=str(path)) from None
+    finally:
+        directory.close()
+    try:
+        lower = load_anchor(file, key, str(path))[0].state.lower
+    finally:
+        file.close()
+    if not lower:
+        raise UsageError("the volume belongs to no image", subject=str(path))
+    return lower[0]
 
 
 def memory_volume(lower: Layer | None) -> Volume:
