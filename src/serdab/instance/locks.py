@@ -30,6 +30,7 @@ from serdab.instance.layout import RUN, Instance
 
 _FLOCK: Final = struct.Struct("hhqqi4x")  # struct flock, fcntl(2)
 _CLOSING_PATIENCE_S: Final = 60.0
+_USED_PATIENCE_S: Final = 0.2  # a user hears of its kernel process's death a moment later
 _QUIET_S: Final = 1.0
 _POLL_S: Final = 0.02
 
@@ -37,8 +38,8 @@ _POLL_S: Final = 0.02
 class DirectoryLock:
     """An exclusive flock on a directory.
 
-    Both descriptors may be handed on: ``fd`` to every process that must end before the next user,
-    ``use_fd`` (-1: none) to the one whose end or wish ends the use.
+    ``fd`` may be handed to every process that must end before the next user begins, ``use_fd``
+    (-1: none) to whoever decides when the use is over.
     """
 
     __slots__ = ("fd", "use_fd")
@@ -46,6 +47,11 @@ class DirectoryLock:
     def __init__(self, fd: int, use_fd: int = -1) -> None:
         self.fd = fd
         self.use_fd = use_fd
+
+    def hand_use_on(self) -> int:
+        """Return the descriptor that stands for the use, which is the caller's from here on."""
+        fd, self.use_fd = self.use_fd, -1
+        return fd
 
     def close(self) -> None:
         """Give the lock up, unless another process shares the descriptors."""
@@ -91,7 +97,7 @@ def lock_run(instance: Instance, *, on_wait: Callable[[str], None] | None = None
             lock = _lock(path, "the instance is in use")
         except BusyError:
             waited = time.monotonic() - started
-            if waited > _CLOSING_PATIENCE_S or _is_used(path):
+            if waited > (_USED_PATIENCE_S if _is_used(path) else _CLOSING_PATIENCE_S):
                 raise
             if on_wait is not None and waited > _QUIET_S:
                 on_wait(f"{path}: waiting for the last run to finish writing")
