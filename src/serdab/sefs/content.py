@@ -11,11 +11,12 @@ until a commit, a checkpoint or the limit of dirty bytes.
 
 from __future__ import annotations
 
+import errno
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, final
 
-from serdab.errors import AuthenticationError, FormatError
+from serdab.errors import AuthenticationError, FormatError, FsError
 from serdab.sefs import keyspace as ks
 from serdab.sefs.cache import ByteCache
 from serdab.sefs.items import Items
@@ -84,6 +85,7 @@ class Content:
         self._items = items
         self._segments = segments
         self._chunk_size = chunk_size
+        self._largest = (ks.MAX_GROUP + 1) * ks.GROUP * chunk_size
         self._lower = lower
         self._put_inode = put_inode
         self.writer: Writer = segments.writer()
@@ -112,6 +114,8 @@ class Content:
 
     def _pointer(self, ino: int, chunk: int) -> bytes:
         group, index = divmod(chunk, ks.GROUP)
+        if group > ks.MAX_GROUP:
+            return ABSENT
         value = self._group(ino, group)
         return bytes(value[index * POINTER_BYTES : (index + 1) * POINTER_BYTES]) or ABSENT
 
@@ -302,8 +306,10 @@ class Content:
         if held is None:
             start = chunk * self._chunk_size
             present = max(0, min(self._chunk_size, inode.size - start))
-            if inode.flags & (ks.F_INLINE | ks.F_LOWER) == 0 and (
-                self._pointer(inode.ino, chunk) in (ABSENT, HOLE)
+            if (
+                present
+                and inode.flags & (ks.F_INLINE | ks.F_LOWER) == 0
+                and (self._pointer(inode.ino, chunk) in (ABSENT, HOLE))
             ):
                 present = 0
             buf = bytearray(present)
@@ -325,6 +331,8 @@ class Content:
 
     def write(self, inode: Inode, offset: int, data: memoryview) -> None:
         """Store content; the caller sets the size afterwards."""
+        if offset + len(data) > self._largest:
+            raise FsError(errno.EFBIG)  # a file may be longer, as a hole
         if inode.flags & ks.F_INLINE:
             self._load(inode, 0)
         size = self._chunk_size
@@ -373,7 +381,7 @@ class Content:
     def truncate(self, inode: Inode, size: int) -> None:
         """Forget content from ``size`` on; the caller sets the size afterwards."""
         ino = inode.ino
-        chunk, keep = divmod(size, self._chunk_size)
+        chunk, keep = divmod(min(size, self._largest), self._chunk_size)
         if inode.flags & ks.F_INLINE:
             if size == 0:
                 self._leave_inline(inode)
@@ -396,15 +404,29 @@ class Content:
 
     def _clear_extents(self, ino: int, first: int) -> None:
         group, index = divmod(first, ks.GROUP)
-        stored = (
-            int.from_bytes(key[9:], "big")
-            for key, _ in self._items.scan(ks.key(ino, ks.T_EXTENTS), ks.group_key(ino, group))
-        )
-        groups = {g for g in (*stored, *self._groups.get(ino, ())) if g >= group}
-        for number in sorted(groups):
+        for number in sorted({*self._stored_groups(ino, group), *self._groups.get(ino, ())}):
+            if number < group:
+                continue
             start = index if number == group else 0
             for slot in range(start, len(self._group(ino, number)) // POINTER_BYTES):
                 self._set_pointer(ino, number * ks.GROUP + slot, ABSENT)
+
+    def _stored_groups(self, ino: int, first: int) -> Iterator[int]:
+        """Yield the extent items from a group on, in order."""
+        if first <= ks.MAX_GROUP:
+            start = ks.group_key(ino, first)
+            for key, _ in self._items.scan(ks.key(ino, ks.T_EXTENTS), start):
+                yield int.from_bytes(key[9:], "big")
+
+    def _next_held(self, ino: int, chunk: int) -> int:
+        """Return the first chunk from ``chunk`` on that may be held here; END if there is none."""
+        dirty: Iterable[int] = self._dirty[ino].chunks if ino in self._dirty else ()
+        group = chunk // ks.GROUP
+        if chunk in dirty or (group <= ks.MAX_GROUP and self._group(ino, group)):
+            return chunk
+        groups = (*self._groups.get(ino, ()), next(self._stored_groups(ino, group + 1), END))
+        first = min(number for number in groups if number > group) * ks.GROUP
+        return min(int(first), END, *(number for number in dirty if number > chunk))
 
     def punch(self, inode: Inode, offset: int, length: int) -> None:
         """Make a range read as zeros."""
@@ -414,11 +436,14 @@ class Content:
         position, end = offset, min(offset + length, inode.size)
         while position < end:
             chunk, skip = divmod(position, size)
+            below = inode.flags & ks.F_LOWER and position < inode.lower_limit
+            if skip == 0 and not below and (held := self._next_held(inode.ino, chunk)) > chunk:
+                position = held * size
+                continue
             stop = min((chunk + 1) * size, end)
             if skip == 0 and (stop - position == size or stop == inode.size):
                 self._drop_chunk(inode.ino, chunk)
                 self.discards.append((inode.ino, chunk, chunk + 1))
-                below = inode.flags & ks.F_LOWER and position < inode.lower_limit
                 self._set_pointer(inode.ino, chunk, HOLE if below else ABSENT)
             else:
                 with memoryview(bytes(stop - position)) as zeros:
@@ -440,17 +465,17 @@ class Content:
     def ranges(self, inode: Inode, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield the stored ranges within [start, end), in order."""
         end = min(end, inode.size)
-        opened = self._dirty.get(inode.ino)
-        dirty = opened.chunks if opened is not None else {}
+        dirty: Iterable[int] = self._dirty[inode.ino].chunks if inode.ino in self._dirty else ()
         if inode.flags & ks.F_INLINE:
-            if start < end:
-                yield start, end
+            if start < min(end, ks.INLINE_MAX):
+                yield start, min(end, ks.INLINE_MAX)
             return
         size = self._chunk_size
         while start < end:
             chunk = start // size
-            stop = min((chunk + 1) * size, end)
-            pointer = self._pointer(inode.ino, chunk)
+            held = self._next_held(inode.ino, chunk)
+            stop = min(max(held, chunk + 1) * size, end)
+            pointer = self._pointer(inode.ino, chunk) if held == chunk else ABSENT
             if chunk in dirty or pointer not in (ABSENT, HOLE):
                 yield start, stop
             elif pointer == ABSENT and inode.flags & ks.F_LOWER and self._lower is not None:
@@ -472,11 +497,8 @@ class Content:
 
     def uncommitted_bytes(self) -> int:
         """Return how many bytes that is."""
-        return sum(
-            held.high - held.low
-            for opened in self._dirty.values()
-            for held in opened.chunks.values()
-        )
+        every = (held for opened in self._dirty.values() for held in opened.chunks.values())
+        return sum(held.high - held.low for held in every)
 
     def committed(self) -> None:
         """Everything dirty is in a commit now."""

@@ -130,6 +130,8 @@ class Image:
         """Return the stored bytes, verified, in a buffer that the next call reuses."""
         if stored > limit + TAG_BYTES or stored == 0:
             raise FormatError("record of an impossible length", found=str(stored))
+        if offset > self.header.total_size:
+            raise FormatError("record beyond the end of the image")
         if stored > len(self._scratch):
             self._scratch = bytearray(stored)
         view = memoryview(self._scratch)[:stored]
@@ -251,6 +253,8 @@ class Image:
         return inode
 
     def _slots(self, ino: int, group: int) -> bytes:
+        if group > ks.MAX_GROUP:
+            return b""
         value = self._groups.get((ino, group))
         if value is None:
             value = self.tree.get(ks.group_key(ino, group)) or b""
@@ -327,20 +331,22 @@ class Image:
         inode = self._inode(ino)
         end = min(end, inode.size)
         if inode.flags & ks.F_INLINE:
-            if start < end:
-                yield start, end
+            if start < min(end, ks.INLINE_MAX):
+                yield start, min(end, ks.INLINE_MAX)
             return
         size = self.header.chunk_size
-        while start < end:
-            chunk = start // size
-            stop = min((chunk + 1) * size, end)
-            group, index = divmod(chunk, ks.GROUP)
+        first = min(start // size // ks.GROUP, ks.MAX_GROUP)
+        last = ks.kind_range(ino, ks.T_EXTENTS)[1]
+        for key, _ in self.tree.scan(ks.group_key(ino, first), last):
+            group = int.from_bytes(key[9:], "big")
             slots = self._slots(ino, group)
-            if (index + 1) * SLOT_BYTES <= len(slots) and any(
-                slots[index * SLOT_BYTES : index * SLOT_BYTES + 8]
-            ):
-                yield start, stop
-            start = stop
+            for index in range(len(slots) // SLOT_BYTES):
+                low = (group * ks.GROUP + index) * size
+                if low >= end:
+                    return
+                stored = any(slots[index * SLOT_BYTES : index * SLOT_BYTES + 8])
+                if stored and low + size > start:
+                    yield max(low, start), min(low + size, end)
 
     def stored_bytes(self) -> int:
         return self.header.total_size

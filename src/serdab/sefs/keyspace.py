@@ -46,6 +46,8 @@ T_PACK: Final = 8
 T_SUPER: Final = 9
 
 GROUP: Final = 64
+MAX_LINKS: Final = 1 << 31
+MAX_GROUP: Final = (1 << 26) - 1  # chunks are numbered in 32 bits
 INLINE_MAX: Final = 2048
 NAME_MAX: Final = 255
 XATTR_MAX: Final = 65536
@@ -181,6 +183,7 @@ def parse_inode(ino: int, raw: bytes) -> Inode:
         (inode.mode & 0o170000) not in _TYPES
         or inode.mode >> 16
         or inode.size > MAX_FILE_BYTES
+        or inode.nlink > MAX_LINKS
         or inode.flags & ~_KNOWN_FLAGS
         or reserved
     ):

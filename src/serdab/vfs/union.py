@@ -43,6 +43,16 @@ _MAX_SIZE: Final = (1 << 63) - 1
 _NOW: Final = -1
 
 
+def _time(when_ns: int) -> int:
+    """Clamp a time to what is stored, as timestamp_truncate() of the kernel does."""
+    return max(-(1 << 63), min(when_ns, (1 << 63) - 1))
+
+
+def _less(inode: Inode) -> None:
+    """One name less; an image may have lied about their number."""
+    inode.nlink = max(inode.nlink - 1, 0)
+
+
 @final
 class Union:
     """Implements :class:`serdab.vfs.api.FileSystem`."""
@@ -200,10 +210,10 @@ class Union:
         if changes.kill_suidgid:
             self._kill_suidgid(inode)
         if changes.atime_ns is not None:
-            inode.atime_ns = now if changes.atime_ns == _NOW else changes.atime_ns
+            inode.atime_ns = now if changes.atime_ns == _NOW else _time(changes.atime_ns)
         if changes.mtime_ns is not None:
-            inode.mtime_ns = now if changes.mtime_ns == _NOW else changes.mtime_ns
-        inode.ctime_ns = now if changes.ctime_ns in (None, _NOW) else changes.ctime_ns or now
+            inode.mtime_ns = now if changes.mtime_ns == _NOW else _time(changes.mtime_ns)
+        inode.ctime_ns = now if changes.ctime_ns in (None, _NOW) else _time(changes.ctime_ns or now)
         self._upper.put_inode(inode)
         return inode
 
@@ -312,7 +322,7 @@ class Union:
             inode.nlink = 0
             self._upper.clear_dirents(inode.ino)
         else:
-            inode.nlink -= 1
+            _less(inode)
         if inode.nlink > 0:
             self._changed(inode)
         elif self._counts.get(inode.ino):
@@ -348,7 +358,7 @@ class Union:
         self._upper.admit()
         self._merged.hide(parent, name)
         self._release(inode)
-        directory.nlink -= 1
+        _less(directory)
         self._changed(directory, content=True)
 
     def rename(
@@ -388,13 +398,13 @@ class Union:
                 raise FsError(errno.EMLINK)
         self._upper.admit()
         if target is not None and stat.S_ISDIR(target.mode):
-            target_dir.nlink -= 1
+            _less(target_dir)
         self._merged.hide(parent, name)
         self._merged.show(new_parent, new_name, inode)
         if target is not None:
             self._release(target)
         if is_dir:
-            source_dir.nlink -= 1
+            _less(source_dir)
             target_dir.nlink += 1
             self._parents[inode.ino] = new_parent
         self._changed(inode)
@@ -419,7 +429,7 @@ class Union:
         self._merged.show(source_dir.ino, name, target)
         for moved, old, new in ((inode, source_dir, target_dir), (target, target_dir, source_dir)):
             if stat.S_ISDIR(moved.mode):
-                old.nlink -= 1
+                _less(old)
                 new.nlink += 1
                 self._parents[moved.ino] = new.ino
             self._changed(moved)
