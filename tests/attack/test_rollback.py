@@ -362,3 +362,21 @@ def test_an_ordinary_user_is_protected_as_well(
     restore(instance, old)
     as_user.own(instance.path)
     assert refused(instance)["error"] == "rollback"
+
+
+def test_reset_lets_go_of_every_layer_of_the_instance_that_is_gone(
+    make_instance: MakeInstance,
+) -> None:
+    """Such as one that an earlier configuration, or an init, kept elsewhere in the instance."""
+    instance = make_instance(encrypted=False)
+    path = instance.path / "Occlum.json"
+    plain = path.read_text()
+    path.write_text(plain.replace(UPPER, "run/other"))
+    instance.command.ok("-C", instance.path, "build")
+    said(run(instance, script="echo one > /root/state"))
+    shutil.rmtree(instance.path / "run/other")
+    assert refused(instance)["error"] == "rollback"
+    path.write_text(plain)
+    assert "run/other" in instance.command.ok("-C", instance.path, "reset", "--yes")
+    path.write_text(plain.replace(UPPER, "run/other"))
+    assert said(run(instance, script="echo two > /root/state")) == ""
