@@ -61,7 +61,8 @@ class Process:
 class Family:
     """Everything that belongs to one ``serdab run``.
 
-    ``volume`` is the fs server that writes the sealed volume; ``launcher`` is pid 1 inside.
+    ``volume`` is the fs server of the sealed volume, ``servers`` are all of them and their maker;
+    ``launcher`` is pid 1 inside.
     ``connections`` are the FUSE mounts inside, by device number.
     """
 
@@ -72,6 +73,12 @@ class Family:
     servers: tuple[Process, ...]
     inside: tuple[Process, ...]
     connections: frozenset[str]
+
+    @staticmethod
+    def find_kernel(cli: int) -> list[Process]:
+        """Return the kernel process of a command that may still boot, or nothing."""
+        pids = _children(_parents(), cli)
+        return [process for pid in pids if (process := _process_or_none(pid)) is not None]
 
     def everybody(self) -> tuple[Process, ...]:
         """Return all of them, each once."""
@@ -91,24 +98,27 @@ class Family:
 
 def find_family(cli: int, instance: Path) -> Family:
     """Return the family of a ``serdab run`` whose program runs already."""
+    (kernel,) = Family.find_kernel(cli)
     parents = _parents()
-    kernel = _one(_children(parents, cli), "serdab.libos.kernel")
-    below = _children(parents, kernel)
-    servers = [pid for pid in below if "serdab.libos.fsserver" in _command(pid)]
+    below = [process.pid for process in descendants(kernel.pid)]
     ours = _pid_namespace(os.getpid())
-    launchers = [pid for pid in below if _pid_namespace(pid) not in (ours, "")]
+    launchers = [
+        pid for pid in _children(parents, kernel.pid) if _pid_namespace(pid) not in (ours, "")
+    ]
     assert len(launchers) == 1, f"pid 1 inside: {[_command(pid) for pid in below]}"
     namespace = _pid_namespace(launchers[0])
     inside = [pid for pid in parents if _pid_namespace(pid) == namespace and pid != launchers[0]]
+    servers = [pid for pid in below if _pid_namespace(pid) == ours]
     volume = [pid for pid in servers if _holds(pid, instance / "run/mount")]
     assert len(volume) == 1, f"fs server of the volume: {[_command(pid) for pid in below]}"
     return Family(
         _process(cli),
-        _process(kernel),
+        kernel,
         _process(volume[0]),
         _process(launchers[0]),
         tuple(map(_process, servers)),
-        tuple(map(_process, inside)),
+        # Those inside come and go.
+        tuple(process for pid in inside if (process := _process_or_none(pid)) is not None),
         _connections(launchers[0]),
     )
 
@@ -174,12 +184,6 @@ def _parents() -> dict[int, int]:
 
 def _children(parents: dict[int, int], pid: int) -> list[int]:
     return [child for child, parent in parents.items() if parent == pid]
-
-
-def _one(pids: list[int], word: str) -> int:
-    found = [pid for pid in pids if word in _command(pid)]
-    assert len(found) == 1, f"{word}: {[_command(pid) for pid in pids]}"
-    return found[0]
 
 
 def _process_or_none(pid: int) -> Process | None:

@@ -33,6 +33,19 @@ from tests.sandbox.conftest import Box
 _MARK: Final = "SERDAB_TEST_ROUND"
 
 
+def read_to_end(fd: int, *, patience_s: float = PATIENCE_S) -> bytes:
+    """Read a pipe until all who could write into it are gone."""
+    deadline = time.monotonic() + patience_s
+    chunks = [b""]
+    while True:
+        ready, _, _ = select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
+        assert ready, f"somebody holds a pipe after {patience_s:.0f} s: {b''.join(chunks)!r}"
+        chunk = os.read(fd, 65536)
+        if not chunk:
+            return b"".join(chunks)
+        chunks.append(chunk)
+
+
 class Run:
     """A ``serdab run`` under way, its standard output read line by line."""
 
@@ -83,15 +96,17 @@ class Run:
 
     def finish(self, *, patience_s: float = PATIENCE_S) -> str:
         """Read to the end of the output, which is the end of whoever held it; return errors."""
+        deadline = time.monotonic() + patience_s
         while self.next_line(patience_s=patience_s) is not None:
-            pass
+            assert time.monotonic() < deadline, f"{self.argv} goes on: {self.lines[-1]}"
         assert self.process.stdout is not None
         assert self.process.stderr is not None
-        errors = self.process.stderr.read().decode(errors="replace")
+        # The launcher has the same standard error: its end of file is the end of them all.
+        errors = read_to_end(self.process.stderr.fileno(), patience_s=patience_s)
         self.process.stdout.close()
         self.process.stderr.close()
         self.process.wait(patience_s)
-        return errors
+        return errors.decode(errors="replace")
 
     def last_number(self, word: str) -> int | None:
         """Return the number in the last line that begins with ``word``."""

@@ -22,6 +22,7 @@ _VICTIMS: Final[dict[str, Callable[[Family], tuple[Process, ...]]]] = {
     "the command": lambda family: (family.cli,),
     "the kernel process": lambda family: (family.kernel,),
     "the fs server": lambda family: (family.volume,),
+    "all fs servers": lambda family: family.servers,
     "the launcher": lambda family: (family.launcher,),
     "the program": lambda family: family.inside,
     "all at once": lambda family: family.everybody(),
