@@ -7,6 +7,7 @@ its header, under the root MAC; no other value is accepted.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable
 from enum import IntEnum
@@ -45,11 +46,13 @@ def digest_function(
     return _DIGESTS[algorithm]
 
 
+@functools.lru_cache(maxsize=512)
 def name_hash(name: bytes) -> int:
     """Return the 63-bit position of a name in its directory, never below 16.
 
     Not keyed: both layers of a union must agree on it. Nothing rests on its being free of
-    collisions; a listing never ends a batch between two names of one position.
+    collisions; a listing never ends a batch between two names of one position. Both layers ask for
+    it, and the kernel looks a name up before it makes it: hence the cache.
     """
     return max(
         int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 1,

@@ -17,7 +17,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol, final
+from typing import Final, NamedTuple, Protocol, final
 
 from serdab.errors import FormatError
 from serdab.sefs.page import MAX_LEVEL, Item, Page, dump_page, split_items
@@ -54,41 +54,77 @@ class Root:
 
 
 EMPTY: Final = Root(b"", 0)
+_LAST: Final = b"\xff" * 9
+"""Above every key: inode numbers stay below 2**62."""
+
+
+class _Near(NamedTuple):
+    """A leaf and the keys it answers for: low <= key < high."""
+
+    low: bytes
+    high: bytes
+    page: Page
 
 
 @final
 class Tree:
     """Reads a tree. The root may be replaced by what :func:`apply_changes` returned."""
 
-    __slots__ = ("root", "store")
+    __slots__ = ("_near", "root", "store")
 
     def __init__(self, store: PageStore, root: Root) -> None:
         if root.level > MAX_LEVEL:
             raise FormatError("tree deeper than any real one", found=str(root.level))
         self.store = store
         self.root = root
+        self._near: dict[int, _Near] = {}
 
     def get(self, key: bytes) -> bytes | None:
         """Return the value of a key, or None."""
-        pointer, level = self.root.pointer, self.root.level
-        if not pointer:
-            return None
-        page = self.store.load_page(pointer, level=level)
-        while level:
-            index = bisect_right(page.keys, key) - 1
-            if index < 0:
+        near = self._near.get(key[8])
+        if near is not None and near.low <= key < near.high:
+            page = near.page
+        else:
+            found = self._leaf(key)
+            if found is None:
                 return None
-            level -= 1
-            page = load_child(self.store, page, index)
+            page = found
         index = bisect_left(page.keys, key)
         if index < len(page.keys) and page.keys[index] == key:
             return page.value(index)
         return None
 
+    def _leaf(self, key: bytes) -> Page | None:
+        """Return the leaf that would hold a key, and remember which keys it answers for.
+
+        Programs ask for what lies together: the last leaf of each kind of item answers most of
+        them. The tree of a root never changes, so there is nothing to invalidate.
+        """
+        pointer, level = self.root.pointer, self.root.level
+        if not pointer:
+            return None
+        page = self.store.load_page(pointer, level=level)
+        low, high = b"", _LAST
+        while level:
+            index = bisect_right(page.keys, key) - 1
+            if index < 0:
+                return None
+            low = page.keys[index]
+            if index + 1 < len(page.keys):
+                high = page.keys[index + 1]
+            level -= 1
+            page = load_child(self.store, page, index)
+        self._near[key[8]] = _Near(low, high, page)
+        return page
+
     def scan(self, start: bytes, end: bytes) -> Iterator[Item]:
         """Yield the items with start <= key < end, in order."""
         if not self.root.pointer:
             return
+        for near in self._near.values():
+            if near.low <= start and end <= near.high:
+                yield from self._scan(near.page, start, end)
+                return
         page = self.store.load_page(self.root.pointer, level=self.root.level)
         yield from self._scan(page, start, end)
 

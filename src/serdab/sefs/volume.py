@@ -84,6 +84,7 @@ class Volume:
             read_only=read_only,
             limits=limits,
         )
+        self._orphans: set[int] = set()
         self._items = self._journal.items
         self._content = self._journal.content
 
@@ -102,6 +103,7 @@ class Volume:
             if self._journal.read_only:
                 continue
             if inode is not None:
+                self._orphans.add(ino)
                 self.drop_inode(inode)
             else:
                 self._items.put(self._orphan_key(ino), None)
@@ -220,9 +222,9 @@ class Volume:
             self._items.put(ks.xattr_key(ino, name), None)
         self._journal.inodes.pop(ino, None)
         self._items.put(ks.key(ino, ks.T_INODE), None)
-        orphan = self._orphan_key(ino)
-        if self._items.get(orphan) is not None:
-            self._items.put(orphan, None)
+        if ino in self._orphans:
+            self._orphans.remove(ino)
+            self._items.put(self._orphan_key(ino), None)
         self._journal.touch()
 
     @staticmethod
@@ -230,10 +232,12 @@ class Volume:
         return ks.key(0, ks.T_ORPHAN) + ino.to_bytes(8, "big")
 
     def put_orphan(self, ino: int) -> None:
+        self._orphans.add(ino)
         self._items.put(self._orphan_key(ino), b"")
         self._journal.touch()
 
     def clear_orphan(self, ino: int) -> None:
+        self._orphans.discard(ino)
         self._items.put(self._orphan_key(ino), None)
         self._journal.touch()
 
