@@ -48,6 +48,7 @@ _fchownat = _declare(
 _utimensat = _declare("utimensat", _int, _int, ctypes.c_char_p, ctypes.c_char_p, _int)
 _fallocate = _declare("fallocate64", _int, _int, _int, _off_t, _off_t)
 _syncfs = _declare("syncfs", _int, _int)
+_fstatfs = _declare("fstatfs", _int, _int, ctypes.c_void_p)
 _getdents = _declare("getdents64", ctypes.c_ssize_t, _int, ctypes.c_void_p, ctypes.c_size_t)
 
 
@@ -66,6 +67,13 @@ def openat2(dir_fd: int, path: bytes, flags: int, resolve: Resolve, *, mode: int
     """openat2(2); always close-on-exec."""
     how = _OPEN_HOW.pack(flags | os.O_CLOEXEC, mode, int(resolve))
     return int(check(_openat2(_SYS_OPENAT2, dir_fd, path, how, len(how)), "openat2"))
+
+
+def filesystem_magic(fd: int) -> int:
+    """Return ``f_type`` of fstatfs(2): which kind of file system a descriptor lies on."""
+    result = (ctypes.c_long * 32)()  # struct statfs has 15 words at most; f_type is the first
+    check(_fstatfs(fd, result), "fstatfs")
+    return int(result[0]) & 0xFFFFFFFF
 
 
 def renameat2(dir_fd: int, name: bytes, new_dir_fd: int, new_name: bytes, flags: int) -> None:

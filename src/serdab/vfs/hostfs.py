@@ -71,9 +71,14 @@ class HostFs:
 
         Raises:
             OSError: the root is not a directory, or cannot be opened.
+            UsageError: it is an interface of the kernel, such as /proc.
         """
         fd = root if isinstance(root, int) else _open_root(root)
-        self._table = NodeTable(fd, hidden, max_fds=max_path_fds)
+        try:
+            self._table = NodeTable(fd, hidden, max_fds=max_path_fds)
+        except BaseException:
+            os.close(fd)
+            raise
         self._owners = owners or Owners()
         #: ino → (descriptor, is_writable) of files whose content was asked for
         self._data: OrderedDict[int, tuple[int, bool]] = OrderedDict()

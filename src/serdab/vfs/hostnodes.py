@@ -13,7 +13,9 @@ Security:
        NO_MAGICLINKS: no path leaves the root, whatever is swapped on the host meanwhile.
     2. Hidden paths are known by place and by identity, so that a case-folding host directory
        does not give them a second name.
-    3. Not covered: a directory that someone on the host moves out of the tree stays reachable for
+    3. File systems that are an interface of the kernel (proc, sysfs and their like) are never
+       entered: a server that is host root would write to them with host root's rights.
+    4. Not covered: a directory that someone on the host moves out of the tree stays reachable for
        a program that stands in it, as with a bind mount.
 """
 
@@ -25,14 +27,43 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Final
 
-from serdab.errors import FsError
-from serdab.linux.files import Resolve, openat2
+from serdab.errors import FsError, UsageError
+from serdab.linux.files import Resolve, filesystem_magic, openat2
 from serdab.vfs.api import ROOT_INO
 
 #: Inode numbers of what has none on the root's own device start here.
 FOREIGN_INO: Final = 1 << 61
 #: Hidden directories: they exist on our side only.
 PHANTOM_INO: Final = 1 << 62
+#: linux/magic.h and statfs(2): what is written there changes the kernel, not a file.
+_KERNEL_INTERFACES: Final = frozenset(
+    {
+        0x00009FA0,  # proc
+        0x00009FA1,  # openpromfs
+        0x00009FA2,  # usbdevfs
+        0x00001CD1,  # devpts
+        0x0027E0EB,  # cgroup
+        0x07655821,  # resctrl
+        0x19800202,  # mqueue
+        0x42494E4D,  # binfmt_misc
+        0x43415D53,  # smackfs
+        0x62656570,  # configfs
+        0x62656572,  # sysfs
+        0x63677270,  # cgroup2
+        0x64626720,  # debugfs
+        0x6165676C,  # pstore
+        0x65735543,  # fusectl
+        0x67596969,  # rpc_pipefs
+        0x6E667364,  # nfsd
+        0x6E736673,  # nsfs
+        0x73636673,  # securityfs
+        0x74726163,  # tracefs
+        0xABBA1974,  # xenfs
+        0xCAFE4A11,  # bpf
+        0xDE5E81E4,  # efivarfs
+        0xF97CFF8C,  # selinuxfs
+    }
+)
 _CONFINED: Final = Resolve.BENEATH | Resolve.NO_SYMLINKS | Resolve.NO_MAGICLINKS
 _PATH_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW
 
@@ -92,6 +123,20 @@ class NodeTable:
     """All nodes the kernel holds, by inode number and by identity on the host."""
 
     def __init__(self, root_fd: int, hidden: Iterable[bytes], *, max_fds: int) -> None:
+        """Take the descriptor of the root over.
+
+        Raises:
+            UsageError: it is an interface of the kernel; the descriptor stays the caller's.
+        """
+        if filesystem_magic(root_fd) in _KERNEL_INTERFACES:
+            raise UsageError(
+                "this host directory is never shown to programs",
+                stage="config",
+                subject=os.readlink(f"/proc/self/fd/{root_fd}"),
+                expected="a directory of files",
+                found="an interface of the kernel",
+                hint="programs have a /proc of their own inside",
+            )
         status = os.fstat(root_fd)
         self._root_device = status.st_dev
         self._next_foreign = FOREIGN_INO
@@ -186,6 +231,9 @@ class NodeTable:
             status = os.fstat(fd)
             if self.hidden_at(parent, name) is None and self.is_hidden(parent, status):
                 raise FsError(errno.ENOENT)
+            # A mount point of the host; what lies on one device with its parent was asked there.
+            if status.st_dev != parent.identity[0] and filesystem_magic(fd) in _KERNEL_INTERFACES:
+                raise FsError(errno.EACCES)
         except BaseException:
             os.close(fd)
             raise

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from serdab.errors import FsError
+from serdab.errors import FsError, UsageError
 from serdab.vfs.api import ROOT_INO, SetAttr
 from serdab.vfs.hostfs import HostFs, Owners
 from serdab.vfs.hostnodes import plan_hidden
@@ -45,6 +45,29 @@ def code_of(function: Callable[[], object]) -> int | None:
 def read(fs: HostFs, ino: int) -> bytes:
     buf = bytearray(100)
     return bytes(buf[: fs.read_into(ino, 0, memoryview(buf))])
+
+
+class TestKernelInterfaces:
+    """As host root, a write there would change the host's kernel: core_pattern runs programs."""
+
+    @pytest.mark.parametrize("root", ["/proc", "/proc/sys/kernel", "/sys"])
+    def test_one_is_never_the_root(self, root: str) -> None:
+        before = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(UsageError, match="never shown"):
+            HostFs(root)
+        assert len(os.listdir("/proc/self/fd")) == before, "a descriptor was left open"
+
+    @pytest.mark.parametrize("name", [b"proc", b"sys"])
+    def test_one_that_is_mounted_below_is_not_entered(self, name: bytes) -> None:
+        fs = HostFs("/")
+        try:
+            assert code_of(lambda: fs.lookup(ROOT_INO, name)) == errno.EACCES
+            assert name in [entry.name for entry in fs.readdir(ROOT_INO, 0)]
+            # Another device is no reason by itself: /dev is a file system of files.
+            dev = fs.lookup(ROOT_INO, b"dev").ino
+            assert code_of(lambda: fs.lookup(dev, b"pts")) == errno.EACCES
+        finally:
+            fs.close()
 
 
 class TestHidden:
