@@ -208,7 +208,7 @@ def test_after_kill_9_the_record_may_lag_behind(make_instance: MakeInstance) -> 
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
-        servers = _fs_servers(process.pid)
+        servers = _holders(instance.path / UPPER, process.pid)
         assert servers
         for pid in servers:
             os.kill(pid, signal.SIGKILL)
@@ -220,14 +220,15 @@ def test_after_kill_9_the_record_may_lag_behind(make_instance: MakeInstance) -> 
     assert said(result) == ""
 
 
-def _fs_servers(above: int) -> list[int]:
-    """Return the processes below ``above`` that serve file systems."""
+def _holders(path: Path, above: int) -> list[int]:
+    """Return the processes below ``above`` that hold a file or directory below ``path``."""
     found, waiting = [], [above]
     while waiting:
         pid = waiting.pop()
         for task in Path(f"/proc/{pid}/task").iterdir():
             waiting += map(int, (task / "children").read_text().split())
-        if b"fsserver" in Path(f"/proc/{pid}/cmdline").read_bytes():
+        held = [os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()]
+        if any(name.startswith(str(path)) for name in held):
             found.append(pid)
     return found
 

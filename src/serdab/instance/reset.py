@@ -14,7 +14,8 @@ from serdab.config.occlum import parse
 from serdab.errors import Error
 from serdab.instance.layout import CONFIG, PREVIOUS, UPPER, Instance
 from serdab.instance.locks import lock_build, lock_run
-from serdab.trust.records import discard
+from serdab.sefs.anchor import ANCHOR_NAME
+from serdab.trust.records import discard, missing_below
 
 
 def reset(instance: Instance) -> list[str]:
@@ -37,4 +38,10 @@ def reset(instance: Instance) -> list[str]:
                 removed.append(relative)
         if discard(instance.at(upper)) and upper not in removed:
             removed.append(f"the record of {upper}")
+        # Layers that an init named itself and that are gone: nothing else could let them go.
+        for path in missing_below(instance.path, ANCHOR_NAME):
+            discard(path)
+            removed.append(
+                f"the record of {os.path.relpath(path, os.path.realpath(instance.path))}"
+            )
     return removed

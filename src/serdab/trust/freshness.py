@@ -38,6 +38,7 @@ machine that shares no place with this one; whoever can write to the places them
 
 from __future__ import annotations
 
+import errno
 import hmac
 import logging
 import os
@@ -45,7 +46,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
 
-from serdab.errors import Error, MeasurementMismatch, RollbackError
+from serdab.errors import Error, FsError, MeasurementMismatch, RollbackError
 from serdab.keys import Key
 from serdab.sefs.anchor import ANCHOR_NAME
 from serdab.sefs.position import Order, Position
@@ -179,10 +180,9 @@ class Guard:
         position = volume.position
         lines = self._admit_new() if position is None else self._admit_known(volume, position)
         if not volume.read_only:
-            volume.history.on_durable = self._tell
             if position is not None and self._told_epoch < 0:
-                # Something was new to one of the places: now it is remembered.
-                self._put(position)
+                self._remember_found(volume)
+            volume.history.on_durable = self._tell
         return lines
 
     def close(self) -> None:
@@ -190,6 +190,22 @@ class Guard:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def _remember_found(self, volume: Volume) -> None:
+        """Tell the places of a state that is new to one of them.
+
+        What was found may be in the host's memory only: the session that wrote it was killed before
+        its flush, and a power cut would take it away. So it is made durable before it is told.
+        """
+        try:
+            volume.commit()
+        except FsError as exc:
+            if exc.errno != errno.ENOSPC:
+                raise
+            return  # no room for a checkpoint: it is told with the first one that succeeds
+        position = volume.position
+        if position is not None:
+            self._put(position)
 
     # Deciding -------------------------------------------------------------------------------
 
@@ -225,7 +241,9 @@ class Guard:
         return lines
 
     def _admit_known(self, volume: Volume, position: Position) -> list[str]:
-        self._lock = records.RecordLock(position.uuid)
+        if not volume.read_only:
+            # Readers share a volume: many writable layers over one lower layer, at the same time.
+            self._lock = records.RecordLock(position.uuid)
         lines = self._check_path(position)
         is_news = bool(lines)
         record = records.load_record(position.uuid)

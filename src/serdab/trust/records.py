@@ -170,6 +170,22 @@ def discard(path: str) -> bool:
     return known
 
 
+def missing_below(directory: str, marker: str) -> list[str]:
+    """Return the remembered paths below a directory where there is no file ``marker`` any more."""
+    inside = os.path.realpath(directory) + os.sep
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for entry in os.scandir(_volumes()):
+            if not entry.name.startswith("at-"):
+                continue
+            with contextlib.suppress(VerificationError):
+                top = _load(entry.path)
+                path = "" if top is None else top.text("path")
+                if path.startswith(inside) and not os.path.lexists(os.path.join(path, marker)):
+                    found.append(path)
+    return sorted(found)
+
+
 class RecordLock:
     """Keeps other sessions off the record of one volume, such as one that writes to a copy."""
 
