@@ -49,12 +49,12 @@ def read_to_end(fd: int, *, patience_s: float = PATIENCE_S) -> bytes:
 class Run:
     """A ``serdab run`` under way, its standard output read line by line."""
 
-    def __init__(self, box: Box, argv: tuple[str, ...], mark: str, prefix: tuple[str, ...]) -> None:
+    def __init__(self, box: Box, argv: tuple[str, ...], mark: str) -> None:
         self.mark = mark
         self.argv = argv
         self._instance = box.path
         self.process = subprocess.Popen(
-            [*prefix, *box.command.prefix, "-C", str(box.path), "run", *argv],
+            [*box.command.prefix, "-C", str(box.path), "run", *argv],
             env=box.command.env | {_MARK: mark},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -121,8 +121,8 @@ class Ward:
     box: Box
     connections: Path
     random: random.Random
+    program: tuple[str, ...] = ("/bin/probe",)
     acknowledged: int = 0
-    prefix: tuple[str, ...] = ()
     _runs: list[Run] = field(default_factory=list)
     _kernels: set[int] = field(default_factory=set)
 
@@ -146,13 +146,13 @@ class Ward:
 
     def start(self, *argv: str) -> Run:
         """Start a program inside."""
-        run = Run(self.box, argv, os.urandom(8).hex(), self.prefix)
+        run = Run(self.box, argv, os.urandom(8).hex())
         self._runs.append(run)
         return run
 
     def start_recorder(self, mode: str = "run") -> Run:
         """Start the recorder; it has verified the past and must have all that was promised."""
-        run = self.start("/bin/probe", mode, "/data")
+        run = self.start(*self.program, mode, "/data")
         self.expect_all(run)
         return run
 
@@ -193,7 +193,7 @@ class Ward:
 
     def check_whole(self) -> None:
         """Let an undisturbed run verify everything, and leave nothing behind."""
-        result = self.box.run("/bin/probe", "verify", "/data")
+        result = self.box.run(*self.program, "verify", "/data")
         assert result.returncode == 0, describe(result)
         have = int(result.stdout.split()[1])
         assert have >= self.acknowledged, f"acknowledged {self.acknowledged}, found {have}"
