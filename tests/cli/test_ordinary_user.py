@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import pwd
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,17 @@ def test_state_is_private(as_user: OrdinaryUser, name: str) -> None:
     status = state.stat()
     assert status.st_mode & 0o077 == 0
     assert status.st_uid == as_user.uid
+
+
+def test_doctor_says_which_ids_a_run_would_have(as_user: OrdinaryUser) -> None:
+    # The tools alone give no ids: without a range of its own this user has one id inside.
+    names = {pwd.getpwuid(as_user.uid).pw_name, str(as_user.uid)}
+    lines = [
+        Path(path).read_text().splitlines() if Path(path).exists() else []
+        for path in ("/etc/subuid", "/etc/subgid")
+    ]
+    has_ranges = all(any(line.split(":")[0] in names for line in file) for file in lines)
+    result = as_user.command.run("--json", "doctor")
+    findings = {item["feature"]: item for item in json.loads(result.stdout)["findings"]}
+    assert findings["id maps"]["present"] == has_ranges, describe(result)
+    assert has_ranges or "one id only" in findings["id maps"]["detail"]

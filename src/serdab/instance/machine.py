@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What this machine has and lacks for each feature, found out without changing anything.
 
-Above: ``cli`` (doctor). Below: /proc and /dev.
+Above: ``cli`` (doctor). Below: ``libos.idmaps``, /proc and /dev.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from serdab.libos.idmaps import RANGE_IDS, choose_here
 from serdab.trust import platform
 
 MINIMUM_KERNEL: Final = (5, 19)
@@ -136,15 +137,21 @@ def _id_maps() -> Finding:
         return Finding(
             "id maps", present=True, required=False, detail="root maps a subordinate range"
         )
+    # What a run would do, not what is installed: without ranges the tools are of no use.
+    if not choose_here().is_single:
+        return Finding(
+            "id maps", present=True, required=False, detail=f"{RANGE_IDS} ids through newuidmap"
+        )
     tools = shutil.which("newuidmap") and shutil.which("newgidmap")
-    detail = "newuidmap and newgidmap" if tools else "one user only"
+    lacking = "this user has no range in /etc/subuid and /etc/subgid" if tools else "no newuidmap"
     return Finding(
         "id maps",
-        present=bool(tools),
+        present=False,
         required=False,
-        detail=detail,
-        hint="install uidmap and give this user ranges in /etc/subuid and /etc/subgid; without "
-        "them chown and setuid to other users fail inside",
+        detail=f"one id only: {lacking}",
+        hint="install uidmap and give this user ranges (usermod --add-subuids --add-subgids); "
+        "without them files of all owners are shown as root's inside, and chown and setuid to "
+        "others fail",
     )
 
 

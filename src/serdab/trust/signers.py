@@ -102,14 +102,15 @@ def expected_signer(instance: str, named: str | None) -> Digest | None:
 
 
 def _parse(text: str, subject: str) -> Digest:
+    text = text.strip()
     try:
-        return Digest.parse(text.strip())
-    except ValueError as exc:
+        return Digest.parse(text)
+    except ValueError:
         raise UsageError(
             "not a signer",
             stage="signed",
             subject=subject,
             expected="64 hexadecimal digits, as `serdab print mrsigner` shows them",
-            found=str(exc),
+            found="other characters" if len(text) == 64 else f"{len(text)} characters",
             hint="copy the whole value",
         ) from None
