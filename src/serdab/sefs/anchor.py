@@ -38,6 +38,7 @@ from serdab.crypto.kdf import KeySchedule
 from serdab.errors import AuthenticationError, FormatError, WrongKeyError
 from serdab.keys import Key
 from serdab.sefs.hostdir import Dir, File, read_exact
+from serdab.sefs.page import MAX_LEVEL
 
 ANCHOR_NAME: Final = "anchor"
 SLOT_BYTES: Final = 16 << 10
@@ -46,6 +47,13 @@ VERSION: Final = 1
 _HEAD: Final = struct.Struct("<8sIHH16s32s32sI")
 _MAX_SOURCE: Final = 1024
 _KIND: Final = b"volume"
+_MAX_COUNTER: Final = 1 << 63
+_MAX_SEGMENT: Final = (1 << 32) - (1 << 20)
+_MIN_UNIT: Final = 512
+_MAX_UNIT: Final = 1 << 20
+_POINTER: Final = 32
+_SALT: Final = 32
+_MAC: Final = 32
 
 
 class AnchorState(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
@@ -219,12 +227,31 @@ def load_anchor(file: File, key: Key, label: str) -> tuple[Anchor, KeySchedule, 
     )
 
 
+def _is_sensible(state: AnchorState) -> bool:
+    """Return whether an honest volume could be in this state (its key may be an enemy's too)."""
+    counters = (state.epoch, state.sequence, state.next_ino, state.log, state.next_log)
+    units = (state.chunk_size, state.page_size)
+    return (
+        all(0 <= counter < _MAX_COUNTER for counter in (*counters, state.live_bytes))
+        and 0 < state.next_segment < _MAX_SEGMENT
+        and 0 <= state.root_level <= MAX_LEVEL
+        and all(_MIN_UNIT <= unit <= _MAX_UNIT and unit & (unit - 1) == 0 for unit in units)
+        and len(state.root) in (0, _POINTER)
+        and len(state.table) in (0, _POINTER)
+        and len(state.log_salt) in (0, _SALT)
+        and len(state.chain) == len(state.previous) == TAG_BYTES
+        and all(len(mac) == _MAC for mac in state.lower)
+    )
+
+
 def _open_slot(clear: _Clear, keys: KeySchedule, slot: int) -> Anchor:
     plain = keys.cipher(b"anchor", clear.salt).open_(0, clear.sealed, clear.aad)
     try:
         state = msgspec.msgpack.decode(plain, type=AnchorState)
     except msgspec.DecodeError as exc:
         raise FormatError("anchor state cannot be read", found=str(exc)) from None
+    if not _is_sensible(state):
+        raise FormatError("anchor state with an impossible field")
     if state.epoch % 2 != slot:
         raise FormatError("anchor in the wrong slot")
     return Anchor(clear.uuid, clear.source, state, clear.sealed[-TAG_BYTES:])

@@ -587,7 +587,7 @@ class Content:
         The size is the inode's already.
         """
         chunk, skip = divmod(offset, self._chunk_size)
-        if skip + len(raw) > self._chunk_size:
+        if skip + len(raw) > self._chunk_size or not 0 <= offset < self._largest:
             raise FormatError("log write across chunks", subject=f"inode {inode.ino}")
         with memoryview(raw) as view:
             self._place(inode, chunk, skip, view)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final
 
+from serdab.errors import FormatError
 from serdab.sefs import keyspace as ks
 from serdab.sefs.content import Content
 from serdab.sefs.items import Items
@@ -76,6 +77,8 @@ def move_data(items: Items, content: Content, victims: Collection[int]) -> None:
     """
     for segment in victims:
         for _, value in owners_of(items, segment):
+            if len(value) % ks.OWNER.size:
+                raise FormatError("owners of an impossible length", found=str(len(value)))
             for ino, chunk, offset, stored in ks.OWNER.iter_unpack(value):
                 content.move(ino, chunk, segment, offset, stored)
 
