@@ -87,7 +87,9 @@ def load_object(raw: bytes, fail: Fail) -> Section:
     except json.JSONDecodeError as exc:
         where = f"line {exc.lineno}, column {exc.colno}"
         hint = "comments are not part of JSON" if _at_comment(text, exc.pos) else ""
-        raise fail("", "JSON", f"{exc.msg.lower()} at {where}", hint) from None
+        # Some of the parser's sentences end in "at" themselves.
+        said = exc.msg.lower().removesuffix(" at")
+        raise fail("", "JSON", f"{said} at {where}", hint) from None
     except RecursionError:
         raise fail("", f"at most {MAX_DEPTH} levels", "deeper nesting", "") from None
     except ValueError:
@@ -280,7 +282,8 @@ class Section:
             import difflib
 
             near = difflib.get_close_matches(name, self._known, n=1)
-            known = ", ".join(self._known) or "no field"
+            # Asked for twice (as by ``has`` and by its type), a field is still one.
+            known = ", ".join(dict.fromkeys(self._known)) or "no field"
             raise self.refuse(
                 name if name.isidentifier() else json.dumps(name),
                 f"one of the known fields ({known})",

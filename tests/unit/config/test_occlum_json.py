@@ -202,6 +202,7 @@ class TestRefusals:
         [
             (b"", "JSON"),
             (b"[]", "an object"),
+            (b'{"env": "a\nb"}', "control character at line 1"),
             (b'{"env": {}, "env": {}}', "same field twice"),
             (b'{"mount": NaN}', "NaN"),
             (b"\xff\xfe{}", "UTF-8"),
@@ -222,6 +223,12 @@ class TestRefusals:
         with pytest.raises(UsageError, match="unknown field") as caught:
             parse(with_("env.untrustd", []))
         assert caught.value.hint == "did you mean untrusted?"
+
+    def test_a_known_field_is_named_once(self) -> None:
+        with pytest.raises(UsageError, match="unknown field") as caught:
+            parse(with_("metadata.foo", 1))
+        known = caught.value.expected.split("(")[1].rstrip(")").split(", ")
+        assert sorted(known) == sorted(set(known))
 
     def test_a_misspelt_needed_field_is_named_itself(self) -> None:
         config = template()
