@@ -373,10 +373,15 @@ class Journal:
             content.writer.sync()
             content.writer.retire()
             self._pages.writer.retire()
-            table = self._pages.writer.append(dump_table(self.segments.usage), TABLE_AAD)
-            self.segments.free(table)  # the table does not count itself
+            table = b""
+            if self.segments.usage:
+                table = self._pages.writer.append(dump_table(self.segments.usage), TABLE_AAD)
+                self.segments.free(table)  # the table does not count itself
             self._pages.writer.sync()
             self.segments.sync_dir()
+            if self._first_checkpoint:
+                # A session that was killed may have made names here without flushing them.
+                self._dir.sync()
             number, salt, writer = (0, b"", None) if final_one else self._begin_log()
             self._write_anchor(
                 AnchorState(
