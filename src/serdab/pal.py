@@ -9,8 +9,9 @@
 :func:`init` goes through the whole boot chain, the init stage included, in a process of its own,
 the kernel process. Above: ``cli`` and embedders. Below: ``instance.layout``, ``libos``.
 
-Threads: a ``Pal`` and its processes may be used from several threads. The child process of this
-module is the kernel process; an embedder that reaps all children must not reap it.
+Threads: a ``Pal`` and its processes may be used from several threads. The child processes of this
+module are the kernel process and the nursery of fs servers; an embedder that reaps all children
+must not reap them.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Final, Self
 
-from serdab.config.dirs import cache_dir, make_private, runtime_dir, state_dir
+from serdab.config.dirs import cache_dir, runtime_dir, state_dir
 from serdab.errors import Error, InternalError, UsageError, from_dict
 from serdab.instance import layout
 from serdab.instance.layout import Instance
 from serdab.instance.locks import lock_run
 from serdab.keys import Key
-from serdab.libos.channel import Channel, close_all, socket_pair
-from serdab.libos.interpreter import import_path, start_python
+from serdab.libos.channel import Channel, close_all
+from serdab.libos.early import Begun
 from serdab.libos.messages import Value
 from serdab.libos.request import BootRequest, Freshness
-from serdab.trust.measurement import code_digest, package_root
+from serdab.trust.codetree import package_root
 from serdab.version import VERSION
 
 #: A notice is what the operator is to know without having asked: shown by default.
@@ -100,12 +101,10 @@ class Process:
 class Pal:
     """A running instance. Made by :func:`init`."""
 
-    def __init__(
-        self, channel: Channel, pid: int, log: Callable[[str, str], None], use_fd: int
-    ) -> None:
-        self._channel = channel
+    def __init__(self, begun: Begun, log: Callable[[str, str], None], use_fd: int) -> None:
+        self._begun = begun
+        self._channel = Channel(begun.end)
         self._use_fd = use_fd  # as long as it is open, the next user is refused instead of waiting
-        self._pid = pid
         self._log = log
         self._condition = threading.Condition()
         self._is_reading = False
@@ -176,7 +175,7 @@ class Pal:
         if not self._is_down:
             self._is_down = True
             self._end_use()
-            os.waitpid(self._pid, 0)
+            self._begun.wait()
 
     def _end_use(self) -> None:
         if self._use_fd >= 0:
@@ -379,20 +378,6 @@ def _terminal() -> str | None:
     return None
 
 
-def _byte_code_cache() -> str:
-    """Return where our own processes keep byte code: a directory that is this code's alone."""
-    base = make_private(os.path.join(cache_dir(), "pyc"))
-    mine = os.path.join(base, str(code_digest())[:32])
-    if not os.path.isdir(mine):
-        import shutil
-
-        # What older code left is of no use any more.
-        for entry in os.scandir(base):
-            shutil.rmtree(entry.path, ignore_errors=True)
-        make_private(mine)
-    return mine
-
-
 def _log_to_stderr(level: str) -> Callable[[str, str], None]:
     most = LEVELS.index(level) if level in LEVELS else 1
 
@@ -416,6 +401,7 @@ def init(
     log: Callable[[str, str], None] | None = None,
     stdio: tuple[int, int, int] = (0, 1, 2),
     on_started: Callable[[Pal], None] | None = None,
+    begun: Begun | None = None,
 ) -> Pal:
     """Boot an instance through the whole chain, the init stage included.
 
@@ -424,14 +410,45 @@ def init(
     ``previous`` boots the image that the writable layer belongs to instead of the newest one.
     ``log(level, line)`` gets lines for the operator (default: standard error, up to ``log_level``).
     ``stdio`` is init's. ``on_started`` hears of the instance before it has booted, so that another
-    thread can end it.
+    thread can end it. ``begun``: processes that were started earlier; they are ours from here on.
 
     Raises:
         Error: refused; kind and stage say where and why.
     """
-    place = Instance.open_built(os.fspath(instance))
+    begun = begun or Begun()
+    try:
+        return _init(
+            begun,
+            os.fspath(instance),
+            image_key=image_key,
+            expect_signer=expect_signer,
+            expect_root=expect_root,
+            freshness=freshness,
+            previous=previous,
+            say=log or _log_to_stderr(log_level),
+            stdio=stdio,
+            on_started=on_started,
+        )
+    except BaseException:
+        begun.abandon()
+        raise
+
+
+def _init(
+    begun: Begun,
+    instance: str,
+    *,
+    image_key: Key | None,
+    expect_signer: str | None,
+    expect_root: str | None,
+    freshness: Freshness,
+    previous: bool,
+    say: Callable[[str, str], None],
+    stdio: tuple[int, int, int],
+    on_started: Callable[[Pal], None] | None,
+) -> Pal:
+    place = Instance.open_built(instance)
     freshness = _placed(freshness, place)
-    say = log or _log_to_stderr(log_level)
     lock = lock_run(place, on_wait=lambda line: say("notice", line))
     try:
         request = BootRequest(
@@ -450,12 +467,7 @@ def init(
             previous=place.at(layout.PREVIOUS) if previous else None,
             freshness=freshness,
         )
-        ours, theirs = socket_pair()
-        pid = start_python(
-            "serdab.libos.early", theirs.fileno(), path=import_path(), cache=_byte_code_cache()
-        )
-        theirs.close()
-        pal = Pal(Channel(ours), pid, say, lock.hand_use_on())
+        pal = Pal(begun, say, lock.hand_use_on())
         descriptors = _open_descriptors(stdio)
         try:
             if on_started is not None:
@@ -523,6 +535,7 @@ def run_foreground(
     freshness: Freshness = NOTHING_ELSE,
     previous: bool = False,
     log_level: str = "notice",
+    begun: Begun | None = None,
 ) -> int:
     """Boot, run one program on our own standard streams, shut down; return its exit status.
 
@@ -546,6 +559,7 @@ def run_foreground(
             previous=previous,
             log_level=log_level,
             on_started=state.started,
+            begun=begun,
         )
         try:
             state.program_follows()

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import argparse
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from serdab.cli.messages import Context
 from serdab.cli.parsing import add_freshness, add_occlum, freshness_of, read_key, say_occlum
 from serdab.errors import UsageError
+
+if TYPE_CHECKING:
+    from serdab.libos.early import Begun
 
 SUMMARY: Final = "boot the instance, run a program in it, shut down"
 
@@ -43,15 +46,30 @@ def main(args: argparse.Namespace, context: Context) -> int:
             found="nothing",
             hint="usage: serdab run [--image-key FILE|-] [--expect-signer HEX] PROGRAM [ARG ...]",
         )
-    from serdab import pal
     from serdab.instance.layout import Instance
 
     instance = Instance.open_built(context.instance)
+    # Before anything that takes its time: the new processes get ready while this one does.
+    from serdab.libos.early import Begun
+
+    begun = Begun()
+    try:
+        return _run(args, context, instance.path, command, begun)
+    except BaseException:
+        begun.abandon()
+        raise
+
+
+def _run(
+    args: argparse.Namespace, context: Context, instance: str, command: list[str], begun: Begun
+) -> int:
+    from serdab import pal
+
     key = None
     if args.image_key is not None:
         key = read_key(args.image_key)
     return pal.run_foreground(
-        instance.path,
+        instance,
         command,
         image_key=key,
         expect_signer=args.expect_signer,
@@ -59,6 +77,7 @@ def main(args: argparse.Namespace, context: Context) -> int:
         freshness=freshness_of(args),
         previous=args.previous,
         log_level=_log_level(context),
+        begun=begun,
     )
 
 

@@ -78,23 +78,34 @@ def start_python(
     *,
     path: list[str],
     cache: str,
+    second: int | None = None,
     new_session: bool = False,
 ) -> int:
     """Run ``module.main(CHANNEL_FD, path)`` in a new interpreter and return its process id.
 
-    Its standard input and output are /dev/null, its standard error is ours.
+    Its standard input and output are /dev/null, its standard error is ours. ``second`` is a further
+    descriptor, which becomes the one after the channel.
     """
+    # First out of the way: either may lie where something else is to be, also at 0 or 1.
+    given = (channel,) if second is None else (channel, second)
+    aside = max(*given, CHANNEL_FD + 1) + 1
+    actions: list[tuple[int, int, str, int, int] | tuple[int, int, int]] = [
+        (os.POSIX_SPAWN_DUP2, fd, aside + number) for number, fd in enumerate(given)
+    ]
+    actions += [
+        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
+    ]
+    actions += [
+        (os.POSIX_SPAWN_DUP2, aside + number, CHANNEL_FD + number) for number in range(len(given))
+    ]
     code = f"import sys;p={path!r};sys.path[:0]=p;from {module} import main;main({CHANNEL_FD},p)"
     argv = [sys.executable, "-I", "-S", "-X", f"pycache_prefix={cache}", "-c", code]
     return os.posix_spawn(
         sys.executable,
         argv,
         _environment(),
-        file_actions=[
-            (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
-            (os.POSIX_SPAWN_DUP2, channel, CHANNEL_FD),
-        ],
+        file_actions=actions,
         setsigmask=HELD_SIGNALS,
         setsid=new_session,
     )

@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 from dataclasses import dataclass
 from typing import Final
 
-from serdab.errors import InternalError
+from serdab.trust.codetree import code_hash, package_root
 
 SHA256: Final = "sha256"
 _LENGTHS: Final = {SHA256: 32}
-_LABEL: Final = b"serdab code digest 1\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,37 +57,9 @@ class Digest:
         return self.value.hex()
 
 
-def package_root() -> str:
-    """Return the directory of the running package."""
-    return os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
-
 def code_digest(root: str | None = None) -> Digest:
-    """Return the digest over every file of code below ``root`` (default: the running package).
+    """Return the digest over every file of code below ``root`` (default: the running package)."""
+    return Digest(SHA256, code_hash(root))
 
-    It is SHA-256 over a label and, in byte order of the paths, each path, a NUL and the SHA-256 of
-    the file. Byte-code caches are not read: the processes that boot run without them or with
-    caches of their own (see ``libos``).
-    """
-    base = root or package_root()
-    entries: list[tuple[bytes, str]] = []
-    pending = [("", base)]
-    while pending:
-        prefix, directory = pending.pop()
-        with os.scandir(directory) as listing:
-            for entry in listing:
-                relative = prefix + entry.name
-                if entry.is_dir(follow_symlinks=False):
-                    if entry.name != "__pycache__":
-                        pending.append((relative + "/", entry.path))
-                elif entry.name.endswith(".py") or relative.startswith("init/bin/"):
-                    entries.append((os.fsencode(relative), entry.path))
-    if not entries:
-        raise InternalError(f"no code below {base}")
-    entries.sort()
-    total = hashlib.sha256(_LABEL)
-    for name, path in entries:
-        with open(path, "rb", buffering=0) as file:
-            content = file.read()
-        total.update(name + b"\0" + hashlib.sha256(content).digest())
-    return Digest(SHA256, total.digest())
+
+__all__ = ["SHA256", "Digest", "code_digest", "package_root"]
