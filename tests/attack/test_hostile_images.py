@@ -6,8 +6,10 @@ The image verifies: whoever made it holds the key, or had it measured. What it *
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,12 +18,21 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from serdab.crypto.aead import RecordCipher
+from serdab.crypto.hashes import HashAlgorithm
 from serdab.errors import AuthenticationError, Error, FormatError
 from serdab.keys import Key
 from serdab.sefs import fsck, imagebuild
 from serdab.sefs import keyspace as ks
 from serdab.sefs.image import open_image
-from serdab.sefs.imageformat import IMAGE_NAME, SLOT, SLOT_BYTES
+from serdab.sefs.imageformat import (
+    HEADER_BYTES,
+    IMAGE_NAME,
+    META_PACK,
+    SLOT,
+    SLOT_BYTES,
+    Pointer,
+    header_mac,
+)
 from serdab.sefs.volume import memory_volume
 from serdab.vfs.api import ROOT_INO
 from serdab.vfs.union import Union
@@ -218,7 +229,51 @@ def test_names_that_lead_elsewhere_are_never_listed(source: Path, tmp_path: Path
 class TestHostilePages:
     """Trees made by hand, under hashes that are right."""
 
-    LEAF = raw_page(0, [(ks.key(0, ks.T_SUPER), ks.SUPER.pack(1, 1, 0))])
+    SUPER = (ks.key(0, ks.T_SUPER), ks.SUPER.pack(1, 1, 0))
+    LEAF = raw_page(0, [SUPER])
+    """Enough for an image to be opened: what is refused is refused for the lie alone."""
+
+    def test_the_honest_page_is_read(self, tmp_path: Path) -> None:
+        mac = raw_image(tmp_path, [(self.LEAF, 0)], root_level=0)
+        open_image(tmp_path, key=None, expected_mac=mac).close()
+
+    def over(self, leaf: bytes, *more: tuple[bytes, bytes], **fields: int) -> bytes:
+        """Return a page whose first item points to a leaf right behind the header."""
+        digest = hashlib.sha256(leaf).digest()
+        pointer = Pointer(HEADER_BYTES, len(leaf), META_PACK, 0, 0, digest)
+        raw = replace(pointer, **fields).dump()  # type: ignore[arg-type]
+        return raw_page(1, [(self.SUPER[0], raw), *((key, raw) for key, _ in more)])
+
+    def test_a_page_over_it_is_read_too(self, tmp_path: Path) -> None:
+        mac = raw_image(tmp_path, [(self.LEAF, 0), (self.over(self.LEAF), 0)], root_level=1)
+        open_image(tmp_path, key=None, expected_mac=mac).close()
+
+    @pytest.mark.parametrize("fields", [{"pack": 0}, {"flags": 2}, {"offset": 0}, {"stored": 0}])
+    def test_a_pointer_with_an_impossible_field(
+        self, tmp_path: Path, fields: dict[str, int]
+    ) -> None:
+        self.refused(tmp_path, [(self.LEAF, 0), (self.over(self.LEAF, **fields), 0)], 1)
+
+    def test_a_child_that_is_not_the_one_its_parent_names(self, tmp_path: Path) -> None:
+        leaf = raw_page(0, [(b"\0" * 9, b"first"), self.SUPER])
+        self.refused(tmp_path, [(leaf, 0), (self.over(leaf), 0)], 1)
+
+    def test_a_child_that_reaches_into_its_neighbour(self, tmp_path: Path) -> None:
+        leaf = raw_page(0, [self.SUPER, (b"z" * 9, b"far")])
+        page = self.over(leaf, (b"m" * 9, b""))
+        self.refused(tmp_path, [(leaf, 0), (page, 0)], 1)
+
+    def test_a_header_with_bytes_where_none_are(self, tmp_path: Path) -> None:
+        raw_image(tmp_path, [(self.LEAF, 0)], root_level=0)
+        host = tmp_path / IMAGE_NAME
+        raw = bytearray(host.read_bytes())
+        for offset in (192, 4095):
+            raw[offset] = 1
+            host.write_bytes(raw)
+            mac = header_mac(bytes(raw[:HEADER_BYTES]), HashAlgorithm.SHA256)
+            with pytest.raises(FormatError):
+                open_image(tmp_path, key=None, expected_mac=mac)
+            raw[offset] = 0
 
     def refused(self, folder: Path, pages: list[tuple[bytes, int]], level: int) -> None:
         mac = raw_image(folder, pages, root_level=level)
@@ -231,23 +286,24 @@ class TestHostilePages:
             b"",
             b"\0",
             raw_page(0, []),
-            raw_page(1, [(b"k", b"v")]),
-            raw_page(0, [(b"k", b"v")], zero=1),
-            raw_page(0, [(b"k", b"v")], count=2),
-            raw_page(0, [(b"k", b"v")], count=65535),
-            raw_page(0, [(b"b", b"v"), (b"a", b"v")]),
-            raw_page(0, [(b"a", b"v"), (b"a", b"v")]),
-            raw_page(0, [(b"", b"v"), (b"a", b"v")]),
-            raw_page(0, [(b"k", b"v")]) + b"more",
+            raw_page(1, [SUPER]),
+            raw_page(0, [SUPER], zero=1),
+            raw_page(0, [SUPER], count=2),
+            raw_page(0, [SUPER], count=65535),
+            raw_page(0, [SUPER, (b"b" * 9, b"v"), (b"a" * 9, b"v")]),
+            raw_page(0, [SUPER, (b"a" * 9, b"v"), (b"a" * 9, b"v")]),
+            raw_page(0, [(b"", b"v"), SUPER]),
+            raw_page(0, [SUPER]) + b"more",
+            struct.pack("<BBH6I", 0, 0, 3, 9, 18, 27, 24, 40, 30)
+            + SUPER[0] + b"a" * 9 + b"b" * 9 + SUPER[1] + bytes(6),
             struct.pack("<BBH4I", 0, 0, 2, 0xFFFFFFFF, 1, 1, 1) + b"kkvv",
-            struct.pack("<BBH4I", 0, 0, 2, 1, 2, 5, 2) + b"kkvv",
             struct.pack("<BBH4I", 0, 0, 2, 2, 1, 1, 2) + b"kkvv",
         ],
         ids=[
             "empty", "one byte", "no items", "another level", "a byte that is zero",
-            "a count too high",
-            "the highest count", "keys out of order", "the same key twice", "an empty key",
-            "bytes behind", "ends beyond the page", "values that overlap", "keys that overlap",
+            "a count too high", "the highest count", "keys out of order", "the same key twice",
+            "an empty key", "bytes behind", "values that overlap", "ends beyond the page",
+            "keys that overlap",
         ],
     )  # fmt: skip
     def test_a_malformed_page(self, tmp_path: Path, page: bytes) -> None:
@@ -264,10 +320,6 @@ class TestHostilePages:
 
     def test_a_deep_chain_of_single_children(self, tmp_path: Path) -> None:
         """As deep as any tree may be; one level more is refused by the header already."""
-        import hashlib
-
-        from serdab.sefs.imageformat import HEADER_BYTES, META_PACK, Pointer
-
         items = [
             (ks.key(0, ks.T_SUPER), ks.SUPER.pack(1, 1, 0)),
         ]

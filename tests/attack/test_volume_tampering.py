@@ -24,6 +24,7 @@ from serdab.sefs.anchor import SLOT_BYTES
 from serdab.sefs.memorydir import MemoryDir, MemoryFile
 from serdab.vfs.api import ROOT_INO
 from tests.attack.sealedvolume import (
+    CHUNK,
     KEY,
     SealedVolume,
     Survey,
@@ -353,6 +354,34 @@ def test_a_splice_of_two_volumes_under_one_key(volumes: dict[bool, SealedVolume]
         host.files["anchor"].content[part] = theirs.host.files["anchor"].content[part]
         found = survey(host)
         assert found.errors or found.warnings or found.picture == mine.picture
+
+
+def test_parts_of_forked_histories_are_not_mixed() -> None:
+    """Two sessions went on from one snapshot: same numbers, same places, same sizes, one key."""
+    start = SealedVolume(closed=True)
+    forks: list[tuple[MemoryDir, Survey]] = []
+    for turn in range(2):
+        host = start.copy()
+        fs = open_host(host, read_only=False)
+        folder = fs.lookup(ROOT_INO, b"folder").ino
+        for name, size in ((b"chunk", 2500), (b"chunks", 4 * CHUNK)):
+            ino = fs.lookup(folder, name).ino
+            fs.write(ino, 0, memoryview(bytes([65 + turn]) * size), kill_suidgid=False)
+        fs.syncfs()
+        fs.close()
+        forks.append((host, survey(host)))
+    (mine, sealed), (theirs, _) = forks
+    mixed = 0
+    for path, file in files_of(theirs):
+        if file.content == getattr(dict(files_of(mine)).get(path), "content", None):
+            continue
+        host = copy.deepcopy(mine)
+        _put(path, copy.deepcopy(file), host)
+        found = survey(host)
+        TestOlderParts.never_a_mixture(forks, found, f"{path} of the other session")
+        assert path == "anchor" or found.errors or found.picture == sealed.picture
+        mixed += 1
+    assert mixed >= 2
 
 
 def test_wrong_keys(volumes: dict[bool, SealedVolume]) -> None:
