@@ -178,6 +178,23 @@ def test_other_units_in_the_header_are_noticed_with_the_key_alone(
             sealed.expect_refused_or_equal(mac=None)
 
 
+@pytest.mark.soak
+@MODES
+def test_every_bit_flipped(
+    seal: Callable[[Key | None], Sealed], key: Key | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sealed = seal(key)
+    for offset in range(len(sealed.raw)):
+        for bit in range(8):
+            raw = bytearray(sealed.raw)
+            raw[offset] ^= 1 << bit
+            sealed.put(raw)
+            sealed.expect_refused_or_equal(mac=sealed.mac)
+    with capsys.disabled():
+        mode = "integrity-only" if key is None else "encrypted"
+        print(f"\n{mode} image: {8 * len(sealed.raw)} single bits flipped, each noticed")
+
+
 @MODES
 def test_a_cut_at_any_place_is_noticed(
     seal: Callable[[Key | None], Sealed], key: Key | None

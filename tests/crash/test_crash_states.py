@@ -21,12 +21,14 @@ from serdab.sefs.imagebuild import ImageOptions, build_image
 from serdab.sefs.imageformat import IMAGE_NAME
 from serdab.sefs.limits import VolumeLimits
 from serdab.sefs.memorydir import MemoryDir, MemoryFile
+from serdab.testing.crashes import CrashStates
 from serdab.testing.memfs import MemFs
 from serdab.testing.recording import SyncDir, SyncFile, Trace
 from serdab.vfs.layer import Layer
 from tests.crash.actor import Step
 from tests.crash.storm import KEY, Ground, Record, Tally, bare_ground, run, storm
 from tests.crash.workloads import SETUP, bounded, random_workload, sampled
+from tests.property.fsops import picture
 from tests.property.test_union_model import mirrored
 
 SOAK_STATES = int(os.environ.get("SERDAB_SOAK_CRASHES", "100000"))
@@ -125,6 +127,28 @@ def test_the_default_limits_hold_too(grounds: Grounds) -> None:
     ground.limits = VolumeLimits()
     for seed in range(2):
         storm(run(ground, random_workload(seed, 20)), Tally(), per_point=3, seed=seed)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_was_never_synced_is_never_shown(seed: int) -> None:
+    """Content that was evicted to the host before its sync is no state of the volume: the host may
+    stop at any of its writes and present what it has (CVE-2022-27499 of another file system)."""
+    ground = bare_ground(SETUP)
+    # Evicts often, but checkpoints only when asked to sync.
+    ground.limits = VolumeLimits(
+        dirty_bytes=8 << 10, buffer_bytes=4 << 10, inline_commit_bytes=1 << 10,
+        log_growth_bytes=8 << 10,
+    )  # fmt: skip
+    steps = [step for step in random_workload(seed, 50) if step not in ("tick", "reopen")]
+    record = run(ground, steps)
+    synced, count = [record.pictures[0]], 0
+    for step in steps:
+        count += isinstance(step, tuple)
+        if isinstance(step, str):
+            synced.append(record.pictures[count])
+    for state in CrashStates(record.trace, seed=seed, per_point=6):
+        fs = record.check(state)
+        assert picture(fs) in synced, f"after event {state.point}, {state.kind}"
 
 
 class TestTheOracle:
