@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Id maps, host directories, the host's three files: decisions without a kernel."""
+
+from __future__ import annotations
+
+import pytest
+
+from serdab.errors import UsageError
+from serdab.libos import hostdirs, hostfiles
+from serdab.libos.idmaps import RANGE_IDS, choose, subordinate_range
+
+
+class TestIdMaps:
+    def ids(self, uid: int, subid: str = "", *, has_helpers: bool = True) -> object:
+        return choose(
+            uid=uid, gid=uid, user="anna", subuid=subid, subgid=subid, has_helpers=has_helpers
+        )
+
+    @pytest.mark.parametrize("subid", ["", "root:0:65536\n", "root:100000:65536\n", "junk"])
+    def test_host_root_is_never_mapped(self, subid: str) -> None:
+        ids = choose(uid=0, gid=0, user="", subuid=subid, subgid=subid, has_helpers=True)
+        for inside, outside, count in (*ids.uids, *ids.gids):
+            assert inside == 0
+            assert outside > 0
+            assert count == RANGE_IDS
+
+    def test_root_uses_its_own_subordinate_range(self) -> None:
+        ids = choose(
+            uid=0, gid=0, user="", subuid="root:5:65536", subgid="serdab:7:65536", has_helpers=True
+        )
+        assert (ids.uids[0][1], ids.gids[0][1]) == (5, 7)
+
+    def test_a_user_with_subordinate_ids_gets_them_after_himself(self) -> None:
+        ids = choose(
+            uid=1000,
+            gid=1001,
+            user="anna",
+            subuid="otto:1:65536\nanna:200000:65536",
+            subgid="anna:300000:65536",
+            has_helpers=True,
+        )
+        assert ids.uids == ((0, 1000, 1), (1, 200000, RANGE_IDS - 1))
+        assert ids.gids == ((0, 1001, 1), (1, 300000, RANGE_IDS - 1))
+        assert ids.through_newuidmap
+        assert not ids.is_single
+
+    @pytest.mark.parametrize(
+        ("subid", "has_helpers"), [("", True), ("anna:1:10", True), ("anna:1:65536", False)]
+    )
+    def test_without_them_there_is_one_id(self, subid: str, has_helpers: bool) -> None:
+        ids = choose(
+            uid=1000, gid=1000, user="anna", subuid=subid, subgid=subid, has_helpers=has_helpers
+        )
+        assert ids.is_single
+        assert ids.uids == ((0, 1000, 1),)
+        assert not ids.drop_groups
+
+    @pytest.mark.parametrize("line", ["anna:x:65536", "anna:1", "anna:0:65536", ":1:65536", ""])
+    def test_lines_that_are_of_no_use_are_passed_over(self, line: str) -> None:
+        assert subordinate_range(f"{line}\nanna:9:65536", ("anna",)) == (9, 65536)
+
+
+class TestHostDirectories:
+    def show(self, path: str) -> hostdirs.Shown:
+        return hostdirs.show(path, instance="/srv/i", private=("/home/u/.local/state/serdab",))
+
+    def test_build_and_run_of_the_instance_are_hidden(self) -> None:
+        assert self.show("/srv/i").hidden == ("build", "run")
+
+    def test_they_are_hidden_from_above_too(self) -> None:
+        assert self.show("/srv").hidden == ("i/build", "i/run")
+        assert "home/u/.local/state/serdab" in self.show("/").hidden
+
+    def test_an_unrelated_directory_has_nothing_to_hide(self) -> None:
+        assert self.show("/srv/i/data").hidden == ()
+        assert self.show("/srv/ix").hidden == ()
+
+    @pytest.mark.parametrize(
+        "path", ["/srv/i/build", "/srv/i/run/mount", "/home/u/.local/state/serdab/x"]
+    )
+    def test_what_is_private_is_refused(self, path: str) -> None:
+        with pytest.raises(UsageError):
+            self.show(path)
+
+    def test_a_relative_source_is_the_instance_s(self, tmp_path_factory: object) -> None:
+        assert hostdirs.resolve("/srv/i", "data/../x") == "/srv/i/x"
+        assert hostdirs.resolve("/srv/i", "/etc") == "/etc"
+
+
+class TestHostFiles:
+    @pytest.mark.parametrize(
+        ("path", "raw"),
+        [
+            ("/etc/resolv.conf", b""),
+            ("/etc/resolv.conf", b"# x\nnameserver 1.2.3.4\nsearch a.b\noptions ndots:1\n"),
+            ("/etc/resolv.conf", b"nameserver fe80::1%eth0\n"),
+            ("/etc/hosts", b"127.0.0.1 localhost # here\n::1 ip6-localhost\n\n"),
+            ("/etc/hostname", b"# name\nbox.example\n"),
+        ],
+    )
+    def test_good_files_pass(self, path: str, raw: bytes) -> None:
+        hostfiles.check(path, raw)
+
+    @pytest.mark.parametrize(
+        ("path", "raw"),
+        [
+            ("/etc/resolv.conf", b"nameserver\n"),
+            ("/etc/resolv.conf", b"nameserver example.com\n"),
+            ("/etc/resolv.conf", b"<html>\n"),
+            ("/etc/hosts", b"localhost 127.0.0.1\n"),
+            ("/etc/hosts", b"127.0.0.1\n"),
+            ("/etc/hosts", b"127.0.0.1 a;b\n"),
+            ("/etc/hosts", b"\0"),
+            ("/etc/hosts", b"\xff\xfe"),
+            ("/etc/hostname", b""),
+            ("/etc/hostname", b"a\nb\n"),
+            ("/etc/hostname", b"-x\n"),
+            ("/etc/hosts", b"# x\n" * (20 << 10)),
+        ],
+    )
+    def test_bad_files_are_refused(self, path: str, raw: bytes) -> None:
+        with pytest.raises(ValueError, match=r"\w"):
+            hostfiles.check(path, raw)
