@@ -121,9 +121,13 @@ class Journal:
         chain = self.tag if self._sequence == state.sequence else self._chain
         return Position(self._uuid, state.epoch, self._sequence, chain)
 
-    def free_bytes(self) -> tuple[int, int]:
-        """Return (total, available) bytes of the host file system."""
-        return self._dir.free_bytes()
+    def room(self) -> tuple[int, int]:
+        """Return (total, available) bytes: the host's, or those of the volume's own limit."""
+        total, free = self._dir.free_bytes()
+        limit = self._limits.max_bytes
+        if limit:
+            total, free = min(total, limit), min(free, max(limit - self.segments.live_bytes, 0))
+        return total, free
 
     def put_inode(self, inode: Inode) -> None:
         """The record of an inode changed."""

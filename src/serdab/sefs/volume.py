@@ -195,7 +195,7 @@ class Volume:
         return self._journal.segments.used_bytes
 
     def statfs(self) -> StatFs:
-        total, free = self._journal.free_bytes()
+        total, free = self._journal.room()
         unit = self.state.chunk_size // 16
         return StatFs(
             unit, total // unit, free // unit, 1 << 32, (1 << 32) - self._journal.next_ino

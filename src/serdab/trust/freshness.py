@@ -49,6 +49,7 @@ from typing import Final, final
 from serdab.errors import Error, FsError, MeasurementMismatch, RollbackError
 from serdab.keys import Key
 from serdab.sefs.anchor import ANCHOR_NAME
+from serdab.sefs.limits import DEFAULT_LIMITS, VolumeLimits
 from serdab.sefs.position import Order, Position
 from serdab.sefs.volume import Volume, open_volume
 from serdab.trust import records
@@ -98,6 +99,7 @@ def open_watched(
     lower: Layer | None = None,
     source: bytes = b"{}",
     read_only: bool = False,
+    limits: VolumeLimits = DEFAULT_LIMITS,
 ) -> Watched:
     """Open the volume in a host directory, or begin a new one, and watch over it.
 
@@ -111,7 +113,13 @@ def open_watched(
     if not read_only:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
     volume = open_volume(
-        path, key=key, lower=lower, create=not read_only, read_only=read_only, source=source
+        path,
+        key=key,
+        lower=lower,
+        create=not read_only,
+        read_only=read_only,
+        source=source,
+        limits=limits,
     )
     try:
         return Watched(volume, guard, guard.admit(volume))
