@@ -41,6 +41,11 @@ void die(const char *text, long error);
 /* steps.c */
 long open_fuse(u32 count);
 void run_plan(const struct message *m);
+const char *decimal(int value, char text[12]);
+long new_mount(const char *type, const char *options, const char *fd_text, u64 attr);
+
+/* worker.c */
+__attribute__((noreturn)) void work(void);
 
 /* programs.c */
 extern struct setup given;

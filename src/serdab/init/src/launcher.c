@@ -6,6 +6,8 @@
  * waits for messages: set up, run a list of mount steps, start a program, pass a signal on. When
  * the socket closes, or the kernel process dies, it ends, and the pid namespace with it.
  *
+ * Started with an argument it is the worker instead, see worker.c.
+ *
  * It is executed from a sealed memfd: /proc/1/exe inside is no file of the host. It is not
  * dumpable, so no program inside can open its memory or descriptors. */
 #include <linux/mount.h>
@@ -170,8 +172,11 @@ __attribute__((noreturn)) static void serve(void)
 	}
 }
 
-__attribute__((used, noreturn)) static void launcher_main(void)
+/* stack: argc, then argv. In its second mode the program attaches the mounts of programs. */
+__attribute__((used, noreturn)) static void launcher_main(const u64 *stack)
 {
+	if (stack[0] > 1)
+		work();
 	u64 flags = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS;
 	long pid = SYS5(__NR_clone, flags | CLONE_PARENT | SIG_CHLD, 0, 0, 0, 0);
 	if (pid == 0)

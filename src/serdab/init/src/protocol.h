@@ -42,6 +42,34 @@ enum {
 	OP_SYNCED = 71,  /* answer to OP_SYNC */
 };
 
+/* kernel process to worker; one worker serves one mount(2) or umount2(2) */
+enum {
+	OP_RESOLVE = 16,    /* value: WORK_*; descriptors: user namespace, mount namespace, root, working
+			     * directory; then the target's path */
+	OP_MOUNT = 17,      /* value: MOUNT_ATTR_*; then type and options: mount at the target */
+	OP_UNDO = 18,       /* take off what OP_MOUNT mounted */
+	OP_WRITE_BACK = 19, /* dirty pages of the target's file system */
+	OP_DETACH = 20,     /* take off the mount whose root the target is */
+};
+
+/* worker to kernel process */
+enum {
+	OP_RESOLVED = 80, /* result 0: serial is the mount's id, value WORK_IS_*; else WORK_AT_* */
+	OP_MOUNTED = 81,  /* serial: the mount's id, value: device number; descriptor: /dev/fuse */
+	OP_WRITTEN = 82,
+	OP_DETACHED = 83, /* answer to OP_UNDO and OP_DETACH */
+};
+
+#define WORK_NOFOLLOW 1u
+#define WORK_FUSE 2u /* open /dev/fuse: OP_MOUNT will mount it */
+#define WORK_DROP_GROUPS 4u
+
+#define WORK_IS_ROOT 1u /* the root of the caller or of the instance */
+#define WORK_IS_MOUNT 2u
+
+#define WORK_AT_ENTER 1u
+#define WORK_AT_TARGET 2u
+
 #define FEATURE_LANDLOCK_SCOPE 1u
 
 struct setup {

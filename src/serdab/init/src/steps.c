@@ -117,7 +117,19 @@ static long configure(long fs, const char *options)
 	return 0;
 }
 
-static long new_mount(const char *type, const char *options, const char *fd_text, u64 attr)
+/* Of a number that is not negative. */
+const char *decimal(int value, char text[12])
+{
+	int n = 11;
+
+	text[n] = 0;
+	do
+		text[--n] = (char)('0' + value % 10);
+	while (value /= 10);
+	return text + n;
+}
+
+long new_mount(const char *type, const char *options, const char *fd_text, u64 attr)
 {
 	long fs = SYS2(__NR_fsopen, type, FSOPEN_CLOEXEC), r = 0;
 
@@ -138,7 +150,7 @@ static long new_mount(const char *type, const char *options, const char *fd_text
 static long step_fuse(const struct step *s, const char *options)
 {
 	char text[12];
-	int n = 11, fd;
+	int fd;
 	long mount, r;
 	struct statx st;
 	struct header h;
@@ -146,10 +158,7 @@ static long step_fuse(const struct step *s, const char *options)
 	if (s->value >= fuse_opened || fuse_fds[s->value] < 0)
 		return -EBADF;
 	fd = fuse_fds[s->value];
-	text[n] = 0;
-	for (int v = fd; v > 0; v /= 10)
-		text[--n] = (char)('0' + v % 10);
-	mount = new_mount("fuse", options, text + n, s->attr);
+	mount = new_mount("fuse", options, decimal(fd, text), s->attr);
 	if (mount < 0)
 		return mount;
 	fuse_device = 0;
