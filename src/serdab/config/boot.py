@@ -23,6 +23,7 @@ from serdab.config.checks import (
     check_names,
     check_target,
 )
+from serdab.config.mounts import EVERYTHING, MountPolicy, dump_policy, parse_policy
 from serdab.config.strict import Section, load_object
 from serdab.errors import Error, FormatError
 
@@ -32,6 +33,8 @@ INTEGRITY_ONLY: Final = "integrity-only"
 IMAGE_TYPES: Final = (ENCRYPTED, INTEGRITY_ONLY)
 # What a build accepts beside the root line. The root line itself is ``upper`` and ``root_mac``.
 MOUNT_TYPES: Final = ("hostfs", "procfs", "devfs", "ramfs")
+#: A smaller limit of the writable layer would not hold its own bookkeeping.
+MIN_UPPER_BYTES: Final = 1 << 20
 NETWORKS: Final = ("host", "none")
 #: What becomes of the writable layer's position: see ``trust.freshness``.
 FRESHNESS: Final = ("record", "enforce", "off")
@@ -63,12 +66,14 @@ class UpperLayer:
     """The writable layer of the root FS.
 
     ``source`` is relative to the instance directory. ``autokey_policy`` other than 0 binds its
-    automatic key to MRENCLAVE too. ``temporary`` keeps it in memory.
+    automatic key to MRENCLAVE too. ``temporary`` keeps it in memory. ``max_bytes`` is the most that
+    its live data may take on the host; None leaves the host's own limit.
     """
 
     source: str = "run/mount/__ROOT"
     autokey_policy: int = 0
     temporary: bool = False
+    max_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +102,12 @@ class BootConfig:
     host_directories: tuple[str, ...] = (".",)
     network: str = "host"
     freshness: str = "record"
+    runtime_mounts: MountPolicy = EVERYTHING
 
 
 def dump_boot_config(config: BootConfig) -> bytes:
     """Return the canonical bytes."""
-    value = {
+    value: dict[str, object] = {
         "format": FORMAT,
         "image_type": config.image_type,
         "init_mac": config.init_mac.hex(),
@@ -121,6 +127,7 @@ def dump_boot_config(config: BootConfig) -> bytes:
             "source": config.upper.source,
             "autokey_policy": config.upper.autokey_policy,
             "temporary": config.upper.temporary,
+            "max_bytes": config.upper.max_bytes,
         },
         "builtin_image_key": config.builtin_image_key,
         "product_id": config.product_id,
@@ -131,6 +138,8 @@ def dump_boot_config(config: BootConfig) -> bytes:
         "network": config.network,
         "freshness": config.freshness,
     }
+    if config.runtime_mounts != EVERYTHING:
+        value["runtime_mounts"] = dump_policy(config.runtime_mounts)
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii") + b"\n"
 
 
@@ -186,6 +195,7 @@ def parse_boot_config(raw: bytes) -> BootConfig:
             upper.text("source"),
             upper.integer("autokey_policy"),
             upper.flag("temporary"),
+            upper.optional_integer("max_bytes", low=MIN_UPPER_BYTES),
         ),
         builtin_image_key=top.flag("builtin_image_key"),
         product_id=top.integer("product_id", high=(1 << 32) - 1),
@@ -195,6 +205,7 @@ def parse_boot_config(raw: bytes) -> BootConfig:
         host_directories=top.texts("host_directories"),
         network=top.text("network", choices=NETWORKS),
         freshness=top.text("freshness", choices=FRESHNESS),
+        runtime_mounts=parse_policy(top.section("runtime_mounts")),
     )
     for section in (env, limits, upper, top):
         section.close()

@@ -8,16 +8,24 @@ under the one key ``serdab``. Above: ``instance.build``. Below: ``strict``, ``ch
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
-from serdab.config.boot import FRESHNESS, NETWORKS, Limits, MountEntry, UpperLayer
+from serdab.config.boot import (
+    FRESHNESS,
+    MIN_UPPER_BYTES,
+    NETWORKS,
+    Limits,
+    MountEntry,
+    UpperLayer,
+)
 from serdab.config.checks import (
     check_entry_points,
     check_environment,
     check_names,
     check_target,
 )
+from serdab.config.mounts import EVERYTHING, MountPolicy, parse_policy
 from serdab.config.strict import Section, load_object
 from serdab.errors import Error, UsageError
 from serdab.keys import parse_hyphened
@@ -53,6 +61,7 @@ class InstanceConfig:
     host_directories: tuple[str, ...] = (".",)
     network: str = "host"
     freshness: str = "record"
+    runtime_mounts: MountPolicy = EVERYTHING
     notes: tuple[str, ...] = ()
 
 
@@ -97,16 +106,24 @@ def parse(raw: bytes) -> InstanceConfig:
         disable_log=metadata.flag("disable_log", default=not debuggable),
         key_separation=separation,
         mounts=mounts,
-        upper=upper,
+        upper=replace(upper, max_bytes=_upper_limit(ours)),
         image_mac=image_mac,
         host_directories=ours.texts("host_directories", (".",)),
         network=ours.text("network", "host", choices=NETWORKS),
         freshness=ours.text("freshness", "record", choices=FRESHNESS),
+        runtime_mounts=parse_policy(ours.section("runtime_mounts")),
         notes=tuple(notes),
     )
     for section in (env, metadata, ours, top):
         section.close()
     return config
+
+
+def _upper_limit(ours: Section) -> int | None:
+    limit = ours.size("writable_size")
+    if limit is not None and limit < MIN_UPPER_BYTES:
+        raise ours.refuse("writable_size", "at least 1MB", f"{limit}B")
+    return limit
 
 
 def _accept(section: Section, name: str, notes: list[str], why: str) -> None:

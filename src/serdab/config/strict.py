@@ -210,6 +210,15 @@ class Section:
             self._check_characters(f"{name}[{index}]", item)
         return tuple(value)
 
+    def optional_texts(self, name: str) -> tuple[str, ...] | None:
+        """Take a list of strings; absent or null is None."""
+        if self._absent(name):
+            return None
+        if self._left[name] is None:
+            del self._left[name]
+            return None
+        return self.texts(name)
+
     def size(self, name: str) -> int | None:
         """Take a size in bytes written as a number and a unit; absent is None."""
         if self._absent(name):

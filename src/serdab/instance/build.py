@@ -399,6 +399,7 @@ def _boot_config(
         host_directories=config.host_directories,
         network=config.network,
         freshness=config.freshness,
+        runtime_mounts=config.runtime_mounts,
     )
 
 

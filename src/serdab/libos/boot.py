@@ -15,21 +15,23 @@ import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from serdab.config.boot import ENCRYPTED, BootConfig, MountEntry
 from serdab.errors import Error, MeasurementMismatch, UsageError, WrongKeyError
-from serdab.keys import parse_hyphened
-from serdab.libos import environment, hostdirs, hostfiles
+from serdab.keys import Key, parse_hyphened
+from serdab.libos import environment, hostdirs, hostfiles, mountkeys
 from serdab.libos.fsclient import FsServer
 from serdab.libos.launcher import SpawnRequest
 from serdab.libos.limits import Wanted
 from serdab.libos.loop import Loop, Task
+from serdab.libos.mountrules import Rules
 from serdab.libos.notify import Caller, CallError
+from serdab.libos.orders import HOST, TRANSIENT, UNION, Orders
 from serdab.libos.request import BootRequest
 from serdab.libos.rootconfig import Request, RootConfig, read_request
 from serdab.libos.sandbox import Sandbox
-from serdab.libos.storage import HOST, TRANSIENT, UNION, Orders
 from serdab.libos.tree import HostDirectory, Memory, Taken, TextFile, Tree
 from serdab.libos.volumekey import volume_key
 from serdab.linux.process import sealed_file
@@ -85,11 +87,29 @@ class Boot:
         self._refusal: Error | None = None
         self._mounting = False
         self._expect_upper = b""
+        self._mount_rules: Rules | None = None
 
     def environment_for(self, caller: tuple[bytes, ...]) -> tuple[bytes, ...]:
         """Return the environment of a program started from outside."""
         names = [os.fsencode(name) for name in self.chain.config.env_untrusted]
         return environment.combine(self._trusted, names, caller)
+
+    def mount_rules(self) -> Rules:
+        """Return what programs may mount; only while some run.
+
+        Raises:
+            Error: the platform has no automatic key.
+        """
+        if self._mount_rules is None:
+            self._mount_rules = mountkeys.make_rules(
+                self.chain,
+                self._platform,
+                instance=self._request.instance,
+                private=self._request.private,
+                one_owner=self._parts.sandbox.ids.is_single,
+                log=self._parts.log,
+            )
+        return self._mount_rules
 
     async def run(self) -> None:
         """Boot up to the point where the application may start.
@@ -315,10 +335,17 @@ class Boot:
             if mount.opened is not None:
                 await mount.opened
         # From here on there is no second try: the chain has its decision, the tree follows it.
-        self.chain.accept_rootfs(mac, runtime=is_runtime, caller_mac=wish.root_mac)
+        is_previous = self._request.previous is not None and not is_runtime
+        self.chain.accept_rootfs(
+            mac,
+            runtime=is_runtime or is_previous,
+            caller_mac=orders.expected_mac if is_previous else wish.root_mac,
+        )
         self.servers[_ROOT_FUSE] = self._parts.root_server
         await self._switch(self._app_tree(config, host_mounts))
         self._host_mounts = host_mounts
+        if config.runtime_mounts.keys:
+            self._mount_rules = mountkeys.with_image_key(self.mount_rules(), request.key)
         if wish.env is not None:
             self._trusted = environment.merge_trusted(self._trusted, wish.env)
         self.entry_points = config.entry_points
@@ -338,17 +365,24 @@ class Boot:
         )
         upper = wish.upper if wish.upper is not None else config.upper.source
         is_temporary = config.upper.temporary and wish.upper is None
+        volume = "" if is_temporary else os.path.join(instance, upper)
+        if wish.lower is not None:
+            image, mac = os.path.join(instance, wish.lower), wish.root_mac
+        elif self._request.previous is not None:
+            mac = self._previous_mac(volume, key.key)
+            image = os.path.join(self._request.previous, mac.hex())
+        else:
+            image, mac = self._request.rootfs, config.root_mac
         return Orders(
             UNION,
-            image=self._request.rootfs
-            if wish.lower is None
-            else os.path.join(instance, wish.lower),
+            image=image,
             image_key=request.key,
-            expected_mac=config.root_mac if wish.lower is None else wish.root_mac,
-            volume="" if is_temporary else os.path.join(instance, upper),
+            expected_mac=mac,
+            volume=volume,
             volume_key=key.key,
             source=key.source,
             one_owner=self._parts.sandbox.ids.is_single,
+            max_bytes=config.upper.max_bytes or 0,
             freshness="off" if is_temporary else config.freshness,
             conf_mac=self.chain.descriptor.conf_mac.value,
             accept_rollback=fresh.accept_rollback,
@@ -356,6 +390,17 @@ class Boot:
             pin_command=fresh.pin_command or "",
             expect_upper=self._expect_upper,
         )
+
+    @staticmethod
+    def _previous_mac(volume: str, key: bytes) -> bytes:
+        """Return the root MAC of the image that the writable layer belongs to.
+
+        The layer's anchor says it, sealed under the layer's key; that the operator asked for the
+        previous image is what allows another one than the measured.
+        """
+        from serdab.sefs.volume import bound_lower
+
+        return bound_lower(Path(volume), Key(key))
 
     def _replace_host_mount(self, source: str, target: str | None) -> tuple[HostMount, ...]:
         """Let init name what the first host directory of the configuration is."""

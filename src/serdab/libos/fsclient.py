@@ -16,7 +16,7 @@ from serdab.libos.channel import Channel, close_all
 from serdab.libos.early import Nursery
 from serdab.libos.loop import Future, Loop
 from serdab.libos.messages import Value
-from serdab.libos.storage import Orders
+from serdab.libos.orders import Orders
 
 
 class FsServer:
@@ -32,6 +32,7 @@ class FsServer:
         self._synced: list[Future[int]] = []
         self.closed: Future[str] = loop.future()
         self.is_serving = False
+        self.is_read_only = False
         self._is_gone = False
         self._channel = Channel(nursery.new_server())
         loop.watch(self._channel.fileno(), self._readable)
@@ -46,6 +47,7 @@ class FsServer:
         match record.get("op"):
             case "opened":
                 mac = record.get("root_mac")
+                self.is_read_only = record.get("read_only") is True
                 if self._opened is not None:
                     self._opened.set_result(mac if isinstance(mac, bytes) else b"")
             case "refused" if self._opened is not None:

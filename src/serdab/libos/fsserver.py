@@ -27,7 +27,8 @@ from typing import Final, NoReturn
 from serdab.errors import Error, InternalError
 from serdab.libos.channel import Channel, close_all
 from serdab.libos.messages import Value
-from serdab.libos.storage import Opened, Orders, open_file_system
+from serdab.libos.orders import Opened, Orders
+from serdab.libos.storage import open_file_system
 from serdab.linux.process import name_process
 
 _LEVELS: Final = {logging.ERROR: "error", logging.WARNING: "warning", logging.INFO: "info"}
@@ -97,7 +98,14 @@ class _Server:
         else:
             for line in self._opened.notices:
                 _tell(self._channel, {"op": "log", "level": "notice", "line": line})
-            _tell(self._channel, {"op": "opened", "root_mac": self._opened.root_mac})
+            _tell(
+                self._channel,
+                {
+                    "op": "opened",
+                    "root_mac": self._opened.root_mac,
+                    "read_only": self._opened.read_only,
+                },
+            )
 
     def _serve(self, fd: int, opened: Opened) -> None:
         from serdab.fuse.session import Session, SessionOptions

@@ -24,7 +24,8 @@ class Shown:
     hidden: tuple[str, ...]
 
 
-def _is_below(path: str, directory: str) -> bool:
+def is_below(path: str, directory: str) -> bool:
+    """Return whether a path is a directory or lies below it."""
     return path == directory or path.startswith(directory.rstrip("/") + "/")
 
 
@@ -42,7 +43,7 @@ def show(path: str, *, instance: str, private: tuple[str, ...]) -> Shown:
     protected = (*(os.path.join(instance, name) for name in HIDDEN_IN_INSTANCE), *private)
     hidden: list[str] = []
     for item in protected:
-        if _is_below(path, item):
+        if is_below(path, item):
             raise UsageError(
                 "this host directory is never shown to programs",
                 stage="config",
@@ -51,6 +52,6 @@ def show(path: str, *, instance: str, private: tuple[str, ...]) -> Shown:
                 found=path,
                 hint="keys, records, images and our own code stay outside the sandbox",
             )
-        if _is_below(item, path):
+        if is_below(item, path):
             hidden.append(os.path.relpath(item, path))
     return Shown(path, tuple(hidden))

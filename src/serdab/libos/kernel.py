@@ -12,6 +12,7 @@ instance down in order and ends.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import traceback
@@ -27,7 +28,8 @@ from serdab.libos.fsclient import FsServer
 from serdab.libos.launcher import SpawnRequest
 from serdab.libos.loop import Loop
 from serdab.libos.messages import Value
-from serdab.libos.notify import CallError, Notifications
+from serdab.libos.mounts import RuntimeMounts
+from serdab.libos.notify import Caller, CallError, Handlers, Notifications
 from serdab.libos.request import BootRequest, byte_strings, number, raw
 from serdab.libos.sandbox import Listeners, Program, Sandbox
 from serdab.libos.streams import Streams
@@ -50,7 +52,15 @@ class Kernel:
         self._lock_fds: list[int] = []
         numbers = call_filter.options_for(os.uname().machine).numbers
         self._notifications = Notifications(
-            loop, numbers, mount_root=self._mount_root, sync=self._sync, log=self._log
+            loop,
+            numbers,
+            handlers=Handlers(
+                mount_root=self._mount_root,
+                mount=lambda caller: self._mounts.mount(caller),
+                umount=lambda caller: self._mounts.umount(caller),
+                sync=self._sync,
+            ),
+            log=self._log,
         )
         # Everything that takes time to start is started before anything is verified: none of it
         # holds a secret, and none of it acts before it is told to.
@@ -64,6 +74,14 @@ class Kernel:
                 on_fuse=self._on_fuse,
                 on_gone=self._on_gone,
             ),
+        )
+        self._mounts = RuntimeMounts(
+            loop,
+            self._sandbox,
+            new_server=self._new_mount_server,
+            rules=lambda: None if self._boot is None else self._boot.mount_rules(),
+            on_device=_raise_read_ahead,
+            log=self._log,
         )
         ids = self._sandbox.ids
         self._streams = Streams(ids.uids[0][1], ids.gids[0][1])
@@ -92,12 +110,25 @@ class Kernel:
         server.serve(fd)
         _raise_read_ahead(device)
 
-    async def _mount_root(self, caller: object) -> None:
-        from serdab.libos.notify import Caller
+    def _new_mount_server(self, name: str) -> FsServer:
+        """Start the fs server of a program's mount, which may end long before the instance."""
+        server = self._new_server(name)
+        for fd in self._lock_fds:
+            server.hold(fd)
 
-        if self._boot is None or not isinstance(caller, Caller):
-            raise CallError(1)
+        def ended() -> None:
+            # One with a problem stays, so that sync(2) and the end of the instance tell of it.
+            if not server.closed.result():
+                self._all_servers.remove(server)
+
+        server.closed.when_done(ended)
+        return server
+
+    async def _mount_root(self, caller: Caller) -> None:
+        if self._boot is None:
+            raise CallError(errno.EPERM)
         await self._boot.mount_root(caller)
+        self._mounts.forget_all()
 
     async def _sync(self) -> None:
         """Make everything durable, as sync(2) and syncfs(2) promise inside."""
@@ -106,7 +137,7 @@ class Kernel:
         except OSError as exc:
             raise CallError(exc.errno or 5) from None
         worst = 0
-        for server in self._all_servers:
+        for server in list(self._all_servers):
             worst = await server.sync() or worst
         if worst:
             raise CallError(worst)
@@ -243,11 +274,12 @@ class Kernel:
                     await self._loop.first(ended, timer_over, timeout_s=patience_s + 1)
             self._sandbox.end()
             await self._sandbox.gone
+            self._mounts.end()
             self._streams.take_back()
-            for server in self._all_servers:
+            for server in list(self._all_servers):
                 if not server.is_serving:
                     server.dismiss()
-            for server in self._all_servers:
+            for server in list(self._all_servers):
                 if not await self._loop.first(server.closed, timeout_s=_CLOSE_PATIENCE_S):
                     problems.append(f"{server.name}: did not close in time")
                 elif server.closed.result():

@@ -21,7 +21,8 @@ import errno
 import os
 import select
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeVar
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, TypeVar
 
 from serdab.errors import Error
 from serdab.libos.filter import MOUNT_ROOT_FS, Numbers
@@ -108,26 +109,42 @@ class Caller:
         return value
 
 
-class Notifications:
-    """All listeners of an instance.
+class Settle(Protocol):
+    """Called after the answer to a mount or umount was sent."""
 
-    ``mount_root(caller)`` performs MountRootFS, ``sync()`` makes everything durable; both raise
-    :class:`CallError`. ``log(level, line)`` is the operator's.
+    async def __call__(self, *, delivered: bool) -> None:
+        """``delivered``: the caller got it; else it is gone, and what it asked for is undone."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Handlers:
+    """What performs the calls; all raise :class:`CallError`.
+
+    ``mount_root(caller)`` performs MountRootFS, ``mount`` and ``umount`` those of programs,
+    ``sync()`` makes everything durable.
     """
+
+    mount_root: Callable[[Caller], Awaitable[None]]
+    mount: Callable[[Caller], Awaitable[Settle]]
+    umount: Callable[[Caller], Awaitable[Settle]]
+    sync: Callable[[], Awaitable[None]]
+
+
+class Notifications:
+    """All listeners of an instance. ``log(level, line)`` is the operator's."""
 
     def __init__(
         self,
         loop: Loop,
         numbers: Numbers,
         *,
-        mount_root: Callable[[Caller], Awaitable[None]],
-        sync: Callable[[], Awaitable[None]],
+        handlers: Handlers,
         log: Callable[[str, str], None],
     ) -> None:
         self._loop = loop
         self._numbers = numbers
-        self._mount_root = mount_root
-        self._sync = sync
+        self._do = handlers
         self._log = log
 
     def add(self, listener: int) -> None:
@@ -152,8 +169,9 @@ class Notifications:
     async def _handle(self, listener: int, notification: Notification) -> None:
         caller = Caller(self._loop, listener, notification)
         code = 0
+        settle: Settle | None = None
         try:
-            await self._dispatch(caller)
+            settle = await self._dispatch(caller)
         except CallerDied:
             return
         except CallError as exc:
@@ -166,17 +184,20 @@ class Notifications:
         except Exception as exc:  # a defect must not leave the caller waiting for ever
             code = errno.EIO
             self._log("error", f"please report: a system call failed by a defect: {exc!r}")
-        answer(listener, notification.id, error=code)
+        delivered = answer(listener, notification.id, error=code)
+        if settle is not None:
+            await settle(delivered=delivered)
 
-    async def _dispatch(self, caller: Caller) -> None:
+    async def _dispatch(self, caller: Caller) -> Settle | None:
         number = caller.notification.number
         if number == MOUNT_ROOT_FS:
-            await self._mount_root(caller)
+            await self._do.mount_root(caller)
+        elif number == self._numbers.mount:
+            return await self._do.mount(caller)
+        elif number == self._numbers.umount2:
+            return await self._do.umount(caller)
         elif number in (self._numbers.sync, self._numbers.syncfs):
-            await self._sync()
-        elif number in (self._numbers.mount, self._numbers.umount2):
-            raise CallError(
-                errno.EPERM, "mount(2) by a program is refused: this version mounts at boot only"
-            )
+            await self._do.sync()
         else:
             raise CallError(errno.ENOSYS)
+        return None

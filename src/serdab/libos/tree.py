@@ -18,6 +18,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
+FUSE_OPTIONS: Final = (
+    "source=serdab,subtype=serdab,rootmode=40000,user_id=0,group_id=0"
+    ",allow_other,default_permissions"
+)
 _STEP: Final = struct.Struct("<BBBBIQHHI")
 
 RDONLY: Final = 1
@@ -165,9 +169,7 @@ class _Builder:
         self.words.append(words)
 
     def fuse(self, register: int, index: int, attr: int) -> None:
-        options = "source=serdab,subtype=serdab,rootmode=40000,user_id=0,group_id=0"
-        options += ",allow_other,default_permissions"
-        self.step(_Op.FUSE, "a FUSE mount", dst=register, value=index, attr=attr, a=options)
+        self.step(_Op.FUSE, "a FUSE mount", dst=register, value=index, attr=attr, a=FUSE_OPTIONS)
 
     def new(self, register: int, fstype: str, options: str, attr: int) -> None:
         self.step(_Op.NEW, f"a new {fstype}", dst=register, attr=attr, a=fstype, b=options)

@@ -58,7 +58,7 @@ def test_the_bytes_are_frozen() -> None:
         b'"host_directories":["."],"image_type":"encrypted","init_mac":"' + b"0" * 64 + b'",'
         b'"limits":{"max_processes":null,"memory_bytes":null,"stack_bytes":null},"mounts":[],'
         b'"network":"host","product_id":0,"root_mac":"' + b"0" * 64 + b'","security_version":0,'
-        b'"upper":{"autokey_policy":0,"source":"run/mount/__ROOT","temporary":false}}\n'
+        b'"upper":{"autokey_policy":0,"max_bytes":null,"source":"run/mount/__ROOT","temporary":false}}\n'
     )
 
 

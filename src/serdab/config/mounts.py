@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What programs may mount while they run: the section ``runtime_mounts`` of both configurations.
+
+Above: ``occlum``, ``boot``. Below: ``strict``. The measured configuration holds the section only
+where it differs from the default, so that configurations without it keep their bytes.
+"""
+
+from __future__ import annotations
+
+import string
+from dataclasses import dataclass
+from typing import Final
+
+from serdab.config.checks import is_plain_absolute
+from serdab.config.strict import Section
+
+TYPES: Final = ("unionfs", "sefs", "hostfs", "ramfs")
+#: Derived from the platform's key; derived from the key that init gave for the root FS.
+AUTOMATIC: Final = "automatic"
+IMAGE: Final = "image"
+_NAME_CHARACTERS: Final = frozenset(string.ascii_letters + string.digits + "_.-")
+
+
+@dataclass(frozen=True, slots=True)
+class NamedKey:
+    """A key that programs use as ``key=@name`` and never see.
+
+    ``source`` is ``automatic``, ``image``, or the absolute path of a key file on the host.
+    """
+
+    name: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class MountPolicy:
+    """What mount(2) of a program may do.
+
+    ``programs`` are prefixes of the paths of programs that may mount and unmount. ``layers`` are
+    host directories below which sealed layers may lie; None: the same as for ``hostfs``.
+    ``clear_keys`` admits ``key=`` with the key itself.
+    """
+
+    types: tuple[str, ...] = TYPES
+    programs: tuple[str, ...] = ("/",)
+    layers: tuple[str, ...] | None = None
+    clear_keys: bool = True
+    keys: tuple[NamedKey, ...] = ()
+
+
+EVERYTHING: Final = MountPolicy()
+
+
+def dump_policy(policy: MountPolicy) -> dict[str, object]:
+    """Return the section of the measured configuration."""
+    return {
+        "types": list(policy.types),
+        "programs": list(policy.programs),
+        "layers": None if policy.layers is None else list(policy.layers),
+        "clear_keys": policy.clear_keys,
+        "keys": [{"name": key.name, "source": key.source} for key in policy.keys],
+    }
+
+
+def parse_policy(section: Section) -> MountPolicy:
+    """Take the whole section; what is absent has its default."""
+    types = section.texts("types", TYPES)
+    for index, name in enumerate(types):
+        if name not in TYPES:
+            raise section.refuse(f"types[{index}]", "one of " + ", ".join(TYPES), repr(name))
+    programs = section.texts("programs", ("/",))
+    for index, path in enumerate(programs):
+        if not is_plain_absolute(path):
+            raise section.refuse(
+                f"programs[{index}]", "an absolute path in its shortest form", repr(path)
+            )
+    layers = section.optional_texts("layers")
+    policy = MountPolicy(
+        types,
+        programs,
+        layers,
+        section.flag("clear_keys", default=True),
+        _parse_keys(section),
+    )
+    section.close()
+    return policy
+
+
+def _parse_keys(section: Section) -> tuple[NamedKey, ...]:
+    out: list[NamedKey] = []
+    if not section.has("keys"):
+        section.optional_texts("keys")  # a known name, for messages about misspelt ones
+        return ()
+    for item in section.sections("keys"):
+        name, source = item.text("name"), item.text("source")
+        if not name or not set(name) <= _NAME_CHARACTERS:
+            raise item.refuse("name", "letters, digits and _ . -", repr(name))
+        if name in (key.name for key in out):
+            raise item.refuse("name", "each name once", repr(name))
+        if source not in (AUTOMATIC, IMAGE) and not is_plain_absolute(source):
+            raise item.refuse(
+                "source",
+                f"{AUTOMATIC}, {IMAGE}, or the absolute path of a key file",
+                repr(source),
+                "`serdab gen-image-key FILE` makes a key file",
+            )
+        item.close()
+        out.append(NamedKey(name, source))
+    return tuple(out)

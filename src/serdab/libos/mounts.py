@@ -1,0 +1,379 @@
+# SPDX-License-Identifier: Apache-2.0
+"""mount(2) and umount2(2) of programs: from the notification to the mount, and back.
+
+Above: ``kernel``. Below: ``mountcall`` (arguments), ``mountrules`` (policy), ``worker`` (the static
+process that acts inside), ``fsclient`` (one fs server per mount).
+
+The order for a mount: open the caller's /proc directory, root, working directory; make sure that
+the caller still waits; copy and check the arguments; resolve the target; open the file system;
+mount it at the target that was resolved; answer. If nobody waits for the answer any more, the
+mount is taken off again, so that one call is one mount. A refused call changes nothing: the file
+system is opened after the target was found, and is not mounted before it was verified.
+
+Threads: one. Calls of different programs are coroutines side by side; whatever may block (the
+caller's memory, a path inside, opening a volume) happens in a thread, the worker, or the fs server.
+
+Security:
+    1. The instance's own namespaces are entered, never those a caller brings: a caller in another
+       mount namespace gets EPERM.
+    2. Only what programs mounted can be unmounted: /proc, /dev and the configured ones stay.
+    3. The number of mounts is bounded; each has a process on the host.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from serdab.errors import Error
+from serdab.libos import mountcall, mountrules
+from serdab.libos.early import launcher_file
+from serdab.libos.fsclient import FsServer
+from serdab.libos.loop import Loop
+from serdab.libos.mountcall import BadCall
+from serdab.libos.mountrules import Rules
+from serdab.libos.notify import Caller, CallerDied, CallError, Settle
+from serdab.libos.sandbox import Sandbox
+from serdab.libos.tree import FUSE_OPTIONS
+from serdab.libos.worker import Mounted, Place, Refused, Target, Worker
+
+T = TypeVar("T")
+
+MAX_MOUNTS: Final = 512
+_RAMFS: Final = ("tmpfs", "source=ramfs,mode=1777")
+#: How long an fs server waits for a volume that another one of this instance is closing.
+_CLOSING_PATIENCE_MS: Final = 10_000
+
+
+@dataclass(slots=True)
+class _Mount:
+    """One mount of a program. ``server`` is None for a file system of the kernel's own."""
+
+    words: str
+    server: FsServer | None
+    is_leaving: bool = False
+
+
+class RuntimeMounts:
+    """The mounts of the programs of one instance.
+
+    ``new_server(name)`` starts an fs server, ``rules()`` returns what holds now (None: nothing may
+    be mounted yet), ``on_device(device)`` hears of a new FUSE mount, ``log`` is the operator's.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        sandbox: Sandbox,
+        *,
+        new_server: Callable[[str], FsServer],
+        rules: Callable[[], Rules | None],
+        on_device: Callable[[int], None],
+        log: Callable[[str, str], None],
+    ) -> None:
+        self._loop = loop
+        self._sandbox = sandbox
+        self._new_server = new_server
+        self._rules = rules
+        self._on_device = on_device
+        self._log = log
+        self._program = -1
+        self._has_ended = False
+        self._mounts: dict[int, _Mount] = {}
+        self._pending = 0
+        self._closing = 0
+        self._workers: set[Worker] = set()
+
+    def forget_all(self) -> None:
+        """The tree was switched: what was mounted in the old one went with it."""
+        for mount in self._mounts.values():
+            self._watch_closing(mount)
+        self._mounts.clear()
+
+    def end(self) -> None:
+        """The sandbox is gone: end the workers that are still on their way in it."""
+        self._has_ended = True
+        for worker in self._workers:
+            worker.kill()
+        if self._program >= 0:
+            os.close(self._program)
+            self._program = -1
+
+    # mount(2) ------------------------------------------------------------------------------
+
+    async def mount(self, caller: Caller) -> Settle:
+        """Perform a mount; the result is told whether the caller got the answer.
+
+        Raises:
+            CallError: refused, the errno for the program.
+            CallerDied: nobody waits for it any more.
+        """
+        with _Where(self._sandbox.pid, caller) as where:
+            caller.check_alive()
+            rules = self._admit(where)
+            arguments = caller.notification.arguments
+            call = await _read(
+                "mount", caller, lambda memory: mountcall.read_mount(memory, arguments)
+            )
+            try:
+                mountrules.check(rules, call)
+            except BadCall as exc:
+                raise CallError(exc.code, f"mount: {exc.reason}") from None
+            if len(self._mounts) + self._pending >= MAX_MOUNTS:
+                raise CallError(errno.ENOSPC, f"mount: there are {MAX_MOUNTS} mounts already")
+            self._pending += 1
+            worker = self._start_worker()
+            try:
+                target = await self._resolve(
+                    worker,
+                    where,
+                    call.target,
+                    nofollow=call.nofollow,
+                    fuse=call.type != "ramfs",
+                )
+                if target.is_root:
+                    raise CallError(errno.EPERM, "mount: the root is not mounted over")
+                mount_id = await self._mount_at(caller, worker, rules, call)
+            except BaseException:
+                await self._dismiss(worker)
+                raise
+            finally:
+                self._pending -= 1
+
+        async def settle(*, delivered: bool) -> None:
+            try:
+                if not delivered and mount_id in self._mounts:
+                    self._watch_closing(self._mounts.pop(mount_id))
+                    await worker.undo()
+            except (Refused, Error) as exc:
+                self._log("error", f"mount: a mount without a caller could not be undone: {exc}")
+            finally:
+                await self._dismiss(worker)
+
+        return settle
+
+    def _admit(self, where: _Where) -> Rules:
+        rules = self._rules()
+        if where.is_foreign:
+            raise CallError(
+                errno.EPERM, "mount: only from the instance's own mount namespace, not a nested one"
+            )
+        if rules is None or self._has_ended:
+            raise CallError(errno.EPERM, "mount: the instance is not ready")
+        try:
+            mountrules.check_program(rules.policy, where.program)
+        except BadCall as exc:
+            raise CallError(exc.code, f"mount: {exc.reason}") from None
+        return rules
+
+    async def _resolve(
+        self, worker: Worker, where: _Where, path: bytes, *, nofollow: bool, fuse: bool
+    ) -> Target:
+        try:
+            return await worker.resolve(
+                where.place,
+                path,
+                nofollow=nofollow,
+                fuse=fuse,
+                drop_groups=self._sandbox.ids.drop_groups,
+            )
+        except Refused as exc:
+            if exc.at_target:
+                raise CallError(exc.code) from None
+            raise CallError(
+                errno.EIO, f"mount: the worker could not enter the sandbox: {exc}"
+            ) from None
+
+    async def _mount_at(
+        self, caller: Caller, worker: Worker, rules: Rules, call: mountcall.MountCall
+    ) -> int:
+        patience_ms = _CLOSING_PATIENCE_MS if self._closing else 0
+        orders = mountrules.orders(rules, call, patience_ms=patience_ms)
+        words = f"{call.type} {os.fsdecode(call.target)}"
+        attributes = mountrules.attributes(call.flags)
+        server = None
+        if orders is not None:
+            server = self._new_server(words)
+            try:
+                await server.open(orders, stage="mount")
+            except Error as exc:
+                server.dismiss()
+                raise CallError(mountrules.refusal_code(exc.kind, call.type), str(exc)) from None
+            if server.is_read_only:
+                attributes |= mountrules.READ_ONLY
+        try:
+            caller.check_alive()
+            mounted = await self._attach(worker, attributes, is_fuse=server is not None)
+        except BaseException:
+            if server is not None:
+                server.dismiss()
+                self._watch_closing(_Mount(words, server))
+            raise
+        mount = _Mount(words, server)
+        self._mounts[mounted.mount_id] = mount
+        if server is not None:
+            server.serve(mounted.fuse_fd)
+            self._on_device(mounted.device)
+            mount_id = mounted.mount_id
+            server.closed.when_done(lambda: self._drop(mount_id, mount))
+        return mounted.mount_id
+
+    def _drop(self, mount_id: int, mount: _Mount) -> None:
+        if self._mounts.get(mount_id) is mount:
+            del self._mounts[mount_id]
+
+    @staticmethod
+    async def _attach(worker: Worker, attributes: int, *, is_fuse: bool) -> Mounted:
+        fstype, options = ("fuse", FUSE_OPTIONS) if is_fuse else _RAMFS
+        try:
+            return await worker.mount(fstype, options, attributes)
+        except Refused as exc:
+            raise CallError(exc.code, f"mount: the system refused: {exc}") from None
+
+    # umount2(2) ----------------------------------------------------------------------------
+
+    async def umount(self, caller: Caller) -> Settle:
+        """Perform an umount; raises as :meth:`mount` does."""
+        with _Where(self._sandbox.pid, caller) as where:
+            caller.check_alive()
+            self._admit(where)
+            arguments = caller.notification.arguments
+            call = await _read(
+                "umount", caller, lambda memory: mountcall.read_umount(memory, arguments)
+            )
+            worker = self._start_worker()
+            try:
+                target = await self._resolve(
+                    worker, where, call.target, nofollow=call.nofollow, fuse=False
+                )
+                mount = self._mounted_at(target)
+                mount.is_leaving = True
+                try:
+                    await self._take_off(caller, worker, mount)
+                except BaseException:
+                    mount.is_leaving = False
+                    raise
+                self._mounts.pop(target.mount_id, None)
+                self._watch_closing(mount)
+            finally:
+                await self._dismiss(worker)
+        return _nothing
+
+    def _mounted_at(self, target: Target) -> _Mount:
+        if target.is_root:
+            raise CallError(errno.EPERM, "umount: the root is not unmounted")
+        if not target.is_mount:
+            raise CallError(errno.EINVAL, "umount: the target is not the root of a mount")
+        mount = self._mounts.get(target.mount_id)
+        if mount is None:
+            raise CallError(errno.EPERM, "umount: only what programs mounted can be unmounted")
+        if mount.is_leaving:
+            raise CallError(errno.EINVAL, "umount: it is being unmounted already")
+        return mount
+
+    async def _take_off(self, caller: Caller, worker: Worker, mount: _Mount) -> None:
+        """Make the file system durable, then detach it; who has files open keeps them."""
+        server = mount.server
+        if server is not None and not server.closed.is_done:
+            try:
+                await worker.write_back()
+            except Refused as exc:
+                raise CallError(exc.code, f"umount: {mount.words}: {exc}") from None
+            code = await server.sync()
+            if code:
+                raise CallError(code, f"umount: {mount.words}: {os.strerror(code)}")
+            caller.check_alive()
+        try:
+            await worker.detach()
+        except Refused as exc:
+            raise CallError(exc.code) from None
+
+    # Housekeeping --------------------------------------------------------------------------
+
+    def _watch_closing(self, mount: _Mount) -> None:
+        """Count file systems that are on their way out: who opens one of them again waits."""
+        if mount.server is None or mount.server.closed.is_done:
+            return
+        self._closing += 1
+        mount.server.closed.when_done(self._closed_one)
+
+    def _closed_one(self) -> None:
+        self._closing -= 1
+
+    def _start_worker(self) -> Worker:
+        if self._program < 0:
+            self._program = launcher_file()
+        worker = Worker(self._loop, self._program)
+        self._workers.add(worker)
+        return worker
+
+    async def _dismiss(self, worker: Worker) -> None:
+        self._workers.discard(worker)
+        await worker.close()
+
+
+async def _nothing(*, delivered: bool) -> None:
+    """Nothing is left to do, whether the caller heard of it or not."""
+
+
+async def _read(what: str, caller: Caller, work: Callable[[mountcall.Readable], T]) -> T:
+    try:
+        return await caller.read(work)
+    except BadCall as exc:
+        raise CallError(exc.code, f"{what}: {exc.reason}") from None
+
+
+class _Where:
+    """The caller's root, directory and program, opened before it is checked to be still there.
+
+    SAFETY: ``thread`` may belong to somebody else by now; what is opened here is used only after
+    ``Caller.check_alive`` has found the notification alive.
+    """
+
+    def __init__(self, first_pid: int, caller: Caller) -> None:
+        self._fds: list[int] = []
+        thread = caller.notification.thread
+        try:
+            proc = self._open(f"/proc/{thread}", os.O_DIRECTORY)
+            own = os.readlink("ns/mnt", dir_fd=proc)
+            self.is_foreign = own != os.readlink(f"/proc/{first_pid}/ns/mnt")
+            self.program = os.readlink("exe", dir_fd=proc)
+            self.place = Place(
+                user_ns=self._open(f"/proc/{first_pid}/ns/user", 0, path_only=False),
+                mount_ns=self._open(f"/proc/{first_pid}/ns/mnt", 0, path_only=False),
+                root=self._open("root", os.O_DIRECTORY, at=proc),
+                cwd=self._open("cwd", os.O_DIRECTORY, at=proc),
+            )
+        except (FileNotFoundError, ProcessLookupError):
+            self.close()
+            raise CallerDied from None
+        except PermissionError:
+            self.close()
+            raise CallError(
+                errno.EPERM,
+                "mount: the caller's /proc directory cannot be read: kernel.yama.ptrace_scope must "
+                "be 0 or 1, see ptrace(2)",
+            ) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, path: str, flags: int, *, at: int | None = None, path_only: bool = True) -> int:
+        # O_PATH asks nothing of the file system that the caller's root or directory lies in.
+        kind = os.O_PATH if path_only else os.O_RDONLY
+        fd = os.open(path, flags | kind | os.O_CLOEXEC, dir_fd=at)
+        self._fds.append(fd)
+        return fd
+
+    def __enter__(self) -> _Where:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        while self._fds:
+            os.close(self._fds.pop())

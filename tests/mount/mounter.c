@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Runs the calls that its arguments name, one after the other, and prints what each returned:
+ *
+ *   mount SOURCE TARGET TYPE FLAGS OPTIONS     NULL and BAD stand for pointers
+ *   umount TARGET FLAGS
+ *   write PATH TEXT    read PATH    cd PATH    mkdir PATH    sync    big N (options of N bytes)
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+static char *pointer(char *word)
+{
+	if (!strcmp(word, "NULL"))
+		return NULL;
+	if (!strcmp(word, "BAD"))
+		return (char *)0x10;
+	if (!strcmp(word, "KERNEL"))
+		return (char *)0xffff888000000000ul;
+	if (!strncmp(word, "long:", 5)) {
+		size_t n = strtoul(word + 5, NULL, 0);
+		char *text = malloc(n + 1);
+
+		memset(text, 'x', n);
+		text[0] = '/';
+		text[n] = 0;
+		return text;
+	}
+	return word;
+}
+
+static void told(const char *what, long r)
+{
+	if (r < 0)
+		printf("%s %s\n", what, strerrorname_np(errno));
+	else
+		printf("%s ok\n", what);
+	fflush(stdout);
+}
+
+int main(int argc, char **argv)
+{
+	int i = 1;
+
+	while (i < argc) {
+		const char *op = argv[i++];
+
+		if (!strcmp(op, "mount")) {
+			told(op, syscall(SYS_mount, pointer(argv[i]), pointer(argv[i + 1]),
+					 pointer(argv[i + 2]), strtoul(argv[i + 3], NULL, 0),
+					 pointer(argv[i + 4])));
+			i += 5;
+		} else if (!strcmp(op, "umount")) {
+			told(op, syscall(SYS_umount2, pointer(argv[i]), strtol(argv[i + 1], NULL, 0)));
+			i += 2;
+		} else if (!strcmp(op, "write")) {
+			int fd = open(argv[i], O_WRONLY | O_CREAT | O_TRUNC, 0644);
+			long r = fd < 0 ? -1 : write(fd, argv[i + 1], strlen(argv[i + 1]));
+
+			if (fd >= 0 && close(fd) < 0)
+				r = -1;
+			told(op, r);
+			i += 2;
+		} else if (!strcmp(op, "read")) {
+			char text[4096];
+			int fd = open(argv[i++], O_RDONLY);
+			long n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+
+			if (n < 0) {
+				told(op, n);
+			} else {
+				text[n] = 0;
+				printf("read %s\n", text);
+			}
+			if (fd >= 0)
+				close(fd);
+		} else if (!strcmp(op, "cd")) {
+			told(op, chdir(argv[i++]));
+		} else if (!strcmp(op, "mkdir")) {
+			told(op, mkdir(argv[i++], 0755));
+		} else if (!strcmp(op, "rmdir")) {
+			told(op, rmdir(argv[i++]));
+		} else if (!strcmp(op, "link")) {
+			told(op, symlink(argv[i], argv[i + 1]));
+			i += 2;
+		} else if (!strcmp(op, "chroot")) {
+			told(op, chroot(argv[i++]));
+		} else {
+			printf("unknown word %s\n", op);
+			return 2;
+		}
+	}
+	return 0;
+}
