@@ -91,6 +91,7 @@ class TestGeneral:
         value = json.loads(result.stdout)
         assert result.stderr == b""
         assert value["error"] == "usage"
+        assert value["stage"] == "build"  # where no stage of the boot refused, the verb did
         assert value["exit_code"] == result.returncode == 2
         assert set(value) >= {"message", "stage", "subject", "expected", "found", "hint"}
 
@@ -247,7 +248,7 @@ class TestRunRefusals:
     def test_not_built(self, serdab: Command, tmp_path: Path) -> None:
         serdab.ok("new", tmp_path / "x")
         result = serdab.run("-C", tmp_path / "x", "run", "/bin/true")
-        refused(result, 125, "[usage]", "has not been built")
+        refused(result, 125, "error: run: the instance has not been built", "[usage]")
 
     def test_in_use(self, serdab: Command, built: Path) -> None:
         with subprocess.Popen(
@@ -258,7 +259,7 @@ class TestRunRefusals:
             assert holder.stdout is not None
             assert holder.stdout.readline() == b"locked\n"
             result = serdab.run("-C", built, "run", "/bin/true")
-            refused(result, 125, "[busy]", "in use", str(holder.pid))
+            refused(result, 125, "error: run: the instance is in use", "[busy]", str(holder.pid))
             refused(serdab.run("-C", built, "reset", "--yes"), 5, "in use")
             holder.communicate()
 

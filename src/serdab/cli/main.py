@@ -59,6 +59,7 @@ def _run(words: list[str]) -> int:
 
     context = Context()
     starts_program = False
+    verb: str | None = None
     failure: Error
     try:
         verb = _take_globals(words, context)
@@ -71,6 +72,10 @@ def _run(words: list[str]) -> int:
         return _dispatch(verb, entry[0], words, context)
     except Error as exc:
         failure = exc
+        if verb in VERBS and not exc.stage:
+            # No stage of the boot refused: the verb did.
+            exc.stage = verb
+            exc.message = exc.message.removeprefix(f"{verb}: ")
     except KeyboardInterrupt:
         return exitcodes.INTERRUPTED
     except BrokenPipeError:
