@@ -16,7 +16,7 @@ from serdab.config.dirs import cache_dir, make_private
 from serdab.errors import EnvironmentRefused
 from serdab.libos.channel import Channel, socket_pair
 from serdab.libos.interpreter import CHANNEL_FD, PYTHON_IGNORES, import_path, start_python
-from serdab.linux.process import sealed_file
+from serdab.linux.process import hide_memory, sealed_file
 from serdab.trust.codetree import code_hash
 
 
@@ -190,6 +190,9 @@ def main(fd: int, _path: list[str]) -> None:
         early = Early(fd + 1)
     except EnvironmentRefused as exc:
         early = exc
+    # After the launcher was started, which must not wait for this; the first message, which may
+    # hold a key, is read later.
+    hide_memory()
     from serdab.libos.kernel import run
 
     run(channel, early)

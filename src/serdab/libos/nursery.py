@@ -22,7 +22,7 @@ import signal
 
 from serdab.libos.channel import Channel, close_all
 from serdab.libos.fsserver import import_early, serve
-from serdab.linux.process import hide_memory
+from serdab.linux.process import forbid_core, hide_memory
 
 
 def main(fd: int, _path: list[str]) -> None:
@@ -31,6 +31,7 @@ def main(fd: int, _path: list[str]) -> None:
     os.chdir("/")  # the caller's directory, and the mount it lies on, are not ours to hold
     os.set_inheritable(fd, False)
     hide_memory()
+    forbid_core()
     channel = Channel(_socket.socket(fileno=fd))
     # Nobody waits for a server: its end is the end of its channel.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)

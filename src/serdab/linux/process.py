@@ -21,7 +21,7 @@ _MFD_NOEXEC_SEAL: Final = 0x8
 def hide_memory() -> None:
     """Make this process non-dumpable: no core file, no ptrace, no /proc/PID/mem by its own user.
 
-    A process does this before it receives a key.
+    A process does this before it receives a key. It holds until the next execve(2).
     """
     import ctypes
 
@@ -29,6 +29,10 @@ def hide_memory() -> None:
 
     zero = ctypes.c_ulong(0)
     check(libc.prctl(_PR_SET_DUMPABLE, zero, zero, zero, zero), "prctl(PR_SET_DUMPABLE)")
+
+
+def forbid_core() -> None:
+    """Write no core file, whatever the handler; for a process that starts no programs of others."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
