@@ -132,14 +132,24 @@ class SealedVolume:
         assert not first.errors
         assert not first.warnings
         self.picture = first.picture
-        self.commits = [self.picture]
-        """The tree after each commit of the log (cut after it), and before the first."""
-        for path, spans in live_ranges(self.host).items():
-            for start, _ in spans if path.startswith("log/") else ():
-                host = self.copy()
-                content = file_at(host, path).content
-                content[start:] = bytes(len(content) - start)
-                self.commits.append(survey(host).picture)
+        self.commits = list(self._commits())
+        """The tree after each commit of either anchor's log, and before the first."""
+
+    def _commits(self) -> Iterator[Picture]:
+        yield self.picture
+        anchor, _, _ = load_anchor(self.host.open("anchor"), KEY, "host")
+        newest = anchor.state.epoch % 2 * SLOT_BYTES
+        for emptied in ((), (newest,)):
+            for path, file in self.files():
+                for start in range(0, len(file.content), PAGE) if path.startswith("log/") else ():
+                    host = self.copy()
+                    for slot in emptied:
+                        host.files["anchor"].content[slot : slot + SLOT_BYTES] = bytes(SLOT_BYTES)
+                    content = file_at(host, path).content
+                    content[start:] = bytes(len(content) - start)
+                    found = survey(host)
+                    if not found.errors:
+                        yield found.picture
 
     def copy(self) -> MemoryDir:
         return copy.deepcopy(self.host)
