@@ -21,7 +21,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
@@ -448,7 +448,7 @@ def _init(
     on_started: Callable[[Pal], None] | None,
 ) -> Pal:
     place = Instance.open_built(instance)
-    freshness = _placed(freshness, place)
+    freshness = freshness.placed_outside(place.path)
     lock = lock_run(place, on_wait=lambda line: say("notice", line))
     try:
         request = BootRequest(
@@ -483,41 +483,6 @@ def _init(
         return pal
     finally:
         lock.close()
-
-
-def _placed(freshness: Freshness, instance: Instance) -> Freshness:
-    """Return it with absolute paths, all of them out of the storage's reach.
-
-    Raises:
-        UsageError: a pin would lie in the instance, or there is no such command.
-    """
-    file, command = freshness.pin_file, freshness.pin_command
-    if file is not None:
-        file = os.path.abspath(file)
-    if command is not None:
-        import shutil
-
-        found = shutil.which(command)
-        if found is None:
-            raise UsageError(
-                "the pin command cannot be run",
-                subject="--pin-command",
-                expected="a program",
-                found=command,
-                hint="it is run as CMD get UUID and as CMD put UUID POSITION",
-            )
-        command = os.path.abspath(found)
-    inside = os.path.realpath(instance.path) + os.sep
-    for option, path in (("--pin-file", file), ("--pin-command", command)):
-        if path is not None and os.path.realpath(path).startswith(inside):
-            raise UsageError(
-                "a pin in the instance protects nothing",
-                subject=option,
-                expected="a path that the storage of the instance cannot reach",
-                found=path,
-                hint="whoever rolls the instance back would roll the pin back with it",
-            )
-    return replace(freshness, pin_file=file, pin_command=command)
 
 
 def _private_directories() -> tuple[str, ...]:

@@ -6,10 +6,11 @@ The bytes of descriptor and configuration are as they were read: nothing about t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from serdab.errors import FormatError
+from serdab.errors import FormatError, UsageError
 from serdab.libos.messages import Value
 
 
@@ -18,7 +19,7 @@ class Freshness:
     """What the caller wants of the writable layer's freshness, beside the measured policy.
 
     ``accept_rollback``: another state than the remembered one is accepted, once. ``pin_file`` and
-    ``pin_command`` are absolute paths of pins elsewhere (``trust.pins``). ``expect_upper`` is the
+    ``pin_command`` are paths of pins elsewhere (``trust.pins``). ``expect_upper`` is the
     MAC that the writable layer must have, as text.
     """
 
@@ -26,6 +27,40 @@ class Freshness:
     pin_file: str | None = None
     pin_command: str | None = None
     expect_upper: str | None = None
+
+    def placed_outside(self, instance: str) -> Freshness:
+        """Return it with absolute paths, all of them out of the reach of the instance's storage.
+
+        Raises:
+            UsageError: a pin would lie in the instance, or there is no such command.
+        """
+        file, command = self.pin_file, self.pin_command
+        if file is not None:
+            file = os.path.abspath(file)
+        if command is not None:
+            import shutil
+
+            found = shutil.which(command)
+            if found is None:
+                raise UsageError(
+                    "the pin command cannot be run",
+                    subject="--pin-command",
+                    expected="a program",
+                    found=command,
+                    hint="it is run as CMD get UUID and as CMD put UUID POSITION",
+                )
+            command = os.path.abspath(found)
+        inside = os.path.realpath(instance) + os.sep
+        for option, path in (("--pin-file", file), ("--pin-command", command)):
+            if path is not None and os.path.realpath(path).startswith(inside):
+                raise UsageError(
+                    "a pin in the instance protects nothing",
+                    subject=option,
+                    expected="a path that the storage of the instance cannot reach",
+                    found=path,
+                    hint="whoever rolls the instance back would roll the pin back with it",
+                )
+        return replace(self, pin_file=file, pin_command=command)
 
 
 @dataclass(frozen=True, slots=True)

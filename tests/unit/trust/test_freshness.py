@@ -3,14 +3,11 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,99 +15,14 @@ import pytest
 from serdab.errors import (
     BusyError,
     EnvironmentRefused,
-    Error,
-    FsError,
-    MeasurementMismatch,
     RollbackError,
     VerificationError,
 )
-from serdab.keys import Key
 from serdab.trust import records
-from serdab.trust.freshness import ENFORCE, OFF, RECORD, Watch, Watched, open_watched
-from serdab.trust.pins import PinFile
+from serdab.trust.freshness import ENFORCE, OFF, open_watched
 from serdab.vfs.api import ROOT_INO
 from serdab.vfs.union import Union
-
-KEY = Key(b"key of freshness")
-CONF = b"c" * 32
-RECORDED = Watch(RECORD, conf_mac=CONF)
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A volume's directory, and where its copies go."""
-
-    path: Path
-    watch: Watch = RECORDED
-
-    def open(self, **changes: object) -> Watched:
-        return open_watched(self.path, replace(self.watch, **changes), key=KEY)  # type: ignore[arg-type]
-
-    @contextmanager
-    def session(self, **changes: object) -> Iterator[tuple[Union, Watched]]:
-        watched = self.open(**changes)
-        fs = Union(watched.volume, None)
-        try:
-            yield fs, watched
-        finally:
-            try:
-                fs.close()
-            finally:
-                watched.guard.close()
-
-    def write(self, name: str, **changes: object) -> list[str]:
-        """Make a file, and leave the volume closed; return the notices."""
-        with self.session(**changes) as (fs, watched):
-            fs.mknod(ROOT_INO, name.encode(), stat.S_IFREG | 0o600, 0, 0, 0)
-        return watched.notices
-
-    def crash(self, *names: str, commit: bool = True, **changes: object) -> None:
-        """Make files, each committed, and end as kill -9 does."""
-        watched = self.open(**changes)
-        fs = Union(watched.volume, None)
-        for name in names:
-            fs.mknod(ROOT_INO, name.encode(), stat.S_IFREG | 0o600, 0, 0, 0)
-            if commit:
-                fs.syncfs()
-        watched.volume.abandon()
-        watched.guard.close()
-
-    def names(self, **changes: object) -> set[bytes]:
-        with self.session(**changes) as (fs, _):
-            return {entry.name for entry in fs.readdir(ROOT_INO, 0)} - {b".", b".."}
-
-    def open_lines(self, **changes: object) -> list[str]:
-        """Open and close it; return the notices."""
-        with self.session(**changes) as (_, watched):
-            return watched.notices
-
-    def save(self, name: str) -> Path:
-        return Path(shutil.copytree(self.path, self.path.with_name(name)))
-
-    def restore(self, copy: Path) -> None:
-        if self.path.exists():
-            shutil.rmtree(self.path)
-        shutil.copytree(copy, self.path)
-
-    def content(self) -> dict[str, bytes]:
-        files = (path for path in self.path.rglob("*") if path.is_file())
-        return {str(path.relative_to(self.path)): path.read_bytes() for path in files}
-
-
-@pytest.fixture
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    return tmp_path / "state/serdab/volumes"
-
-
-@pytest.fixture
-def place(tmp_path: Path, state: Path) -> Place:
-    return Place(tmp_path / "volume")
-
-
-def only_record(state: Path) -> Path:
-    (found,) = state.glob("*/record.json")
-    return found
+from tests.unit.trust.watched import CONF, KEY, Place, only_record
 
 
 class TestOrdinaryLife:
@@ -119,25 +31,25 @@ class TestOrdinaryLife:
         assert place.names() == {b"a", b"b", b"c"}
 
     def test_nothing_is_remembered_of_a_volume_that_was_never_written(
-        self, place: Place, state: Path
+        self, place: Place, volumes: Path
     ) -> None:
         watched = place.open()
         watched.volume.close()
-        assert not state.exists()
+        assert not volumes.exists()
         assert list(place.path.iterdir()) == []
 
-    def test_reading_writes_no_record(self, place: Place, state: Path) -> None:
+    def test_reading_writes_no_record(self, place: Place, volumes: Path) -> None:
         place.write("a")
-        before = only_record(state).stat()
+        before = only_record(volumes).stat()
         place.names()
-        after = only_record(state).stat()
+        after = only_record(volumes).stat()
         assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
     def test_the_record_is_private_and_says_where_the_volume_stands(
-        self, place: Place, state: Path
+        self, place: Place, volumes: Path
     ) -> None:
         place.write("a")
-        path = only_record(state)
+        path = only_record(volumes)
         value = json.loads(path.read_text())
         with place.session() as (_, watched):
             position = watched.volume.position
@@ -159,14 +71,14 @@ class TestOrdinaryLife:
         assert len(place.names()) == 6
 
     def test_what_a_killed_session_left_is_durable_before_it_is_recorded(
-        self, place: Place, state: Path
+        self, place: Place, volumes: Path
     ) -> None:
         """It may be in the host's memory only: a power cut must not make a rollback of it."""
         place.write("a")
         place.crash("b", "c")
-        before = json.loads(only_record(state).read_text())
+        before = json.loads(only_record(volumes).read_text())
         watched = place.open()
-        value = json.loads(only_record(state).read_text())
+        value = json.loads(only_record(volumes).read_text())
         anchor = watched.volume.state
         assert value["epoch"] == anchor.epoch > before["epoch"]
         assert value["sequence"] == anchor.sequence > before["sequence"]
@@ -201,13 +113,13 @@ class TestOrdinaryLife:
         assert moved.write("b") == []
         assert moved.names() == {b"a", b"b"}
 
-    def test_off_remembers_nothing_and_refuses_nothing(self, place: Place, state: Path) -> None:
+    def test_off_remembers_nothing_and_refuses_nothing(self, place: Place, volumes: Path) -> None:
         place.write("a", policy=OFF)
         old = place.save("old")
         place.write("b", policy=OFF)
         place.restore(old)
         assert place.names(policy=OFF) == {b"a"}
-        assert not state.exists()
+        assert not volumes.exists()
 
 
 class TestRollback:
@@ -318,12 +230,12 @@ class TestRollback:
             place.open()
 
     def test_without_a_record_it_is_accepted_said_once_and_recorded(
-        self, place: Place, state: Path
+        self, place: Place, volumes: Path
     ) -> None:
         place.write("a")
         old = place.save("old")
         place.write("b")
-        shutil.rmtree(state)
+        shutil.rmtree(volumes)
         place.restore(old)
         (line,) = place.open_lines()
         assert "unchecked" in line
@@ -343,29 +255,29 @@ class TestForks:
         assert twin.names() == {b"a", b"b"}
 
     def test_equal_numbers_with_another_history_are_refused(
-        self, place: Place, state: Path
+        self, place: Place, volumes: Path
     ) -> None:
         place.write("a")
         twin = Place(place.save("twin"))
-        known = state.with_name("known")
-        shutil.copytree(state, known)
+        known = volumes.with_name("known")
+        shutil.copytree(volumes, known)
         twin.write("b")
         # The other machine wrote as much.
-        shutil.rmtree(state)
-        shutil.copytree(known, state)
+        shutil.rmtree(volumes)
+        shutil.copytree(known, volumes)
         place.write("c")
         with pytest.raises(RollbackError, match="another history"):
             twin.open()
 
     def test_a_fork_of_the_log_that_went_on_further_is_refused(
-        self, place: Place, state: Path
+        self, place: Place, volumes: Path
     ) -> None:
         place.write("a")
         twin = Place(place.save("twin"))
-        known = shutil.copytree(state, state.with_name("known"))
+        known = shutil.copytree(volumes, volumes.with_name("known"))
         twin.crash("b", "c", "d")
-        shutil.rmtree(state)
-        shutil.copytree(known, state)
+        shutil.rmtree(volumes)
+        shutil.copytree(known, volumes)
         place.crash("x", policy=ENFORCE)
         with pytest.raises(RollbackError, match="another history"):
             twin.open()
@@ -445,9 +357,9 @@ class TestExistence:
     def test_nothing_to_reset(self, place: Place) -> None:
         assert not records.discard(str(place.path))
 
-    def test_reset_works_on_damaged_records(self, place: Place, state: Path) -> None:
+    def test_reset_works_on_damaged_records(self, place: Place, volumes: Path) -> None:
         place.write("a")
-        for note in state.glob("at-*.json"):
+        for note in volumes.glob("at-*.json"):
             note.write_text("{")
         shutil.rmtree(place.path)
         assert records.discard(str(place.path))
@@ -470,10 +382,10 @@ class TestDamagedRecords:
         ],
     )
     def test_torn_or_foreign_is_a_refusal_with_a_hint(
-        self, place: Place, state: Path, kind: str, change: Callable[[bytes], bytes]
+        self, place: Place, volumes: Path, kind: str, change: Callable[[bytes], bytes]
     ) -> None:
         place.write("a")
-        (path,) = state.glob("at-*.json") if kind == "at" else state.glob("*/record.json")
+        (path,) = volumes.glob("at-*.json") if kind == "at" else volumes.glob("*/record.json")
         path.write_bytes(change(path.read_bytes()))
         for accept in (False, True):
             with pytest.raises(VerificationError) as caught:
@@ -482,20 +394,20 @@ class TestDamagedRecords:
             assert str(path) in str(caught.value)
 
     def test_the_record_of_another_volume_under_this_name(
-        self, place: Place, state: Path, tmp_path: Path
+        self, place: Place, volumes: Path, tmp_path: Path
     ) -> None:
         place.write("a")
-        mine = only_record(state)
+        mine = only_record(volumes)
         Place(tmp_path / "other").write("b")
-        (theirs,) = set(state.glob("*/record.json")) - {mine}
+        (theirs,) = set(volumes.glob("*/record.json")) - {mine}
         shutil.copy(theirs, mine)
         with pytest.raises(VerificationError):
             place.open()
 
     @pytest.mark.parametrize("kind", ["link", "fifo", "directory"])
-    def test_anything_but_a_file(self, place: Place, state: Path, kind: str) -> None:
+    def test_anything_but_a_file(self, place: Place, volumes: Path, kind: str) -> None:
         place.write("a")
-        path = only_record(state)
+        path = only_record(volumes)
         copy = path.rename(path.with_name("copy"))
         match kind:
             case "link":
@@ -507,222 +419,11 @@ class TestDamagedRecords:
         with pytest.raises(VerificationError):
             place.open()
 
-    def test_a_directory_of_records_that_others_may_write(self, place: Place, state: Path) -> None:
+    def test_a_directory_of_records_that_others_may_write(
+        self, place: Place, volumes: Path
+    ) -> None:
         place.write("a")
-        state.chmod(0o777)
-        only_record(state).parent.chmod(0o777)
+        volumes.chmod(0o777)
+        only_record(volumes).parent.chmod(0o777)
         with pytest.raises(EnvironmentRefused):
             place.open()
-
-
-class TestPinFiles:
-    @pytest.fixture
-    def pinned(self, place: Place, tmp_path: Path) -> Place:
-        return replace(place, watch=replace(place.watch, pin_file=str(tmp_path / "pin")))
-
-    def test_it_protects_a_machine_without_records(self, pinned: Place, state: Path) -> None:
-        pinned.write("a")
-        old = pinned.save("old")
-        pinned.write("b")
-        shutil.rmtree(state)
-        pinned.restore(old)
-        with pytest.raises(RollbackError, match="pin file"):
-            pinned.open()
-        lines = pinned.open_lines(accept_rollback=True)
-        assert len(lines) == 2
-        assert pinned.write("c") == []
-
-    def test_it_knows_an_emptied_volume(self, pinned: Place, state: Path) -> None:
-        pinned.write("a")
-        shutil.rmtree(state)
-        shutil.rmtree(pinned.path)
-        with pytest.raises(RollbackError, match="emptied"):
-            pinned.open()
-        assert len(pinned.write("b", accept_rollback=True)) == 1
-        assert pinned.write("c") == []
-
-    def test_it_knows_its_volume(self, pinned: Place, tmp_path: Path) -> None:
-        pinned.write("a")
-        other = replace(pinned, path=tmp_path / "other")
-        other.write("b", pin_file="")
-        with pytest.raises(RollbackError, match="another writable layer") as caught:
-            other.open()
-        assert caught.value.hint
-        lines = other.open_lines(accept_rollback=True)
-        assert len(lines) == 1
-        assert other.write("c") == []
-
-    def test_a_first_use_is_said(self, pinned: Place) -> None:
-        pinned.write("a", pin_file="")
-        (line,) = pinned.open_lines()
-        assert "unchecked" in line
-        assert "pin file" in line
-        assert pinned.write("b") == []
-
-    @pytest.mark.parametrize("content", [b"", b"\n", b"hello\n", b"\xff" * 60])
-    def test_a_torn_one_is_refused(self, pinned: Place, tmp_path: Path, content: bytes) -> None:
-        pinned.write("a")
-        for raw in (content, (tmp_path / "pin").read_bytes()[:-5]):
-            (tmp_path / "pin").write_bytes(raw)
-            for accept in (False, True):
-                with pytest.raises(VerificationError, match="cannot be read"):
-                    pinned.open(accept_rollback=accept)
-
-    def test_a_pin_through_a_link_stays_behind_the_link(
-        self, pinned: Place, tmp_path: Path
-    ) -> None:
-        (tmp_path / "pin").symlink_to("elsewhere")
-        pinned.write("a")
-        assert (tmp_path / "pin").is_symlink()
-        assert PinFile(str(tmp_path / "elsewhere")).get_any() is not None
-
-
-class TestEnforce:
-    @pytest.fixture
-    def keeper(self, tmp_path: Path) -> Path:
-        """A pin command that keeps a file for each volume, and fails when told to."""
-        path = tmp_path / "keeper"
-        path.write_text(
-            "#!/bin/sh\nset -e\n"
-            f'cd {tmp_path}\necho "$@" >> calls\n'
-            "[ ! -e fail ] || { echo out of order >&2; exit 3; }\n"
-            '[ "$1" != get ] || { [ ! -e "pin-$2" ] || cat "pin-$2"; }\n'
-            '[ "$1" != put ] || printf "%s\\n" "$3" > "pin-$2"\n'
-        )
-        path.chmod(0o755)
-        return path
-
-    @pytest.fixture
-    def enforced(self, place: Place, keeper: Path) -> Place:
-        return replace(place, watch=replace(place.watch, policy=ENFORCE, pin_command=str(keeper)))
-
-    def test_each_commit_is_pinned_before_it_is_acknowledged(
-        self, enforced: Place, tmp_path: Path, state: Path
-    ) -> None:
-        with enforced.session() as (fs, watched):
-            for name in "abc":
-                fs.mknod(ROOT_INO, name.encode(), stat.S_IFREG | 0o600, 0, 0, 0)
-                fs.syncfs()
-                position = watched.volume.position
-                assert position is not None
-                pin = tmp_path / f"pin-{position.uuid.hex()}"
-                assert pin.read_text().strip() == position.dump()
-                assert json.loads(only_record(state).read_text())["sequence"] == position.sequence
-
-    def test_without_it_commits_are_not_pinned(self, enforced: Place, tmp_path: Path) -> None:
-        enforced.write("a", policy=RECORD)
-        before = len((tmp_path / "calls").read_text().splitlines())
-        enforced.crash("b", *[f"c{number}" for number in range(5)], policy=RECORD)
-        calls = (tmp_path / "calls").read_text().splitlines()[before:]
-        assert [call.split()[0] for call in calls] == ["get", "put"]
-
-    def test_a_lost_commit_is_refused(self, enforced: Place) -> None:
-        enforced.write("a")
-        watched = enforced.open()
-        fs = Union(watched.volume, None)
-        fs.mknod(ROOT_INO, b"b", stat.S_IFREG | 0o600, 0, 0, 0)
-        fs.syncfs()
-        old = enforced.save("old")
-        fs.mknod(ROOT_INO, b"c", stat.S_IFREG | 0o600, 0, 0, 0)
-        fs.syncfs()
-        watched.volume.abandon()
-        watched.guard.close()
-        enforced.restore(old)
-        with pytest.raises(RollbackError, match="older state"):
-            enforced.open()
-
-    def test_a_crash_between_commit_and_pin_loses_nothing(
-        self, enforced: Place, tmp_path: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        enforced.write("a")
-        watched = enforced.open()
-        fs = Union(watched.volume, None)
-        fs.mknod(ROOT_INO, b"b", stat.S_IFREG | 0o600, 0, 0, 0)
-        fs.syncfs()
-        fs.mknod(ROOT_INO, b"c", stat.S_IFREG | 0o600, 0, 0, 0)
-        (tmp_path / "fail").touch()
-        with pytest.raises(FsError) as caught:
-            fs.syncfs()
-        assert caught.value.errno == errno.EIO
-        assert "out of order" in caplog.text
-        with pytest.raises(FsError) as caught:
-            fs.mknod(ROOT_INO, b"d", stat.S_IFREG | 0o600, 0, 0, 0)
-        assert caught.value.errno == errno.EROFS
-        fs.close()
-        watched.guard.close()
-        with pytest.raises(EnvironmentRefused, match="pin command failed") as refused:
-            enforced.open()
-        assert "out of order" in refused.value.found
-        (tmp_path / "fail").unlink()
-        # Committed, not acknowledged: the volume is in front of its pin.
-        assert enforced.names() >= {b"a", b"b"}
-        assert enforced.write("d") == []
-
-    def test_the_last_checkpoint_must_be_pinned_too(self, enforced: Place, tmp_path: Path) -> None:
-        watched = enforced.open()
-        fs = Union(watched.volume, None)
-        fs.mknod(ROOT_INO, b"a", stat.S_IFREG | 0o600, 0, 0, 0)
-        fs.syncfs()
-        (tmp_path / "fail").touch()
-        with pytest.raises(FsError):
-            fs.close()
-        watched.guard.close()
-        (tmp_path / "fail").unlink()
-        assert enforced.names() == {b"a"}
-
-    def test_a_record_that_cannot_be_written_is_said_and_does_no_harm(
-        self, place: Place, state: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        place.write("a")
-        with place.session() as (fs, _):
-            hidden = state.rename(state.with_name("hidden"))
-            state.touch()
-            fs.mknod(ROOT_INO, b"b", stat.S_IFREG | 0o600, 0, 0, 0)
-            fs.syncfs()
-        assert "not recorded" in caplog.text
-        state.unlink()
-        hidden.rename(state)
-        assert place.names() == {b"a", b"b"}
-
-    @pytest.mark.parametrize("answer", ["hello", "1 2", "1 2 " + "zz" * 16, "\\n\\n"])
-    def test_a_command_that_says_something_else(
-        self, enforced: Place, keeper: Path, answer: str
-    ) -> None:
-        enforced.write("a")
-        keeper.write_text(f"#!/bin/sh\nprintf '{answer}'\n")
-        with pytest.raises(VerificationError, match="cannot be read"):
-            enforced.open()
-
-    def test_a_command_that_is_not_there(self, enforced: Place, keeper: Path) -> None:
-        enforced.write("a")
-        keeper.unlink()
-        with pytest.raises(Error, match="pin command failed"):
-            enforced.open()
-
-
-class TestExpectedState:
-    def test_the_noted_mac_is_required(self, place: Place) -> None:
-        place.write("a")
-        with place.session() as (_, watched):
-            mac = watched.volume.durable_mac
-        old = place.save("old")
-        for expected in (mac, mac[:16]):
-            assert place.open_lines(expected_mac=expected) == []
-        place.write("b")
-        with pytest.raises(MeasurementMismatch):
-            place.open(expected_mac=mac)
-        place.restore(old)
-        assert place.open_lines(expected_mac=mac, policy=OFF) == []
-
-    def test_commits_after_the_checkpoint_count(self, place: Place) -> None:
-        macs = set()
-        for name in "abc":
-            place.crash(name)
-            with place.session(policy=OFF) as (_, watched):
-                macs.add(watched.volume.durable_mac)
-        assert len(macs) == 3
-
-    def test_a_new_volume_is_not_the_expected_one(self, place: Place) -> None:
-        with pytest.raises(MeasurementMismatch, match="empty"):
-            place.open(expected_mac=b"m" * 32)
-        assert list(place.path.iterdir()) == []
