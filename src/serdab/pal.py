@@ -393,6 +393,7 @@ def init(
     instance: str | os.PathLike[str],
     *,
     image_key: Key | None = None,
+    private: Sequence[str] = (),
     expect_signer: str | None = None,
     expect_root: str | None = None,
     freshness: Freshness = NOTHING_ELSE,
@@ -405,8 +406,10 @@ def init(
 ) -> Pal:
     """Boot an instance through the whole chain, the init stage included.
 
-    ``image_key`` is shown to init as /etc/image_key. ``expect_signer`` is 64 hexadecimal digits,
-    ``expect_root`` too, or sixteen hyphened bytes; ``freshness`` says what is pinned elsewhere.
+    ``image_key`` is shown to init as /etc/image_key; ``private`` are files and directories that no
+    host directory shows, such as the file the key came from. ``expect_signer`` is 64 hexadecimal
+    digits, ``expect_root`` too, or sixteen hyphened bytes; ``freshness`` says what is pinned
+    elsewhere.
     ``previous`` boots the image that the writable layer belongs to instead of the newest one.
     ``log(level, line)`` gets lines for the operator (default: standard error, up to ``log_level``).
     ``stdio`` is init's. ``on_started`` hears of the instance before it has booted, so that another
@@ -421,6 +424,7 @@ def init(
             begun,
             os.fspath(instance),
             image_key=image_key,
+            private=private,
             expect_signer=expect_signer,
             expect_root=expect_root,
             freshness=freshness,
@@ -439,6 +443,7 @@ def _init(
     instance: str,
     *,
     image_key: Key | None,
+    private: Sequence[str],
     expect_signer: str | None,
     expect_root: str | None,
     freshness: Freshness,
@@ -457,7 +462,7 @@ def _init(
             config=place.read(layout.PROTECTED_CONFIG),
             initfs=place.at(layout.INITFS),
             rootfs=place.at(layout.IMAGE),
-            private=_private_directories(),
+            private=(*_private_directories(), *map(os.path.realpath, private)),
             environment=tuple(name + b"=" + value for name, value in os.environb.items()),
             umask=_current_umask(),
             image_key=None if image_key is None else image_key.raw(),
@@ -495,6 +500,7 @@ def run_foreground(
     argv: Sequence[str],
     *,
     image_key: Key | None = None,
+    private: Sequence[str] = (),
     expect_signer: str | None = None,
     expect_root: str | None = None,
     freshness: Freshness = NOTHING_ELSE,
@@ -518,6 +524,7 @@ def run_foreground(
         pal = init(
             instance,
             image_key=image_key,
+            private=private,
             expect_signer=expect_signer,
             expect_root=expect_root,
             freshness=freshness,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.command import describe
-from tests.sandbox.conftest import Box
+from tests.sandbox.conftest import Box, Place
 
 pytestmark = [pytest.mark.fuse, pytest.mark.userns]
 
@@ -29,6 +29,19 @@ class TestHostDirectory:
         script = f"echo x > /host/{name}/x || /bin/busybox mv /host/{name} /host/y || echo refused"
         assert hosted.out("/bin/sh", "-c", script).endswith("refused")
         assert (hosted.path / name).is_dir()
+
+    def test_the_file_of_the_key_cannot_be_read(self, place: Place, probe_program: Path) -> None:
+        # Not where a key belongs, but where a script written for Occlum puts it.
+        box = place.build(probe_program)
+        key = box.path / "image_key"
+        box.command.ok("gen-image-key", key)
+        box.command.ok("-C", box.path, "build", "--image-key", key)
+        content = key.read_text()
+        script = "cat /host/image_key; echo changed > /host/image_key; echo on"
+        run = ("-C", box.path, "run", "--image-key", key, "/bin/sh", "-c", script)
+        result = box.command.run(*run)
+        assert result.stdout == b"on\n", describe(result)
+        assert key.read_text() == content
 
     def test_what_is_written_belongs_to_the_caller(self, hosted: Box) -> None:
         hosted.out("/bin/sh", "-c", "echo from inside > /host/note")

@@ -72,6 +72,7 @@ def _run(
         instance,
         command,
         image_key=key,
+        private=() if args.image_key in (None, "-") else (args.image_key,),
         expect_signer=args.expect_signer,
         expect_root=args.expect_root,
         freshness=freshness_of(args),

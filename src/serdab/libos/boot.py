@@ -418,7 +418,11 @@ class Boot:
             memory=tuple(Memory(entry.target) for entry in config.mounts if _is_memory(entry)),
             host_directories=tuple(
                 HostDirectory(
-                    mount.target, fuse=mount.fuse, taken=mount.taken, hidden=mount.shown.hidden
+                    mount.target,
+                    fuse=mount.fuse,
+                    taken=mount.taken,
+                    hidden=mount.shown.hidden,
+                    files=mount.shown.files,
                 )
                 for mount in host_mounts
             ),

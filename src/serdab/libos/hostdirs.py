@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which host directories may be shown inside, and what of them is hidden. Pure but for realpath.
+"""Which host directories may be shown inside, and what of them is hidden. It only looks, at paths.
 
 Above: ``boot``, ``rootfs``. Never reachable through a host directory: the instance's build/ and
-run/, the user's state, cache and runtime directories (keys, records, sockets), our own code.
+run/, the user's state, cache and runtime directories (keys, records, sockets), our own code, and
+the file of the image key that was given.
 """
 
 from __future__ import annotations
@@ -18,10 +19,14 @@ HIDDEN_IN_INSTANCE = ("build", "run")
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A host directory to show: its real path, and relative paths to hide."""
+    """A host directory to show: its real path, and relative paths to hide.
+
+    ``files`` are those of ``hidden`` that are no directories: a mount covers like with like.
+    """
 
     path: str
     hidden: tuple[str, ...]
+    files: frozenset[str] = frozenset()
 
 
 def is_below(path: str, directory: str) -> bool:
@@ -42,6 +47,7 @@ def show(path: str, *, instance: str, private: tuple[str, ...]) -> Shown:
     """
     protected = (*(os.path.join(instance, name) for name in HIDDEN_IN_INSTANCE), *private)
     hidden: list[str] = []
+    files: set[str] = set()
     for item in protected:
         if is_below(path, item):
             raise UsageError(
@@ -53,5 +59,8 @@ def show(path: str, *, instance: str, private: tuple[str, ...]) -> Shown:
                 hint="keys, records, images and our own code stay outside the sandbox",
             )
         if is_below(item, path):
-            hidden.append(os.path.relpath(item, path))
-    return Shown(path, tuple(hidden))
+            relative = os.path.relpath(item, path)
+            hidden.append(relative)
+            if os.path.exists(item) and not os.path.isdir(item):
+                files.add(relative)
+    return Shown(path, tuple(hidden), frozenset(files))

@@ -68,7 +68,7 @@ class BootRequest:
     """One boot. Paths are absolute.
 
     ``previous`` holds images by their root MAC: the root FS is the one that the writable layer
-    belongs to. ``private`` are directories that are never shown inside. ``terminal`` is the path of
+    belongs to. ``private`` are paths that are never shown inside. ``terminal`` is the path of
     the caller's terminal, if it has one.
     """
 

@@ -84,13 +84,15 @@ class HostDirectory:
     """A host directory shown inside.
 
     ``fuse`` is the index of the descriptor that one of our fs servers serves it through; without
-    one it was taken before (``Taken``), and each of ``hidden`` (relative paths) is covered.
+    one it was taken before (``Taken``), and each of ``hidden`` (relative paths) is covered: by
+    nothing to read if it is one of ``files``, else by an empty directory.
     """
 
     target: str
     fuse: int | None = None
     taken: int = 0
     hidden: tuple[str, ...] = ()
+    files: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +303,10 @@ def _host_directory(b: _Builder, directory: HostDirectory) -> None:
     register = _TAKEN + directory.taken
     b.step(_Op.ATTACH, f"mounting {directory.target}", src=register, dst=_ROOT, a=target)
     for hidden in directory.hidden:
-        b.new(_FILES, "tmpfs", "mode=555,size=4k", RDONLY | NOSUID | NODEV | NOEXEC)
+        if hidden in directory.files:
+            b.clone(_FILES, _OWN_ROOT, "/dev/null", RDONLY | NOSUID | NOEXEC)
+        else:
+            b.new(_FILES, "tmpfs", "mode=555,size=4k", RDONLY | NOSUID | NODEV | NOEXEC)
         b.step(_Op.ATTACH, f"hiding {hidden}", src=_FILES, dst=register, a=hidden, flags=_OPTIONAL)
         b.step(_Op.CLOSE, f"after {hidden}", src=_FILES)
     b.step(_Op.CLOSE, f"after {directory.target}", src=register)
