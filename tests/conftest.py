@@ -17,6 +17,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.harness.leftovers import SESSION_VARIABLE, find_mounts, find_processes
 from tests.harness.skips import is_allowed, load_allowed
@@ -28,6 +29,10 @@ pytest_plugins = [
     "tests.harness.instances",
     "tests.harness.nonces",
 ]
+
+# How long an example takes says something about the machine, and nothing about us.
+settings.register_profile("serdab", deadline=None)
+settings.load_profile("serdab")
 
 _ALLOWED_SKIPS = load_allowed(Path(__file__).parent / "allowed-skips.txt")
 
