@@ -76,7 +76,7 @@ class Operations:
 
 def apply(fs: FileSystem, operation: tuple[Any, ...]) -> object:
     """Apply one operation; return its result or errno, comparable between file systems."""
-    kind, path, other, offset, size, byte, mode = operation
+    kind, path, other = operation[:3]
     held: list[int] = []
 
     def resolve(parts: tuple[bytes, ...]) -> int:
