@@ -18,6 +18,16 @@ from tests.harness.command import Command, describe
 Result = subprocess.CompletedProcess[bytes]
 
 
+HOLDER = """
+import sys
+from serdab.instance.layout import Instance
+from serdab.instance.locks import lock_run
+with lock_run(Instance.open_built(sys.argv[1])):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
 @pytest.fixture
 def built(serdab: Command, tmp_path: Path) -> Path:
     """An instance, built integrity-only, with nothing to run in it."""
@@ -252,7 +262,8 @@ class TestRunRefusals:
 
     def test_in_use(self, serdab: Command, built: Path) -> None:
         with subprocess.Popen(
-            ["flock", "-x", built / "run", "-c", "echo locked; cat"],
+            [sys.executable, "-c", HOLDER, built],
+            env=serdab.env,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         ) as holder:
