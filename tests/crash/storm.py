@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from serdab.keys import Key
+from serdab.sefs import fsck
 from serdab.sefs.hostdir import Dir
 from serdab.sefs.limits import VolumeLimits
 from serdab.sefs.memorydir import MemoryDir
@@ -37,7 +38,7 @@ TINY = VolumeLimits(
     inline_commit_bytes=3 << 10,
     log_bytes=40 << 10,
     log_growth_bytes=8 << 10,
-    segment_bytes=48 << 10,
+    segment_bytes=24 << 10,
     buffer_bytes=8 << 10,
     checkpoint_s=0.0,
     reclaim_s=0.0,
@@ -46,6 +47,8 @@ TINY = VolumeLimits(
 """A few operations cross every border: commits in line and not, checkpoints, new logs, segments."""
 
 Picture = dict[bytes, tuple[Any, ...]]
+CHECK_EVERY = 50
+"""So many crash states are seen for each one that fsck looks at too."""
 
 
 @dataclass(slots=True)
@@ -213,6 +216,9 @@ def storm(
         pristine = copy.deepcopy(state.host) if again_every else None
         fs = record.check(state)
         tally.states += 1
+        if tally.states % CHECK_EVERY == 0:
+            report = fsck.check(lambda fs=fs: fs, [])  # type: ignore[misc]
+            assert report.is_clean(), f"{report.damaged} after {state.point}, {state.kind}"
         if pristine is None or tally.states % again_every:
             continue
         low, high = state.mark.acknowledged, state.mark.issued

@@ -90,8 +90,9 @@ BOTH = pytest.mark.parametrize("kind", ["alone", "over an image"])
 @BOTH
 def test_one_operation_and_one_sync(grounds: Grounds, kind: str) -> None:
     ground, tally = grounds(kind, SETUP), Tally()
-    for steps in bounded(1):
-        storm(run(ground, steps), tally, per_point=5, again_every=150)
+    for number, steps in enumerate(bounded(1)):
+        if (number + number // 4) % 2:  # two of the four calls for each; all in `make soak`
+            storm(run(ground, steps), tally, per_point=5, again_every=150, seed=number)
     assert tally.states > 500
 
 
