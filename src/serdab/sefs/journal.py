@@ -425,13 +425,24 @@ class Journal:
     def _choose_victims(self) -> set[int]:
         """Return the segments to be emptied; their live data is moved already."""
         spare = self._unmovable | self._dead.keys()
-        victims = choose_victims(self.segments, self._limits.reclaim_bytes, spare)
+        victims = choose_victims(self.segments, self._reclaim_budget(), spare)
         try:
             move_data(self.items, self.content, victims)
         except (AuthenticationError, FormatError) as exc:
             self._leave(victims, exc)
             return set()
         return victims
+
+    def _reclaim_budget(self) -> int:
+        """Return how much may be moved: never the room that this checkpoint and the next need.
+
+        What is moved gives its place back two checkpoints later. On a full host it would take the
+        whole reserve, and the checkpoint that frees anything could not be written.
+        """
+        pages = min(len(self.items.mem) * self.state.page_size, self._limits.scattered_bytes)
+        needed = 2 * pages + 2 * self._limits.log_growth_bytes + _BASE_ROOM
+        room = self._dir.free_bytes()[1] + self._reserve.size - needed
+        return max(0, min(self._limits.reclaim_bytes, room))
 
     def _leave(self, victims: set[int], exc: Error) -> None:
         """Something in these segments does not verify: they stay, for fsck to look at."""

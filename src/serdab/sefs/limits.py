@@ -6,7 +6,8 @@ Above: ``volume``, ``segment``, ``content``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,3 +43,16 @@ class VolumeLimits:
 
 
 DEFAULT_LIMITS = VolumeLimits()
+
+_LEAST_SEGMENT: Final = 4 << 20
+_SEGMENTS_PER_HOST: Final = 32
+
+
+def fitted(limits: VolumeLimits, host_bytes: int) -> VolumeLimits:
+    """Return limits for a host file system of this size.
+
+    A segment gives its room back as a whole, after what is alive in it was moved: on a small host
+    that is nearly full, there is no room to move the half of a large one.
+    """
+    most = max(_LEAST_SEGMENT, host_bytes // _SEGMENTS_PER_HOST)
+    return replace(limits, segment_bytes=min(limits.segment_bytes, most))

@@ -25,7 +25,7 @@ from serdab.sefs import keyspace as ks
 from serdab.sefs.anchor import ANCHOR_NAME, Anchor, AnchorState, load_anchor, volume_keys
 from serdab.sefs.hostdir import Dir, HostDir
 from serdab.sefs.journal import NEW_ANCHOR, Journal
-from serdab.sefs.limits import DEFAULT_LIMITS, VolumeLimits
+from serdab.sefs.limits import DEFAULT_LIMITS, VolumeLimits, fitted
 from serdab.sefs.memorydir import MemoryDir
 from serdab.sefs.page import Item
 from serdab.sefs.position import History, Position, logged_mac
@@ -406,7 +406,8 @@ def open_volume_in(
             )
         volume = Volume(
             directory, key, anchor, source=source, lower=lower, read_only=read_only,
-            chunk_size=chunk_size, page_size=page_size, limits=limits,
+            chunk_size=chunk_size, page_size=page_size,
+            limits=fitted(limits, directory.free_bytes()[0]),
         )  # fmt: skip
         volume.recover(tolerant=tolerant)
     except BaseException:
