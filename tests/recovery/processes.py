@@ -77,7 +77,12 @@ class Family:
     @staticmethod
     def find_kernel(cli: int) -> list[Process]:
         """Return the kernel process of a command that may still boot, or nothing."""
-        pids = _children(_parents(), cli)
+        # What makes fs servers is a child of the command too, and has a session of its own.
+        pids = [
+            pid
+            for pid in _children(_parents(), cli)
+            if _group(pid) == _group(cli) and "serdab.libos." in _command(pid)
+        ]
         return [process for pid in pids if (process := _process_or_none(pid)) is not None]
 
     def everybody(self) -> tuple[Process, ...]:
@@ -100,7 +105,7 @@ def find_family(cli: int, instance: Path) -> Family:
     """Return the family of a ``serdab run`` whose program runs already."""
     (kernel,) = Family.find_kernel(cli)
     parents = _parents()
-    below = [process.pid for process in descendants(kernel.pid)]
+    below = [process.pid for process in descendants(cli) if process != kernel]
     ours = _pid_namespace(os.getpid())
     launchers = [
         pid for pid in _children(parents, kernel.pid) if _pid_namespace(pid) not in (ours, "")
@@ -171,6 +176,11 @@ def _stat(pid: int) -> list[str] | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return text.rpartition(")")[2].split()
+
+
+def _group(pid: int) -> str:
+    fields = _stat(pid)
+    return "" if fields is None else fields[2]
 
 
 def _parents() -> dict[int, int]:
