@@ -128,6 +128,7 @@ def test_a_kernel_process_that_is_killed_while_it_boots_leaves_nothing(ward: War
         kernel[0].kill()
         errors = ward.settle(run)
         assert run.process.returncode == 125 or run.last_number("have") is not None, errors
-        assert "the kernel process ended unexpectedly" in errors
+        # Who notices first, the caller or a server, is a race; that somebody says so is not.
+        assert "ended unexpectedly" in errors
         ward.check_gone(run)
     ward.check_whole()
