@@ -111,7 +111,7 @@ class RuntimeMounts:
             CallError: refused, the errno for the program.
             CallerDied: nobody waits for it any more.
         """
-        with _Where(self._sandbox.pid, caller) as where:
+        with _Where(self._sandbox.namespaces, caller) as where:
             caller.check_alive()
             rules = self._admit(where)
             arguments = caller.notification.arguments
@@ -237,7 +237,7 @@ class RuntimeMounts:
 
     async def umount(self, caller: Caller) -> Settle:
         """Perform an umount; raises as :meth:`mount` does."""
-        with _Where(self._sandbox.pid, caller) as where:
+        with _Where(self._sandbox.namespaces, caller) as where:
             caller.check_alive()
             self._admit(where)
             arguments = caller.notification.arguments
@@ -333,19 +333,22 @@ class _Where:
     ``Caller.check_alive`` has found the notification alive.
     """
 
-    def __init__(self, first_pid: int, caller: Caller) -> None:
+    def __init__(self, namespaces: tuple[int, ...], caller: Caller) -> None:
         self._fds: list[int] = []
         thread = caller.notification.thread
         try:
-            proc = self._open(f"/proc/{thread}", os.O_DIRECTORY)
-            own = os.readlink("ns/mnt", dir_fd=proc)
-            self.is_foreign = own != os.readlink(f"/proc/{first_pid}/ns/mnt")
+            proc = self._open(f"/proc/{thread}")
+            if not namespaces:
+                raise CallerDied  # it went with the sandbox
+            user_ns, mount_ns = namespaces
+            theirs, ours = os.stat("ns/mnt", dir_fd=proc), os.fstat(mount_ns)
+            self.is_foreign = not os.path.samestat(theirs, ours)
             self.program = os.readlink("exe", dir_fd=proc)
             self.place = Place(
-                user_ns=self._open(f"/proc/{first_pid}/ns/user", 0, path_only=False),
-                mount_ns=self._open(f"/proc/{first_pid}/ns/mnt", 0, path_only=False),
-                root=self._open("root", os.O_DIRECTORY, at=proc),
-                cwd=self._open("cwd", os.O_DIRECTORY, at=proc),
+                user_ns=user_ns,
+                mount_ns=mount_ns,
+                root=self._open("root", at=proc),
+                cwd=self._open("cwd", at=proc),
             )
         except (FileNotFoundError, ProcessLookupError):
             self.close()
@@ -361,10 +364,9 @@ class _Where:
             self.close()
             raise
 
-    def _open(self, path: str, flags: int, *, at: int | None = None, path_only: bool = True) -> int:
+    def _open(self, path: str, *, at: int | None = None) -> int:
         # O_PATH asks nothing of the file system that the caller's root or directory lies in.
-        kind = os.O_PATH if path_only else os.O_RDONLY
-        fd = os.open(path, flags | kind | os.O_CLOEXEC, dir_fd=at)
+        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
         self._fds.append(fd)
         return fd
 

@@ -84,6 +84,8 @@ class Sandbox:
         self._ended: dict[int, Future[int]] = {}
         self._group: limits.ControlGroup | None = None
         self._pidfd = -1
+        #: Its user and mount namespace, open from when they exist until pid 1 has ended.
+        self.namespaces: tuple[int, ...] = ()
         self.ids = idmaps.choose_here()
         self.has_scopes = False
         self.is_gone = False
@@ -111,6 +113,11 @@ class Sandbox:
         pid = await self._launcher.started()
         self._pidfd = os.pidfd_open(pid)
         self._loop.watch(self._pidfd, self._on_death)
+        # Now: once pid 1 has hidden its memory, its /proc directory is closed to ordinary users.
+        self.namespaces = tuple(
+            os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
+            for name in ("user", "mnt")
+        )
         idmaps.write(pid, self.ids)
 
     async def set_up(self, wanted: limits.Wanted, *, fuse_count: int, own_network: bool) -> str:
@@ -226,6 +233,10 @@ class Sandbox:
             future.set_result(status)
 
     def _on_death(self) -> None:
+        # First of all: a mount namespace that somebody holds keeps its mounts.
+        for fd in self.namespaces:
+            os.close(fd)
+        self.namespaces = ()
         self._loop.unwatch(self._pidfd)
         os.close(self._pidfd)
         self._pidfd = -1
