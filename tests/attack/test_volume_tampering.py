@@ -282,6 +282,26 @@ def history() -> list[tuple[MemoryDir, Survey]]:
     return [(old, survey(old)) for old in kept]
 
 
+def test_a_damaged_last_commit_is_cut_and_said_so(
+    volumes: dict[bool, SealedVolume], caplog: pytest.LogCaptureFixture
+) -> None:
+    volume = volumes[False]
+    live = live_ranges(volume.host)
+    path = next(name for name in live if name.startswith("log/"))
+    start, end = live[path][-1]
+    for offset in (start, end - 1):
+        host = volume.copy()
+        file_at(host, path).content[offset] ^= 1
+        with caplog.at_level("INFO", "serdab.sefs"):
+            caplog.clear()
+            open_host(host).close()
+        assert sum("not whole" in record.getMessage() for record in caplog.records) == 1
+    with caplog.at_level("INFO", "serdab.sefs"):
+        caplog.clear()
+        open_host(volume.copy()).close()
+    assert not any("not whole" in record.getMessage() for record in caplog.records)
+
+
 class TestOlderParts:
     """Files of older states beside newer ones: never a mixture."""
 

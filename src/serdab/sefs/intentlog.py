@@ -23,6 +23,7 @@ Security:
 
 from __future__ import annotations
 
+import logging
 import struct
 from collections.abc import Iterator
 from typing import Final, final
@@ -38,8 +39,11 @@ PAGE: Final = 4096
 _HEADER: Final = struct.Struct("<QII16sQII")
 _SEALED_HEADER: Final = _HEADER.size + TAG_BYTES
 _MAX_BODY: Final = 1 << 30
+_CUT: Final = "a commit that is not whole was cut: it was in flight when the last session ended"
 _GROW: Final = 1 << 20
 _GROW_MOST: Final = 16 << 20
+
+log = logging.getLogger("serdab.sefs")
 
 
 class Commit(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -131,11 +135,14 @@ def read_log(
         head = _read_header(file, cipher, page)
         if head is None or head[0] != sequence + 1 or head[3] != chain:
             _check_tail(file, cipher, page, total, sequence + 1)
+            if any(read_exact(file, _SEALED_HEADER, page * PAGE)):
+                log.info("intent log, page %d: %s", page, _CUT)
             return
         found, body_len, _, _, _, pages, _ = head
         body = _read_body(file, cipher, page, body_len)
         if body is None:
             _check_tail(file, cipher, page + 1, total, sequence + 1)
+            log.info("intent log, page %d: %s", page, _CUT)
             return
         raw, chain = body
         sequence = found
