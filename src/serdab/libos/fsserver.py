@@ -158,6 +158,7 @@ def import_early() -> None:
     import serdab.sefs.image
     import serdab.sefs.memorydir
     import serdab.sefs.volume
+    import serdab.trust.freshness
     import serdab.vfs.hostfs
     import serdab.vfs.union  # noqa: F401
 
