@@ -325,3 +325,58 @@ class TestShortCounts:
         fs = ground.open(HostDir.at(tmp_path))
         assert picture(fs) == picture(model)
         fs.close()
+
+
+_CROWD: list[Step] = [
+    *SETUP[:-1],
+    *[("create", (b"A", b"n%d" % number), (), 0, 0, 0, 0) for number in range(120)],
+    ("mkdir", (b"D",), (), 0, 0, 0, 0),
+    ("mkdir", (b"D", b"E"), (), 0, 0, 0, 0),
+    "syncfs",
+]
+"""Enough names for a tree of several pages: an operation reads the host more than once."""
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        ("create", (b"A", b"new"), (), 0, 0, 0, 0),
+        ("mkdir", (b"D", b"new"), (), 0, 0, 0, 0),
+        ("symlink", (b"D", b"new"), (b"foo",), 0, 0, 0, 0),
+        ("link", (b"foo",), (b"A", b"new"), 0, 0, 0, 0),
+        ("unlink", (b"A", b"n9"), (), 0, 0, 0, 0),
+        ("rmdir", (b"D", b"E"), (), 0, 0, 0, 0),
+        ("rename", (b"D", b"E"), (b"A", b"new"), 0, 0, 0, 0),
+        ("rename", (b"foo",), (b"A", b"n7"), 0, 0, 0, 0),
+        ("exchange", (b"D", b"E"), (b"foo",), 0, 0, 0, 0),
+        ("chmod", (b"A", b"n3"), (), 0, 0, 0, 0o640),
+        ("setxattr", (b"A", b"foo"), (), 0, 50, 1, 0),
+        ("truncate", (b"foo",), (), 100, 0, 0, 0),
+    ],
+    ids=lambda operation: operation[0],
+)
+def test_an_operation_on_names_happens_or_not_when_a_read_fails(
+    operation: tuple[object, ...],
+) -> None:
+    """No half of a rename, wherever the host stops reading."""
+    ground = bare_ground(_CROWD)
+    model = copy.deepcopy(ground.model)
+    before = picture(model)
+    Actor(model).act(operation)
+    outcomes = (before, picture(model))
+    reads = frozenset({Act.READ})
+    count = 1
+    first = 0
+    while first < count:
+        host = Host()
+        fs = ground.open(FaultyDir(host, copy.deepcopy(ground.host)))
+        host.fault, host.calls = Fault(first, errno.EIO, acts=reads), 0
+        result = Actor(fs).act(operation)
+        if host.failed:
+            assert result == errno.EIO
+            count = first + 2
+        host.fault = None
+        assert picture(fs) in outcomes, f"read {first} of {operation}"
+        fs.close()
+        first += 1
+    assert count > 1, "nothing was read"
