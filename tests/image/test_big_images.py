@@ -74,7 +74,7 @@ def peak_kib_of_servers(pid: int) -> list[int]:
     """Return the peak memory of each fs server of a running instance."""
     peaks = []
     for child in descendants(pid):
-        if b"fsserver" in Path(f"/proc/{child}/cmdline").read_bytes():
+        if Path(f"/proc/{child}/comm").read_text() == "serdab-fs\n":
             status = Path(f"/proc/{child}/status").read_text()
             peaks.append(int(status.split("VmHWM:")[1].split()[0]))
     return peaks
