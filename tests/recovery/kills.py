@@ -29,6 +29,7 @@ def kill_round(ward: Ward, victim: str, *, at_once: bool) -> None:
     family = run.find_family()
     victims = list(VICTIMS[victim](family))
     ward.random.shuffle(victims)
+    print(f"kill -9 of {victim}{', and the next run at once' if at_once else ''}")
     time.sleep(ward.random.random() * 0.03)
     for process in victims:
         process.kill()
