@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -59,6 +60,32 @@ class Box:
     def probe(self, *argv: str) -> str:
         """Return the outcome of one act of the probe."""
         return self.out("/bin/probe", *argv)
+
+
+class Shell:
+    """A shell inside that stays: one boot for many acts, each in a process of its own."""
+
+    def __init__(self, box: Box) -> None:
+        self._process = box.command.popen(
+            "-C", box.path, "run", "/bin/sh", stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+
+    def probe(self, *argv: str) -> str:
+        """Return the outcome of one act of the probe."""
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(f"/bin/probe {shlex.join(argv)}; echo; echo $?=\n".encode())
+        process.stdin.flush()
+        lines: list[str] = []
+        while not (line := process.stdout.readline().decode()).endswith("=\n"):
+            assert line, f"the shell inside ended: {lines}"
+            lines.append(line)
+        return "".join(lines).strip()
+
+    def close(self) -> None:
+        """End it."""
+        self._process.communicate(timeout=60)
 
 
 def build_box(
@@ -183,6 +210,14 @@ def probe_program(compile_c: Callable[..., Path]) -> Path:
 def box(place: Place, probe_program: Path) -> Box:
     """An instance without limits, with busybox and the probe."""
     return place.build(probe_program, _without_host)
+
+
+@pytest.fixture(scope="session")
+def shell(place: Place, probe_program: Path) -> Iterator[Shell]:
+    """A shell that stays, in an instance of its own."""
+    inside = Shell(place.build(probe_program, _without_host))
+    yield inside
+    inside.close()
 
 
 def _without_host(config: dict[str, object]) -> None:

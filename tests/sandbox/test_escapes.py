@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from tests.sandbox.conftest import Box
+from tests.sandbox.conftest import Box, Shell
 
 pytestmark = [pytest.mark.fuse, pytest.mark.userns]
 
@@ -24,43 +24,43 @@ class TestHostState:
             "/proc/irq/default_smp_affinity",
         ],
     )
-    def test_kernel_settings_cannot_be_opened_for_writing(self, box: Box, path: str) -> None:
-        assert box.probe("write", path) in ("EROFS", "EACCES", "ENOENT")
+    def test_kernel_settings_cannot_be_opened_for_writing(self, shell: Shell, path: str) -> None:
+        assert shell.probe("write", path) in ("EROFS", "EACCES", "ENOENT")
 
     @pytest.mark.parametrize("path", ["/proc/keys", "/proc/timer_list", "/proc/key-users"])
-    def test_what_tells_about_the_host_is_masked(self, box: Box, path: str) -> None:
-        assert box.probe("readbytes", path) in ("0", "ENOENT", "EACCES")
+    def test_what_tells_about_the_host_is_masked(self, shell: Shell, path: str) -> None:
+        assert shell.probe("readbytes", path) in ("0", "ENOENT", "EACCES")
 
     @pytest.mark.parametrize(
         "path", ["/dev/mem", "/dev/fuse", "/dev/kmsg", "/dev/sda", "/proc/kcore"]
     )
-    def test_devices_of_the_host_are_not_there(self, box: Box, path: str) -> None:
-        assert box.probe("read", path) in ("ENOENT", "EACCES", "EPERM")
+    def test_devices_of_the_host_are_not_there(self, shell: Shell, path: str) -> None:
+        assert shell.probe("read", path) in ("ENOENT", "EACCES", "EPERM")
 
-    def test_a_device_node_cannot_be_made(self, box: Box) -> None:
-        assert box.probe("mknod") == "EPERM"
+    def test_a_device_node_cannot_be_made(self, shell: Shell) -> None:
+        assert shell.probe("mknod") == "EPERM"
 
-    def test_the_host_name_cannot_be_set(self, box: Box) -> None:
-        assert box.probe("sethostname") == "EPERM"
+    def test_the_host_name_cannot_be_set(self, shell: Shell) -> None:
+        assert shell.probe("sethostname") == "EPERM"
 
-    def test_a_raw_socket_cannot_be_opened(self, box: Box) -> None:
-        assert box.probe("rawsocket") == "EPERM"
+    def test_a_raw_socket_cannot_be_opened(self, shell: Shell) -> None:
+        assert shell.probe("rawsocket") == "EPERM"
 
 
 class TestSupervisor:
     @pytest.mark.parametrize("name", ["exe", "mem", "environ", "root/etc", "fd/3", "maps"])
-    def test_pid_1_shows_nothing_of_itself(self, box: Box, name: str) -> None:
-        assert box.probe("read", f"/proc/1/{name}") in ("EACCES", "EPERM", "ENOENT")
+    def test_pid_1_shows_nothing_of_itself(self, shell: Shell, name: str) -> None:
+        assert shell.probe("read", f"/proc/1/{name}") in ("EACCES", "EPERM", "ENOENT")
 
     @pytest.mark.parametrize("name", ["exe", "mem"])
-    def test_pid_1_cannot_be_overwritten(self, box: Box, name: str) -> None:
-        assert box.probe("write", f"/proc/1/{name}") in ("EACCES", "EPERM", "ETXTBSY")
+    def test_pid_1_cannot_be_overwritten(self, shell: Shell, name: str) -> None:
+        assert shell.probe("write", f"/proc/1/{name}") in ("EACCES", "EPERM", "ETXTBSY")
 
-    def test_pid_1_cannot_be_traced(self, box: Box) -> None:
-        assert box.probe("ptrace", "1") == "EPERM"
+    def test_pid_1_cannot_be_traced(self, shell: Shell) -> None:
+        assert shell.probe("ptrace", "1") == "EPERM"
 
-    def test_no_process_of_the_host_can_be_named(self, box: Box) -> None:
-        assert box.probe("kill", str(os.getpid())) == "ESRCH"
+    def test_no_process_of_the_host_can_be_named(self, shell: Shell) -> None:
+        assert shell.probe("kill", str(os.getpid())) == "ESRCH"
 
     def test_only_processes_of_the_instance_are_seen(self, box: Box) -> None:
         pids = [int(name) for name in box.out("/bin/ls", "/proc").split() if name.isdecimal()]
@@ -89,8 +89,8 @@ class TestSystemCalls:
             (0x40000027, "x32 getpid"),
         ],
     )
-    def test_call_does_not_exist(self, box: Box, number: int, name: str) -> None:
-        assert box.probe("syscall", str(number)) == "ENOSYS", name
+    def test_call_does_not_exist(self, shell: Shell, number: int, name: str) -> None:
+        assert shell.probe("syscall", str(number)) == "ENOSYS", name
 
     @pytest.mark.parametrize(
         ("number", "name"),
@@ -111,39 +111,39 @@ class TestSystemCalls:
             (363, "MountRootFS after the boot"),
         ],
     )
-    def test_call_is_refused(self, box: Box, number: int, name: str) -> None:
-        assert box.probe("syscall", str(number)) == "EPERM", name
+    def test_call_is_refused(self, shell: Shell, number: int, name: str) -> None:
+        assert shell.probe("syscall", str(number)) == "EPERM", name
 
     @pytest.mark.parametrize("number", [20, 45, 358])
-    def test_calls_of_the_32_bit_architecture_do_not_exist(self, box: Box, number: int) -> None:
-        assert box.probe("int80", str(number)) == "ENOSYS"
+    def test_calls_of_the_32_bit_architecture_do_not_exist(self, shell: Shell, number: int) -> None:
+        assert shell.probe("int80", str(number)) == "ENOSYS"
 
     @pytest.mark.parametrize("request_number", ["0x5412", "0x541c", "0x100005412"])
-    def test_nothing_can_be_typed_into_a_terminal(self, box: Box, request_number: str) -> None:
-        assert box.probe("ioctl", request_number) == "EPERM"
+    def test_nothing_can_be_typed_into_a_terminal(self, shell: Shell, request_number: str) -> None:
+        assert shell.probe("ioctl", request_number) == "EPERM"
 
     @pytest.mark.parametrize("flags", ["0", "0x20000", "0x20020000"])
-    def test_a_mount_namespace_cannot_be_joined(self, box: Box, flags: str) -> None:
-        assert box.probe("setns", flags) == "EPERM"
+    def test_a_mount_namespace_cannot_be_joined(self, shell: Shell, flags: str) -> None:
+        assert shell.probe("setns", flags) == "EPERM"
 
-    def test_a_listener_of_its_own_is_busy(self, box: Box) -> None:
-        assert box.probe("listener") == "EBUSY"
+    def test_a_listener_of_its_own_is_busy(self, shell: Shell) -> None:
+        assert shell.probe("listener") == "EBUSY"
 
 
 class TestMounts:
-    def test_mount_is_refused(self, box: Box) -> None:
+    def test_mount_is_refused(self, shell: Shell) -> None:
         # A type of the kernel's own: the kernel process knows none but those it mounts itself.
-        assert box.probe("mount") == "EINVAL"
+        assert shell.probe("mount") == "EINVAL"
 
-    def test_mount_from_namespaces_of_its_own_is_refused(self, box: Box) -> None:
-        assert box.probe("nested") == "EPERM"
+    def test_mount_from_namespaces_of_its_own_is_refused(self, shell: Shell) -> None:
+        assert shell.probe("nested") == "EPERM"
 
     @pytest.mark.parametrize("target", ["/", "/proc", "/dev", "/proc/sys"])
-    def test_our_mounts_cannot_be_taken_off(self, box: Box, target: str) -> None:
-        assert box.probe("umount", target) == "EPERM"
+    def test_our_mounts_cannot_be_taken_off(self, shell: Shell, target: str) -> None:
+        assert shell.probe("umount", target) == "EPERM"
 
-    def test_chroot_does_not_lead_out(self, box: Box) -> None:
-        assert box.probe("chroot") == "same root"
+    def test_chroot_does_not_lead_out(self, shell: Shell) -> None:
+        assert shell.probe("chroot") == "same root"
 
     def test_every_mount_is_nosuid_and_only_devices_are_not_nodev(self, box: Box) -> None:
         for line in box.out("/bin/cat", "/proc/self/mountinfo").splitlines():
@@ -184,9 +184,9 @@ class TestPrivileges:
         copy = "/bin/busybox cp /bin/probe /tmp/p; chmod 4755 /tmp/p"
         assert box.out("/bin/sh", "-c", f"{copy}; /bin/probe as 1000 /tmp/p euid") == "1000"
 
-    def test_abstract_sockets_of_the_host_are_out_of_reach(self, box: Box) -> None:
+    def test_abstract_sockets_of_the_host_are_out_of_reach(self, shell: Shell) -> None:
         name = f"serdab-test-{os.urandom(4).hex()}"
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind("\0" + name)
             listener.listen(1)
-            assert box.probe("abstract", name) == "EPERM"
+            assert shell.probe("abstract", name) == "EPERM"
