@@ -70,7 +70,7 @@ def mounter(
         (image / "file").write_text("a file\n")
         (image / "link").symlink_to("mnt")
         (image / "loop").symlink_to("loop")
-        for applet in ("mount", "umount", "grep"):
+        for applet in ("mount", "umount", "grep", "mkdir"):
             (image / "bin" / applet).symlink_to("busybox")
         shutil.copy(mounter_program, image / "bin/mounter")
 
