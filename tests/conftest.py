@@ -12,6 +12,7 @@ At the end of the session a mount or a process that a test left behind fails the
 
 from __future__ import annotations
 
+import faulthandler
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -79,3 +80,10 @@ def _nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
     problems = [f"mount left behind: {where}" for where in sorted(mounts)]
     problems += [f"process left behind: {process}" for process in processes]
     assert not problems, "\n".join(problems)
+
+
+@pytest.fixture(autouse=True)
+def _long_runs_are_no_hangs(request: pytest.FixtureRequest) -> None:
+    """The deadline of a test (``faulthandler_timeout``) is not meant for soak and fuzz runs."""
+    if any(request.node.get_closest_marker(name) for name in ("soak", "fuzz")):
+        faulthandler.cancel_dump_traceback_later()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -36,9 +36,13 @@ SOAK_SECONDS = float(os.environ.get("SERDAB_SOAK_SECONDS", "3600"))
 
 
 @pytest.fixture(autouse=True)
-def _quiet() -> None:
+def _quiet() -> Iterator[None]:
     """A torn anchor is reported on each opening; here that is thousands of lines."""
-    logging.getLogger("serdab.sefs").setLevel(logging.CRITICAL)
+    log = logging.getLogger("serdab.sefs")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    yield
+    log.setLevel(level)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 
@@ -22,8 +23,12 @@ from tests.crash.workloads import random_workload
 
 
 @pytest.fixture(autouse=True)
-def _quiet() -> None:
-    logging.getLogger("serdab.sefs").setLevel(logging.CRITICAL)
+def _quiet() -> Iterator[None]:
+    log = logging.getLogger("serdab.sefs")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    yield
+    log.setLevel(level)
 
 
 def referred(volume: Volume) -> Counter[int]:
