@@ -176,6 +176,8 @@ class Journal:
             self._replay()
         except (AuthenticationError, FormatError) as exc:
             raise self._refusal(exc, "tree root" if not state.log else "intent log") from None
+        if not self.read_only:
+            self._reserve.clear()
 
     def _replay(self) -> None:
         if not self.state.log:

@@ -81,11 +81,17 @@ class Reserve:
             self._file.allocate(wanted)
         self.size = wanted
 
-    def _open(self) -> File:
+    def clear(self) -> None:
+        """Give back what a killed session had set aside: on a full host it is all there is."""
         try:
             self._directory.unlink(RESERVE_NAME)
         except FileNotFoundError:
             pass
+        except OSError as exc:
+            log.warning("%s/%s: not removed: %s", self._directory.label, RESERVE_NAME, exc)
+
+    def _open(self) -> File:
+        self.clear()
         return self._directory.open(RESERVE_NAME, create=True)
 
     def release(self) -> bool:
