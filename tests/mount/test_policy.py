@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The measured configuration narrows what programs may mount."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.mount.conftest import KEY, Mounter
+
+pytestmark = [pytest.mark.fuse, pytest.mark.userns]
+
+
+def configure(mounter: Mounter, **policy: object) -> None:
+    """Set the policy and build again."""
+    file = mounter.path / "Occlum.json"
+    config = json.loads(file.read_text())
+    config["serdab"] = {"runtime_mounts": policy}
+    file.write_text(json.dumps(config))
+    mounter.instance.command.ok("-C", mounter.path, "build")
+
+
+@pytest.mark.parametrize("mounter", ["root"], indirect=True)
+class TestPolicy:
+    def test_types_are_narrowed(self, mounter: Mounter) -> None:
+        configure(mounter, types=["ramfs"])
+        mounter.folder("d")
+        out = mounter.calls(
+            *("mount", "x", "/mnt", "hostfs", "0", "dir=d"),
+            *("mount", "x", "/mnt", "ramfs", "0", "NULL"),
+        )
+        assert out == ["EPERM", "ok"]
+
+    def test_programs_are_narrowed(self, mounter: Mounter) -> None:
+        configure(mounter, programs=["/bin/mounter"])
+        words = ("mount", "x", "/mnt", "ramfs", "0", "NULL")
+        assert mounter.calls(*words) == ["ok"]
+        done = mounter.instance.run("/bin/sh", "-c", "mount -t ramfs x /mnt")
+        assert done.returncode != 0
+        assert b"/bin/busybox may not mount" in done.stderr
+
+    def test_layers_lie_where_the_configuration_says(self, mounter: Mounter) -> None:
+        configure(mounter, layers=["volumes"])
+        mounter.folder("volumes/a")
+        mounter.folder("b")
+        out = mounter.calls(
+            *("mount", "x", "/mnt", "sefs", "0", "dir=b"),
+            *("mount", "x", "/mnt", "hostfs", "0", "dir=b", "umount", "/mnt", "0"),
+            *("mount", "x", "/mnt", "sefs", "0", "dir=volumes/a"),
+        )
+        assert out == ["EPERM", "ok", "ok", "ok"]
+
+    def test_named_keys_replace_keys_in_clear(self, mounter: Mounter, tmp_path: Path) -> None:
+        key_file = tmp_path / "data.key"
+        key_file.write_text(KEY + "\n")
+        configure(
+            mounter,
+            clear_keys=False,
+            keys=[
+                {"name": "file", "source": str(key_file)},
+                {"name": "auto", "source": "automatic"},
+                {"name": "image", "source": "image"},
+            ],
+        )
+        mounter.folder("f")
+        mounter.folder("a")
+        out = mounter.calls(
+            *("mount", "x", "/mnt", "sefs", "0", f"dir=f,key={KEY}"),
+            *("mount", "x", "/mnt", "sefs", "0", "dir=f,key=@file", "write", "/mnt/f", "1"),
+            *("umount", "/mnt", "0"),
+            *("mount", "x", "/mnt", "sefs", "0", "dir=a,key=@auto", "write", "/mnt/f", "2"),
+            *("umount", "/mnt", "0"),
+            *("mount", "x", "/mnt", "sefs", "0", "dir=a"),
+            # The root FS has no key, so there is none derived from it.
+            *("mount", "x", "/mnt", "sefs", "0", "dir=a,key=@image"),
+        )
+        assert out == ["EPERM", "ok", "ok", "ok", "ok", "ok", "ok", "EIO", "EPERM"]
+        configure(mounter)
+        out = mounter.calls("mount", "x", "/mnt", "sefs", "0", f"dir=f,key={KEY}", "read", "/mnt/f")
+        assert out == ["ok", "1"]
