@@ -38,13 +38,14 @@ from serdab.sefs.content import Content
 from serdab.sefs.hostdir import Dir
 from serdab.sefs.intentlog import Commit, LogWriter, log_cipher, read_log
 from serdab.sefs.items import Items
+from serdab.sefs.leftovers import Leftovers
 from serdab.sefs.limits import VolumeLimits
 from serdab.sefs.pagestore import VolumePages, dump_table, parse_table
 from serdab.sefs.position import History, Position
 from serdab.sefs.reclaim import choose_victims, forget_owners, move_data, move_pages
 from serdab.sefs.replay import replay
 from serdab.sefs.reserve import FlushError, Reserve, RoomyDir, is_full
-from serdab.sefs.segment import TABLE_AAD, SegmentStore, file_name, file_number, plain_length
+from serdab.sefs.segment import TABLE_AAD, SegmentStore, file_name, plain_length
 from serdab.sefs.tree import Root, Tree, apply_changes
 from serdab.vfs.api import Inode
 from serdab.vfs.layer import Layer
@@ -101,8 +102,7 @@ class Journal:
         self._chain = state.chain
         self._changed = False
         self._uncommitted = False
-        self._dead: dict[int, int] = {}
-        self._old_logs: list[int] = []
+        self._leftovers = Leftovers(self.segments, self._subdir)
         self._oldest_change = 0.0
         self._last_checkpoint = 0.0
         self._appended_before = 0
@@ -217,7 +217,7 @@ class Journal:
         if wasteful or items > limits.items or self._log_bytes > limits.log_bytes:
             try:
                 self._guarded(self._checkpoint)
-                if wasteful and self._dead:
+                if wasteful and self._leftovers.dead:
                     # What one checkpoint empties the next one deletes: both anchors left it then.
                     self._guarded(self._checkpoint)
                 items = 0
@@ -254,7 +254,7 @@ class Journal:
                 if not is_full(exc):
                     self._fail(os.strerror(exc.errno or errno.EIO))
                     raise FsError(errno.EIO) from None
-                if not (self._dead or self._has_garbage()):
+                if not (self._leftovers.dead or self._has_garbage()):
                     break
                 # Two checkpoints give back what was removed before.
                 self._guarded(self._checkpoint)
@@ -421,12 +421,15 @@ class Journal:
         self._changed = self._uncommitted = False
         self._last_checkpoint = time.monotonic()
         self._appended_before = self.segments.appended_bytes
-        self._bury()
-        self._sweep()
+        self._leftovers.bury(self.state.epoch)
+        self._leftovers.sweep(self.state.epoch, number)
+        if self._first_checkpoint:
+            self._first_checkpoint = False
+            self._leftovers.sweep_strays(number, has_logs="log" in self._dir.names())
 
     def _choose_victims(self) -> set[int]:
         """Return the segments to be emptied; their live data is moved already."""
-        spare = self._unmovable | self._dead.keys()
+        spare = self._unmovable | self._leftovers.dead.keys()
         victims = choose_victims(self.segments, self._reclaim_budget(), spare)
         try:
             move_data(self.items, self.content, victims)
@@ -508,8 +511,7 @@ class Journal:
             file.sync()
         finally:
             file.close()
-        if self.state.log:
-            self._old_logs.append(self.state.log)
+        self._leftovers.end_log(self.state.log)
         self.state, self.tag = state, tag
 
     def _subdir(self, name: str) -> Dir:
@@ -523,51 +525,8 @@ class Journal:
 
     # Space --------------------------------------------------------------------------------
 
-    def _bury(self) -> None:
-        """Note the segments that the new state does not refer to, and forget their records."""
-        for number, usage in self.segments.usage.items():
-            if usage.live <= 0 and not self.segments.is_open(number) and number not in self._dead:
-                self._dead[number] = self.state.epoch
-
-    def _sweep(self) -> None:
-        """Delete what neither durable anchor refers to."""
-        epoch = self.state.epoch
-        for number, buried in list(self._dead.items()):
-            if buried < epoch:
-                self.segments.remove(number)
-                del self._dead[number]
-        keep = {self.state.log, *self._old_logs[-1:]}
-        for number in self._old_logs[:-1]:
-            if number not in keep:
-                self._unlink_log(number)
-        self._old_logs = self._old_logs[-1:]
-        if self._first_checkpoint:
-            self._first_checkpoint = False
-            self._sweep_strays(keep)
-
-    def _unlink_log(self, number: int) -> None:
-        try:
-            self._subdir("log").unlink(file_name(number))
-        except FileNotFoundError:
-            return
-
-    def _sweep_strays(self, logs: set[int]) -> None:
-        """Delete what a killed session left: files that no state refers to."""
-        segments = self._subdir("seg")
-        for name in segments.names():
-            number = file_number(name)
-            if number is not None and number not in self.segments.usage:
-                segments.unlink(name)
-        if "log" not in self._dir.names():
-            return
-        directory = self._subdir("log")
-        for name in directory.names():
-            number = file_number(name)
-            if number is not None and number not in logs:
-                directory.unlink(name)
-
     def tick(self) -> float | None:
-        if self._failed or self.read_only or not (self._changed or self._dead):
+        if self._failed or self.read_only or not (self._changed or self._leftovers.dead):
             return None
         wait = self._limits.reclaim_s if self._has_garbage() else self._limits.checkpoint_s
         left = max(self._oldest_change, self._last_checkpoint) + wait - time.monotonic()
@@ -583,7 +542,7 @@ class Journal:
 
     def _has_garbage(self) -> bool:
         """Return whether a checkpoint would give space back to the host."""
-        return bool(self._dead) or any(
+        return bool(self._leftovers.dead) or any(
             usage.live < usage.used // 2 and not self.segments.is_open(number)
             for number, usage in self.segments.usage.items()
         )
