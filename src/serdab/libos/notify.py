@@ -3,9 +3,9 @@
 
 Above: ``kernel``. Below: ``linux.seccomp``, ``filter``, ``rootconfig``.
 
-Threads: notifications are received, decided and answered in the loop's thread. Only reading the
-caller's memory happens in a thread of its own: its pages may lie in a file that an fs server is
-slow to deliver, and then the loop must go on.
+Threads: notifications are received, decided and answered in the loop's thread. Only memory of the
+caller that is not present is read in a thread of its own: its pages may lie in a file that an fs
+server is slow to deliver, and then the loop must go on.
 
 Security:
     1. The caller's memory is opened first, then the notification is checked, then every argument is
@@ -27,7 +27,15 @@ from typing import Any, Final, Protocol, TypeVar
 from serdab.errors import Error
 from serdab.libos.filter import MOUNT_ROOT_FS, Numbers
 from serdab.libos.loop import Future, Loop
-from serdab.linux.seccomp import Memory, Notification, answer, is_alive, receive
+from serdab.linux.seccomp import (
+    Memory,
+    Notification,
+    NotPresent,
+    PresentMemory,
+    answer,
+    is_alive,
+    receive,
+)
 
 T = TypeVar("T")
 
@@ -65,13 +73,25 @@ class Caller:
             raise CallerDied
 
     async def read(self, work: Callable[[Memory], T]) -> T:
-        """Run ``work`` on the caller's memory, off the loop, with a deadline.
+        """Run ``work`` on the caller's memory, with a deadline.
+
+        What is present is read at once; for anything else ``work`` starts anew, off the loop.
 
         Raises:
             CallError: EFAULT, it cannot be read, or not in time; EPERM, the host forbids it.
             CallerDied: the caller was gone before it could be sure whose memory this is.
         """
         try:
+            present = PresentMemory(self.notification.thread)
+            try:
+                self.check_alive()
+                return work(present)
+            except NotPresent:
+                pass
+            except OSError as exc:
+                raise CallError(exc.errno or errno.EFAULT) from None
+            finally:
+                present.close()
             memory = Memory(self.notification.thread)
         except FileNotFoundError:
             raise CallerDied from None
