@@ -28,17 +28,17 @@ def main() -> int:
     try:
         program = base / "calls"
         flags = ["-D_GNU_SOURCE", "-static", "-O2", "-Wall"]
-        subprocess.run(["gcc", *flags, "-o", program, HERE / "calls.c"], check=True)
+        subprocess.run(["gcc", *flags, "-o", str(program), str(HERE / "calls.c")], check=True)
         inst = base / "inst"
-        subprocess.run([*SERDAB, "-q", "new", inst], env=env, check=True)
+        subprocess.run([*SERDAB, "-q", "new", str(inst)], env=env, check=True)
         shutil.copy(program, inst / "image/bin/calls")
         for path in (inst / "image/mnt", inst / "l", inst / "u"):
             path.mkdir()
-        subprocess.run([*SERDAB, "-q", "-C", inst, "build"], env=env, check=True)
+        subprocess.run([*SERDAB, "-q", "-C", str(inst), "build"], env=env, check=True)
         print("outside:", flush=True)
-        subprocess.run([program, "bare", ROUNDS], check=True)
+        subprocess.run([str(program), "bare", ROUNDS], check=True)
         print("inside:", flush=True)
-        inside = [*SERDAB, "-q", "-C", inst, "run", "/bin/calls", ROUNDS]
+        inside = [*SERDAB, "-q", "-C", str(inst), "run", "/bin/calls", ROUNDS]
         # Every refusal is a line for the operator: thousands of them here.
         subprocess.run(inside, env=env, check=True, stderr=subprocess.DEVNULL)
     finally:

@@ -14,12 +14,12 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from serdab.config.boot import ENCRYPTED, BootConfig, MountEntry
-from serdab.errors import Error, MeasurementMismatch, UsageError, WrongKeyError
+from serdab.errors import Error, LayerMismatch, MeasurementMismatch, UsageError, WrongKeyError
 from serdab.keys import Key, parse_hyphened
 from serdab.libos import environment, hostdirs, hostfiles, mountkeys
 from serdab.libos.fsclient import FsServer
@@ -316,7 +316,8 @@ class Boot:
         except Error as exc:
             # Init gets an errno; whoever booted us hears the whole of it, once, when init is done.
             self._refusal = exc
-            raise CallError(errno.EIO) from exc
+            is_other = isinstance(exc, LayerMismatch)
+            raise CallError(errno.EINVAL if is_other else errno.EIO) from exc
         finally:
             self._mounting = False
 
@@ -357,7 +358,8 @@ class Boot:
         instance = self._request.instance
         fresh = self._request.freshness
         key = volume_key(
-            config,
+            # What is public is the key built in for the configured image, not one init brings.
+            config if wish.lower is None else replace(config, builtin_image_key=False),
             request.key,
             platform=self._platform,
             mrsigner=self.chain.signer,
