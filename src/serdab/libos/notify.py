@@ -30,8 +30,6 @@ from serdab.libos.loop import Future, Loop
 from serdab.linux.seccomp import (
     Memory,
     Notification,
-    NotPresent,
-    PresentMemory,
     answer,
     is_alive,
     receive,
@@ -75,23 +73,13 @@ class Caller:
     async def read(self, work: Callable[[Memory], T]) -> T:
         """Run ``work`` on the caller's memory, with a deadline.
 
-        What is present is read at once; for anything else ``work`` starts anew, off the loop.
+        It runs in a thread: the caller's pages may lie in a slow file (seccomp_unotify(2)).
 
         Raises:
             CallError: EFAULT, it cannot be read, or not in time; EPERM, the host forbids it.
             CallerDied: the caller was gone before it could be sure whose memory this is.
         """
         try:
-            present = PresentMemory(self.notification.thread)
-            try:
-                self.check_alive()
-                return work(present)
-            except NotPresent:
-                pass
-            except OSError as exc:
-                raise CallError(exc.errno or errno.EFAULT) from None
-            finally:
-                present.close()
             memory = Memory(self.notification.thread)
         except FileNotFoundError:
             raise CallerDied from None

@@ -37,7 +37,6 @@ _SEND: Final = 0xC0182101  # SECCOMP_IOCTL_NOTIF_SEND
 _ID_VALID: Final = 0x40082102  # SECCOMP_IOCTL_NOTIF_ID_VALID
 
 _PATH_MAX: Final = 4096
-_PAGE: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,48 +141,3 @@ class Memory:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-
-class NotPresent(Exception):
-    """Reading would have to wait for a page."""
-
-
-class PresentMemory(Memory):
-    """The same, but only what is in memory now, so that reading does not wait for a file system.
-
-    Whoever takes a page away between the look at it and the reading makes the reader wait for that
-    page after all: this is for the speed of ordinary callers, not a promise.
-    """
-
-    __slots__ = ("_pagemap",)
-
-    def __init__(self, thread: int) -> None:
-        super().__init__(thread)
-        try:
-            self._pagemap = os.open(f"/proc/{thread}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-        except BaseException:
-            super().close()
-            raise
-
-    def read(self, address: int, length: int) -> bytes:
-        """Return ``length`` bytes.
-
-        Raises:
-            NotPresent: a page of them is not in memory.
-            OSError: as for all memory.
-        """
-        if 0 < address < 1 << 47 and length:
-            first, last = address // _PAGE, (address + length - 1) // _PAGE
-            size = 8 * (last - first + 1)
-            entries = os.pread(self._pagemap, size, first * 8)
-            # Bit 63 of each entry: the page is present (Documentation/admin-guide/mm/pagemap.rst).
-            if len(entries) != size or not all(byte & 0x80 for byte in entries[7::8]):
-                raise NotPresent
-        return super().read(address, length)
-
-    def close(self) -> None:
-        """Release the descriptors."""
-        super().close()
-        if self._pagemap >= 0:
-            os.close(self._pagemap)
-            self._pagemap = -1
