@@ -18,7 +18,9 @@ ROOT = Path(__file__).resolve().parents[3]
 def run_pytest(folder: Path, source: str, *, ci: bool) -> subprocess.CompletedProcess[str]:
     (folder / "test_it.py").write_text(source)
     # A session of its own: what the outer one keeps running is not left behind by this one.
-    env = {name: value for name, value in os.environ.items() if name not in ("CI", SESSION_VARIABLE)}
+    env = {
+        name: value for name, value in os.environ.items() if name not in ("CI", SESSION_VARIABLE)
+    }
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-c", ROOT / "pyproject.toml", "--rootdir", ROOT,
          "-p", "tests.conftest", "-p", "no:cacheprovider", folder],
