@@ -11,8 +11,12 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import pytest
+
+COMMAND_ENVIRONMENT: Final[dict[str, str]] = {}
+"""What every command under test gets besides: where the audited copy of the package lies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,7 @@ def private_environment(home: Path, runtime: Path) -> dict[str, str]:
         "XDG_CONFIG_HOME": str(home / "config"),
         # A socket's path has at most 107 bytes; pytest's directories are too deep for that.
         "XDG_RUNTIME_DIR": str(runtime),
+        **COMMAND_ENVIRONMENT,
     }
 
 

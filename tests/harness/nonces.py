@@ -6,8 +6,9 @@ hash(key, nonce) → hash(plaintext, associated data). A pair that met two input
 and names the test.
 
 Processes that the product starts run in an isolated interpreter that nothing from outside can
-enter, and so it shall be. Therefore ``audited_sources`` makes a *copy* of the package whose cipher
-notes the same into a file; tests that must see every process run that copy.
+enter, and so it shall be. Therefore there is a *copy* of the package whose cipher notes the same
+into a file, and the command under test runs that copy in every test; ``audited_sources`` is one for
+a test of its own.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import os
 import shutil
 import struct
+import tempfile
 from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
@@ -24,6 +26,7 @@ import pytest
 
 import serdab
 from serdab.crypto.aead import Buffer, RecordCipher
+from tests.harness.command import COMMAND_ENVIRONMENT
 
 _ENTRY: Final = struct.Struct("<16s16s")
 
@@ -97,9 +100,22 @@ def _install(ledger: Ledger, patch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _nonces_are_audited() -> Iterator[None]:
     """Fail the session if a (key, nonce) pair sealed two different inputs."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="sn-") as top:
         _install(LEDGER, patch)
+        sources, notes = Path(top) / "audited", Path(top) / "notes"
+        make_audited_sources(sources, notes)
+        # Processes of an ordinary user read the one and write to the other.
+        for folder, _, names in os.walk(top):
+            os.chmod(folder, 0o755)
+            for name in names:
+                os.chmod(os.path.join(folder, name), 0o644)
+        notes.chmod(0o1777)
+        for program in ("init", "launcher"):
+            for file in sources.glob(f"serdab/init/bin/*/{program}"):
+                file.chmod(0o755)
+        patch.setitem(COMMAND_ENVIRONMENT, "PYTHONPATH", str(sources))
         yield
+        LEDGER.join(notes, "a process of the product")
     assert not LEDGER.repeats, "a nonce was used twice under one key in: " + ", ".join(
         sorted(set(LEDGER.repeats))
     )
