@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import serdab
+from tests.harness.leftovers import SESSION_VARIABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 VOLUME = "tests/attack/test_volume_tampering.py"
@@ -298,6 +299,8 @@ def notices(mutant: Mutant, folder: Path) -> bool:
     file.write_text(text.replace(mutant.old, mutant.new) + mutant.extra)
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:randomly", "-m", "not soak"]
     env = {**os.environ, "PYTHONPATH": os.fspath(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    # A session of its own: what the outer one keeps running is no failure of a mutant.
+    env.pop(SESSION_VARIABLE, None)
     result = subprocess.run(
         [*command, "-p", "no:cacheprovider", *mutant.tests],
         cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=300,
