@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
@@ -26,9 +26,13 @@ from tests.crash.workloads import SETUP, random_workload
 
 
 @pytest.fixture(autouse=True)
-def _quiet() -> None:
+def _quiet() -> Iterator[None]:
     """A torn anchor is reported on each opening; here that is thousands of lines."""
-    logging.getLogger("serdab.sefs").setLevel(logging.CRITICAL)
+    log = logging.getLogger("serdab.sefs")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    yield
+    log.setLevel(level)
 
 
 class Killed(BaseException):
