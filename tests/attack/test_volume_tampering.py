@@ -8,6 +8,7 @@ state rests on (``live_ranges``) is always noticed; of a dead byte it need not b
 from __future__ import annotations
 
 import copy
+import errno
 import os
 import random
 import signal
@@ -374,6 +375,23 @@ def test_a_splice_of_two_volumes_under_one_key(volumes: dict[bool, SealedVolume]
         host.files["anchor"].content[part] = theirs.host.files["anchor"].content[part]
         found = survey(host)
         assert found.errors or found.warnings or found.picture == mine.picture
+
+
+def test_a_volume_rolled_back_while_it_is_open_does_not_go_on_from_there() -> None:
+    host = MemoryDir()
+    fs = open_host(host, read_only=False)
+    fs.mknod(ROOT_INO, b"first", stat.S_IFREG | 0o644, 0, 0, 0)
+    fs.close()
+    older = bytes(file_at(host, "anchor").content)
+    fs = open_host(host, read_only=False)
+    fs.mknod(ROOT_INO, b"second", stat.S_IFREG | 0o644, 0, 0, 0)
+    fs.fsync(ROOT_INO, datasync=False)
+    file_at(host, "anchor").content[:] = older
+    fs.mknod(ROOT_INO, b"third", stat.S_IFREG | 0o644, 0, 0, 0)
+    with pytest.raises(FsError) as refused:
+        fs.close()
+    assert refused.value.errno == errno.EIO
+    assert bytes(file_at(host, "anchor").content) == older
 
 
 def test_parts_of_forked_histories_are_not_mixed() -> None:

@@ -167,6 +167,27 @@ def read_source(directory: Dir) -> bytes | None:
     return None
 
 
+def check_unreplaced(file: File, epoch: int, tag: bytes) -> None:
+    """Check that the slot of an epoch still is the one that was read or written there.
+
+    Raises:
+        AuthenticationError: something else is there: the volume was rolled back, or another
+            session wrote to it, while this one had it open.
+    """
+    try:
+        found = _parse_clear(read_exact(file, SLOT_BYTES, epoch % 2 * SLOT_BYTES)).sealed
+    except FormatError:
+        found = b""
+    if not hmac.compare_digest(found[-TAG_BYTES:], tag):
+        raise AuthenticationError(
+            "the anchor was replaced while the volume was open",
+            subject=ANCHOR_NAME,
+            expected=f"the one of epoch {epoch}",
+            found="another one",
+            hint="the storage was rolled back, or two writers had it: restore it from a backup",
+        )
+
+
 def load_anchor(file: File, key: Key, label: str) -> tuple[Anchor, KeySchedule, list[str]]:
     """Return the newest slot that verifies, its keys, and what was wrong with the other one.
 

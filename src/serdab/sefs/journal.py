@@ -33,7 +33,13 @@ from typing import Final, final
 from serdab.crypto.kdf import KeySchedule
 from serdab.errors import AuthenticationError, Error, FormatError, FsError
 from serdab.sefs import keyspace as ks
-from serdab.sefs.anchor import ANCHOR_NAME, SLOT_BYTES, AnchorState, dump_slot
+from serdab.sefs.anchor import (
+    ANCHOR_NAME,
+    SLOT_BYTES,
+    AnchorState,
+    check_unreplaced,
+    dump_slot,
+)
 from serdab.sefs.content import Content
 from serdab.sefs.hostdir import Dir
 from serdab.sefs.intentlog import Commit, LogWriter, log_cipher, read_log
@@ -507,6 +513,8 @@ class Journal:
         raw, tag = dump_slot(self._keys, self._uuid, self._source, state)
         file = self._dir.open(ANCHOR_NAME, write=True)
         try:
+            # A volume that was rolled back under us must not go on from two states at once.
+            check_unreplaced(file, self.state.epoch, self.tag)
             file.pwrite(raw, state.epoch % 2 * SLOT_BYTES)
             file.sync()
         finally:
