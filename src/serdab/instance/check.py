@@ -14,7 +14,8 @@ from serdab.errors import UsageError, WrongKeyError
 from serdab.instance.layout import IMAGE, INITFS, Instance
 from serdab.instance.measurements import Measurements, read_measurements
 from serdab.keys import Key
-from serdab.libos.volumekey import volume_key
+from serdab.libos.keysource import USER, KeySource, explaining
+from serdab.libos.volumekey import VolumeKey, volume_key
 from serdab.sefs.anchor import ANCHOR_NAME
 from serdab.sefs.fsck import Report, check, salvage
 from serdab.sefs.image import Image, open_image
@@ -63,11 +64,12 @@ def check_image_at(
 
 
 def check_volume_at(
-    path: Path, key: Key, lower: Image | None, progress: Progress | None = None
+    path: Path, key: VolumeKey, lower: Image | None, progress: Progress | None = None
 ) -> Checked:
     """Verify the volume in a host directory, and what it shows of its lower layer."""
     label = str(path)
-    volume = open_volume(path, key=key, lower=lower, read_only=True, tolerant=True)
+    with explaining(path, key.source):
+        volume = open_volume(path, key=Key(key.key), lower=lower, read_only=True, tolerant=True)
     try:
         report = check(lambda: Union(volume, lower), [volume.tree], _labelled(progress, label))
     finally:
@@ -101,7 +103,11 @@ def check_directory(
             expected=f"{IMAGE_NAME}, or {ANCHOR_NAME}",
             found="neither",
         )
-    return check_volume_at(path, _needed(key, path), _lower_of(lower, key), progress)
+    return check_volume_at(path, _named(key, path), _lower_of(lower, key), progress)
+
+
+def _named(key: Key | None, path: Path) -> VolumeKey:
+    return VolumeKey(_needed(key, path).raw(), KeySource(USER).dump())
 
 
 def _needed(key: Key | None, path: Path) -> Key:
@@ -124,15 +130,14 @@ def _lower_of(lower: Path | None, key: Key | None) -> Image | None:
     return _open_lower(lower, key if encrypted else None, None)
 
 
-def _upper_key(measured: Measurements, image_key: Key | None) -> Key:
-    chosen = volume_key(
+def _upper_key(measured: Measurements, image_key: Key | None) -> VolumeKey:
+    return volume_key(
         measured.config,
         image_key.raw() if image_key is not None else None,
         platform=current(),
         mrsigner=measured.mrsigner,
         mrenclave=measured.descriptor.mrenclave(),
     )
-    return Key(chosen.key)
 
 
 def check_instance(
@@ -158,14 +163,15 @@ def check_instance(
 def repair_volume(
     path: Path,
     output: Path,
-    key: Key,
+    key: VolumeKey,
     lower: Image | None,
     progress: Progress | None = None,
 ) -> Checked:
     """Copy what verifies of a volume into a new one at ``output``, an empty directory."""
-    damaged = open_volume(path, key=key, lower=lower, read_only=True, tolerant=True)
+    with explaining(path, key.source):
+        damaged = open_volume(path, key=Key(key.key), lower=lower, read_only=True, tolerant=True)
     try:
-        into = _new_volume(output, key, lower, damaged)
+        into = _new_volume(output, Key(key.key), lower, damaged)
         try:
             report = salvage(damaged, into, _labelled(progress, str(output)))
         finally:
@@ -209,7 +215,7 @@ def repair(
     """Salvage the volume in ``directory``, or the writable layer of ``instance``."""
     if directory is not None:
         return repair_volume(
-            directory, output, _needed(key, directory), _lower_of(lower, key), progress
+            directory, output, _named(key, directory), _lower_of(lower, key), progress
         )
     if instance is None:
         raise UsageError("nothing to repair was named", stage="fsck")

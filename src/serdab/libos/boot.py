@@ -21,7 +21,7 @@ from typing import Final
 from serdab.config.boot import ENCRYPTED, BootConfig, MountEntry
 from serdab.errors import Error, LayerMismatch, MeasurementMismatch, UsageError, WrongKeyError
 from serdab.keys import Key, parse_hyphened
-from serdab.libos import environment, hostdirs, hostfiles, mountkeys
+from serdab.libos import environment, hostdirs, hostfiles, keysource, mountkeys
 from serdab.libos.fsclient import FsServer
 from serdab.libos.launcher import SpawnRequest
 from serdab.libos.limits import Wanted
@@ -371,7 +371,8 @@ class Boot:
         if wish.lower is not None:
             image, mac = os.path.join(instance, wish.lower), wish.root_mac
         elif self._request.previous is not None:
-            mac = self._previous_mac(volume, key.key)
+            with keysource.explaining(Path(volume), key.source):
+                mac = self._previous_mac(volume, key.key)
             image = os.path.join(self._request.previous, mac.hex())
         else:
             image, mac = self._request.rootfs, config.root_mac

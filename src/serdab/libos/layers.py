@@ -9,11 +9,12 @@ process pays only for the kind it serves.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from serdab.errors import BusyError, FormatError, MeasurementMismatch
+from serdab.errors import BusyError, FormatError, MeasurementMismatch, WrongKeyError
 from serdab.keys import Key
 from serdab.libos.orders import Opened, Orders
 
@@ -58,6 +59,27 @@ def _directory(orders: Orders, path: str) -> tuple[Dir, str]:
     return HostDir(place.fd, place.path), place.path
 
 
+@contextmanager
+def _explaining(orders: Orders, path: str) -> Iterator[None]:
+    """Say of a key that does not open the volume at ``path`` what differs from the right one."""
+
+    def read() -> bytes | None:
+        from serdab.sefs.anchor import read_source
+
+        directory, _ = _directory(orders, path)
+        try:
+            return read_source(directory)
+        finally:
+            directory.close()
+
+    try:
+        yield
+    except WrongKeyError as exc:
+        from serdab.libos.keysource import wrong_key
+
+        raise wrong_key(read(), orders.source, subject=exc.subject) from None
+
+
 def _has_image(directory: Dir) -> bool:
     from serdab.sefs.imageformat import IMAGE_NAME
 
@@ -99,7 +121,8 @@ def _open_lower_volume(orders: Orders, directory: Dir, path: str) -> Layer:
     if orders.fence is not None and not directory.names():
         _begin(orders, directory)
         directory, path = _directory(orders, orders.image)
-    volume = open_volume_in(directory, key=_volume_key(orders), read_only=True)
+    with _explaining(orders, orders.image):
+        volume = open_volume_in(directory, key=_volume_key(orders), read_only=True)
     try:
         _check_closed(volume, path)
         _watch(orders, volume, path)
@@ -184,14 +207,15 @@ def _open_upper(orders: Orders, lower: Layer) -> tuple[Volume, list[str]]:
         pin_command=orders.pin_command,
         expected_mac=orders.expect_upper,
     )
-    watched = open_watched(
-        Path(orders.volume),
-        watch,
-        key=Key(orders.volume_key),
-        lower=lower,
-        source=orders.source,
-        limits=VolumeLimits(max_bytes=orders.max_bytes),
-    )
+    with _explaining(orders, orders.volume):
+        watched = open_watched(
+            Path(orders.volume),
+            watch,
+            key=Key(orders.volume_key),
+            lower=lower,
+            source=orders.source,
+            limits=VolumeLimits(max_bytes=orders.max_bytes),
+        )
     # Its lock lives as long as this process: it hears of the last checkpoint too.
     return watched.volume, watched.notices
 
@@ -210,13 +234,14 @@ def _open_in_fence(
     except BaseException:
         directory.close()
         raise
-    volume = open_volume_in(
-        directory,
-        key=Key(orders.volume_key),
-        lower=lower,
-        create=not expected,
-        source=orders.source,
-    )
+    with _explaining(orders, orders.volume):
+        volume = open_volume_in(
+            directory,
+            key=Key(orders.volume_key),
+            lower=lower,
+            create=not expected,
+            source=orders.source,
+        )
     try:
         return volume, _watch(orders, volume, path, expected=expected)
     except BaseException:

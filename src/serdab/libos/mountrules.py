@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import hmac
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -19,6 +18,7 @@ from serdab.config.mounts import MountPolicy
 from serdab.keys import KEY_BYTES
 from serdab.libos.fence import Fence
 from serdab.libos.hostdirs import is_below
+from serdab.libos.keysource import NAMED, USER, KeySource
 from serdab.libos.mountcall import (
     MS_NOATIME,
     MS_NODIRATIME,
@@ -142,14 +142,10 @@ def orders(rules: Rules, call: MountCall, *, patience_ms: int) -> Orders | None:
 def _key(rules: Rules, call: MountCall) -> tuple[bytes | None, bytes]:
     """Return the key that was named or given, and what the volume remembers of its source."""
     if call.key is not None:
-        return call.key, _source({"key": "user"})
+        return call.key, KeySource(USER).dump()
     if call.key_name:
-        return rules.named_keys[call.key_name], _source({"key": "named", "name": call.key_name})
+        return rules.named_keys[call.key_name], KeySource(NAMED, name=call.key_name).dump()
     return None, rules.automatic_source
-
-
-def _source(fields: dict[str, str]) -> bytes:
-    return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode("ascii")
 
 
 def refusal_code(kind: str, fstype: str) -> int:

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which key the writable layer of the root FS has. Pure.
 
-Above: ``boot``. A key that was given serves both layers. Without one the key is the platform's, so
-that only this signer's builds on this machine get it again. A built-in image key is public (it lies
-in clear in the init FS), so there the platform's key is mixed in: what a program writes stays
-secret.
+Above: ``boot``, ``instance.check``. Below: ``keysource``. A key that was given serves both layers.
+Without one the key is the platform's, so that only this signer's builds on this machine get it
+again. A built-in image key is public (it lies in clear in the init FS), so there the platform's key
+is mixed in: what a program writes stays secret.
 """
 
 from __future__ import annotations
 
 import hmac
-import json
 from dataclasses import dataclass
 from typing import Final
 
 from serdab.config.boot import BootConfig
 from serdab.keys import KEY_BYTES
+from serdab.libos.keysource import AUTOMATIC, BUILT_IN, USER, KeySource
 from serdab.trust.measurement import Digest
 from serdab.trust.platform import KeyPolicy, Platform
 
@@ -47,16 +47,19 @@ def volume_key(
         Error: as ``Platform.seal_key`` says.
     """
     if image_key is not None and not config.builtin_image_key:
-        return VolumeKey(image_key, _source({"key": "user"}))
+        return VolumeKey(image_key, KeySource(USER).dump())
     bound = mrenclave if config.upper.autokey_policy else None
     policy = KeyPolicy(mrsigner, config.product_id, bound)
     sealed = platform.seal_key(policy).raw()
-    said = {"key": "automatic", "platform": platform.name, "policy": policy.describe()}
+    source = KeySource(
+        AUTOMATIC if image_key is None else BUILT_IN,
+        platform=platform.name,
+        platform_id=platform.identity(),
+        mrsigner=str(mrsigner),
+        product=str(policy.product_id),
+        mrenclave="" if bound is None else str(bound),
+    ).dump()
     if image_key is None:
-        return VolumeKey(sealed, _source(said))
+        return VolumeKey(sealed, source)
     mixed = hmac.digest(_LABEL + sealed, image_key, "sha256")[:KEY_BYTES]
-    return VolumeKey(mixed, _source({**said, "key": "automatic and built-in"}))
-
-
-def _source(fields: dict[str, str]) -> bytes:
-    return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode("ascii")
+    return VolumeKey(mixed, source)

@@ -12,7 +12,9 @@ On-disk format:
 Security:
     1. The secret is whole and durable, with its name, before the first key is derived from it.
     2. It is refused on a machine with another id, or when others may read it.
-    3. Simulation keeps other users and other machines out. MRSIGNER is public: other signers on the
+    3. Volumes keep the platform's identity in clear. It tells which of them were written here, and
+       nothing of the secret (RFC 5869: outputs for different ``info`` are independent).
+    4. Simulation keeps other users and other machines out. MRSIGNER is public: other signers on the
        same account are kept apart by policy, not by cryptography. Root reads everything.
 """
 
@@ -37,6 +39,7 @@ PLATFORMS: Final = (SIMULATION,)
 SECRET_FILE: Final = "platform-simulation.json"  # noqa: S105 - a file name
 _MACHINE_ID_FILES: Final = ("/etc/machine-id", "/var/lib/dbus/machine-id")
 _SALT: Final = b"serdab automatic key 1\n"
+_IDENTITY: Final = b"serdab platform id 1\n"
 _MACHINE_LABEL: Final = b"serdab machine 1\n"
 
 
@@ -48,11 +51,6 @@ class KeyPolicy:
     mrsigner: Digest
     product_id: int
     mrenclave: Digest | None = None
-
-    def describe(self) -> str:
-        """Return the policy in the words of messages and of the anchor."""
-        text = f"mrsigner={self.mrsigner} product={self.product_id}"
-        return text if self.mrenclave is None else f"{text} mrenclave={self.mrenclave}"
 
     def context(self) -> bytes:
         """Return the injective encoding that keys are derived from."""
@@ -78,6 +76,10 @@ class Platform(Protocol):
         """Return the key of a policy on this machine; the same one every time."""
         ...
 
+    def identity(self) -> str:
+        """Return 32 hexadecimal digits that name what keys are bound to, and disclose nothing."""
+        ...
+
 
 class SimulationPlatform:
     """Keys from a secret file in the user's state directory."""
@@ -100,11 +102,22 @@ class SimulationPlatform:
             WrongKeyError: the secret belongs to another machine.
             EnvironmentRefused: the secret is open to others, damaged, or cannot be made.
         """
+        return Key(self._derive(policy.context())[:KEY_BYTES])
+
+    def identity(self) -> str:
+        """Return half an HKDF output over secret and machine, under a label of its own.
+
+        Raises:
+            WrongKeyError, EnvironmentRefused: as :meth:`seal_key` says.
+        """
+        return self._derive(_IDENTITY)[:16].hex()
+
+    def _derive(self, info: bytes) -> bytes:
+        # No label can pass for a policy: a policy begins with the word "signer".
         if self._material is None:
             self._material = self._load()
         extracted = hmac.digest(_SALT, self._material, "sha256")
-        expanded = hmac.digest(extracted, policy.context() + b"\x01", "sha256")
-        return Key(expanded[:KEY_BYTES])
+        return hmac.digest(extracted, info + b"\x01", "sha256")
 
     def _load(self) -> bytes:
         directory = self._directory or state_dir()

@@ -54,6 +54,8 @@ class TestSimulation:
         path.write_text(json.dumps(secret))
         path.chmod(0o600)
         assert SimulationPlatform().seal_key(POLICY).dump() == FROZEN_KEY
+        assert SimulationPlatform().identity() == FROZEN_IDENTITY
+        assert FROZEN_IDENTITY not in path.read_text()
 
     def test_the_secret_is_private_and_made_once(self, state: Path) -> None:
         SimulationPlatform().seal_key(POLICY)
@@ -107,6 +109,7 @@ class TestSimulation:
 
 
 FROZEN_KEY = "21-3c-fb-78-b8-0d-a2-78-a2-91-6b-f6-d3-7a-7e-c9"
+FROZEN_IDENTITY = "cf6898385f0088f4f1062c68c1ab6530"
 
 
 class TestCodeDigest:
