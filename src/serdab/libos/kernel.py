@@ -24,13 +24,14 @@ from serdab.libos.boot import Boot, Parts, measured_lines
 from serdab.libos.channel import Channel, close_all
 from serdab.libos.early import Early
 from serdab.libos.environment import check_entry_point
+from serdab.libos.fields import byte_strings, number, raw
 from serdab.libos.fsclient import FsServer
 from serdab.libos.launcher import SpawnRequest
 from serdab.libos.loop import Loop
 from serdab.libos.messages import Value
 from serdab.libos.mounts import RuntimeMounts
 from serdab.libos.notify import Caller, CallError, Handlers, Notifications
-from serdab.libos.request import BootRequest, byte_strings, number, raw
+from serdab.libos.request import BootRequest
 from serdab.libos.sandbox import Listeners, Program, Sandbox
 from serdab.libos.streams import Streams
 

@@ -13,6 +13,7 @@ from typing import Final
 
 from serdab.errors import FormatError
 from serdab.libos.fence import Fence
+from serdab.libos.fields import many, number, optional_raw, raw, text
 from serdab.libos.messages import Value
 from serdab.vfs.api import FileSystem
 
@@ -100,30 +101,29 @@ class Orders:
             FormatError: it is not what :meth:`dump` makes.
         """
         files = record.get("files")
-        hidden = record.get("hidden")
-        if not isinstance(files, dict) or not isinstance(hidden, list):
+        if not isinstance(files, dict):
             raise FormatError("orders to an fs server are malformed")
         return cls(
-            kind=_text(record, "kind"),
-            image=_text(record, "image"),
-            image_key=_bytes(record, "image_key"),
-            expected_mac=_bytes(record, "expected_mac"),
-            volume=_text(record, "volume"),
-            volume_key=_bytes(record, "volume_key"),
-            source=_bytes(record, "source") or b"{}",
+            kind=text(record, "kind"),
+            image=text(record, "image"),
+            image_key=optional_raw(record, "image_key"),
+            expected_mac=optional_raw(record, "expected_mac"),
+            volume=text(record, "volume"),
+            volume_key=optional_raw(record, "volume_key"),
+            source=raw(record, "source"),
             files={str(name): bytes(content) for name, content in files.items()},
-            host_path=_text(record, "host_path"),
-            hidden=tuple(str(item) for item in hidden),
+            host_path=text(record, "host_path"),
+            hidden=tuple(str(item) for item in many(record, "hidden")),
             one_owner=record.get("one_owner") is True,
-            max_bytes=_number(record, "max_bytes"),
-            freshness=_text(record, "freshness"),
-            conf_mac=_bytes(record, "conf_mac") or b"",
+            max_bytes=number(record, "max_bytes"),
+            freshness=text(record, "freshness"),
+            conf_mac=raw(record, "conf_mac"),
             accept_rollback=record.get("accept_rollback") is True,
-            pin_file=_text(record, "pin_file"),
-            pin_command=_text(record, "pin_command"),
-            expect_upper=_bytes(record, "expect_upper") or b"",
+            pin_file=text(record, "pin_file"),
+            pin_command=text(record, "pin_command"),
+            expect_upper=raw(record, "expect_upper"),
             fence=_fence(record.get("fence")),
-            patience_ms=_number(record, "patience_ms"),
+            patience_ms=number(record, "patience_ms"),
         )
 
 
@@ -135,27 +135,6 @@ def _fence(value: Value) -> Fence | None:
             return Fence(instance, tuple(map(str, roots)), tuple(map(str, private)))
         case _:
             raise FormatError("orders to an fs server: fence is malformed")
-
-
-def _number(record: Mapping[str, Value], name: str) -> int:
-    value = record.get(name)
-    if not isinstance(value, int):
-        raise FormatError(f"orders to an fs server: {name} is no number")
-    return value
-
-
-def _text(record: Mapping[str, Value], name: str) -> str:
-    value = record.get(name)
-    if not isinstance(value, str):
-        raise FormatError(f"orders to an fs server: {name} is no text")
-    return value
-
-
-def _bytes(record: Mapping[str, Value], name: str) -> bytes | None:
-    value = record.get(name)
-    if value is not None and not isinstance(value, bytes):
-        raise FormatError(f"orders to an fs server: {name} is no bytes")
-    return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,11 @@ The bytes of descriptor and configuration are as they were read: nothing about t
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from serdab.errors import FormatError, UsageError
+from serdab.errors import UsageError
+from serdab.libos.fields import byte_strings, many, number, optional_raw, optional_text, raw, text
 from serdab.libos.messages import Value
 
 
@@ -129,7 +130,7 @@ class BootRequest:
             private=tuple(str(item) for item in many(record, "private")),
             environment=byte_strings(record, "environment"),
             umask=number(record, "umask"),
-            image_key=raw(record, "image_key") if record.get("image_key") is not None else None,
+            image_key=optional_raw(record, "image_key"),
             expect_signer=optional_text(record, "expect_signer"),
             expect_root=optional_text(record, "expect_root"),
             terminal=optional_text(record, "terminal"),
@@ -141,49 +142,3 @@ class BootRequest:
                 expect_upper=optional_text(record, "expect_upper"),
             ),
         )
-
-
-def text(record: Mapping[str, Value], name: str) -> str:
-    """Return a text field, or raise ``FormatError``."""
-    value = record.get(name)
-    if not isinstance(value, str):
-        raise FormatError(f"a request lacks the text {name}")
-    return value
-
-
-def optional_text(record: Mapping[str, Value], name: str) -> str | None:
-    """Return a text field or None."""
-    return None if record.get(name) is None else text(record, name)
-
-
-def raw(record: Mapping[str, Value], name: str) -> bytes:
-    """Return a bytes field, or raise ``FormatError``."""
-    value = record.get(name)
-    if not isinstance(value, bytes):
-        raise FormatError(f"a request lacks the bytes {name}")
-    return value
-
-
-def number(record: Mapping[str, Value], name: str) -> int:
-    """Return an integer field, or raise ``FormatError``."""
-    value = record.get(name)
-    if not isinstance(value, int):
-        raise FormatError(f"a request lacks the number {name}")
-    return value
-
-
-def many(record: Mapping[str, Value], name: str) -> Sequence[Value]:
-    """Return a list field, or raise ``FormatError``."""
-    value = record.get(name)
-    if not isinstance(value, list):
-        raise FormatError(f"a request lacks the list {name}")
-    return value
-
-
-def byte_strings(record: Mapping[str, Value], name: str) -> tuple[bytes, ...]:
-    """Return a list of bytes, or raise ``FormatError``."""
-    items = many(record, name)
-    out = tuple(item for item in items if isinstance(item, bytes))
-    if len(out) != len(items):
-        raise FormatError(f"a request lacks the byte strings {name}")
-    return out
