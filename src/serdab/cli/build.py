@@ -9,8 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 from serdab.cli.messages import Context
-from serdab.cli.parsing import add_occlum, add_signing, read_key, say_occlum
-from serdab.errors import UsageError
+from serdab.cli.parsing import add_occlum, add_signing, read_key, say_occlum, signer_of
 
 SUMMARY: Final = "seal initfs/ and image/, write and sign the measurements"
 
@@ -32,22 +31,13 @@ def main(args: argparse.Namespace, context: Context) -> int:
     """Build, then print the measurements."""
     from serdab.instance.build import BuildRequest, build
     from serdab.instance.layout import Instance
-    from serdab.trust.signing import development_signer, load_signer
+    from serdab.trust.signing import development_signer
 
     say_occlum(args, context)
     instance = Instance.open(context.instance)
-    if args.sign_tool is not None and args.sign_key is None:
-        raise UsageError(
-            "--sign-tool without a key",
-            expected="--sign-key PEM as well",
-            found="no key",
-            hint="the file may hold the public key alone",
-        )
+    signer = signer_of(args) or development_signer()
     if args.sign_key is None:
-        signer = development_signer()
         context.say(f"signed by the development key {signer.origin}")
-    else:
-        signer = load_signer(args.sign_key, args.sign_tool)
     key = None if args.image_key is None else read_key(args.image_key)
     request = BuildRequest(
         signer, image_key=key, builtin_key=args.buildin_image_key, force=args.force

@@ -13,6 +13,7 @@ from serdab.keys import Key
 
 if TYPE_CHECKING:
     from serdab.libos.request import Freshness
+    from serdab.trust.signing import Signer
 
 _KEY_FILE_BYTES: Final = 4096
 _OCCLUM_OPTIONS: Final = {
@@ -58,6 +59,26 @@ def add_signing(parser: argparse.ArgumentParser) -> None:
         metavar="EXE",
         help="run as EXE sign -key PEM, message on stdin, raw signature on stdout",
     )
+
+
+def signer_of(args: argparse.Namespace) -> Signer | None:
+    """Return the signer that :func:`add_signing` read; None: no key was given, and none was made.
+
+    Raises:
+        UsageError: a tool without a key, or as ``load_signer`` says.
+    """
+    from serdab.trust.signing import existing_development_signer, load_signer
+
+    if args.sign_key is not None:
+        return load_signer(args.sign_key, args.sign_tool)
+    if args.sign_tool is not None:
+        raise UsageError(
+            "--sign-tool without a key",
+            expected="--sign-key PEM as well",
+            found="no key",
+            hint="the file may hold the public key alone",
+        )
+    return existing_development_signer()
 
 
 def add_freshness(parser: argparse.ArgumentParser) -> None:

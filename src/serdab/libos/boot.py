@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from serdab.config.boot import ENCRYPTED, BootConfig, MountEntry
-from serdab.errors import Error, LayerMismatch, MeasurementMismatch, UsageError, WrongKeyError
+from serdab.config.boot import BootConfig, MountEntry
+from serdab.errors import Error, LayerMismatch, MeasurementMismatch, UsageError
 from serdab.keys import Key, parse_hyphened
 from serdab.libos import environment, hostdirs, hostfiles, keysource, mountkeys
 from serdab.libos.fsclient import FsServer
@@ -33,11 +33,12 @@ from serdab.libos.request import BootRequest
 from serdab.libos.rootconfig import Request, RootConfig, read_request
 from serdab.libos.sandbox import Sandbox
 from serdab.libos.tree import HostDirectory, Memory, Taken, TextFile, Tree
-from serdab.libos.volumekey import volume_key
+from serdab.libos.volumekey import check_key_fits, volume_key
 from serdab.linux.process import sealed_file
-from serdab.trust import platform, signers
+from serdab.trust import platform
+from serdab.trust.appraisal import Untrusted, appraise, remember_signer
 from serdab.trust.chain import BootChain, State
-from serdab.trust.measurement import Digest, code_digest
+from serdab.trust.measurement import Digest
 
 INIT: Final = "/bin/init"
 IMAGE_KEY_FILE: Final = "/etc/image_key"
@@ -124,17 +125,14 @@ class Boot:
 
     def _verify(self) -> BootConfig:
         request = self._request
-        expected = signers.expected_signer(request.instance, request.expect_signer)
-        self.chain.accept_descriptor(
-            request.descriptor,
-            code_digest=code_digest(),
-            expected_signer=expected,
+        config = appraise(
+            self.chain,
+            Untrusted(request.instance, request.descriptor, request.config),
+            expect_signer=request.expect_signer,
             platform=self._platform.name,
         )
-        if expected is None or request.expect_signer is not None:
-            # Only after the signature was good: first use, or named by the caller.
-            signers.record_signer(request.instance, self.chain.signer)
-        config = self.chain.accept_config(request.config)
+        # Only now: a signer whose signature was not good is not remembered.
+        remember_signer(self.chain, request.instance, expect_signer=request.expect_signer)
         self._trusted = tuple(os.fsencode(item) for item in config.env_default)
         self._check_expected_root(config)
         return config
@@ -326,7 +324,7 @@ class Boot:
         wish = request.config or RootConfig()
         is_runtime = wish.lower is not None
         if not is_runtime:
-            _check_key_fits(config, request.key)
+            check_key_fits(config, request.key)
         host_mounts = self._host_mounts
         if wish.hostfs_source is not None:
             host_mounts = self._replace_host_mount(wish.hostfs_source, wish.hostfs_target)
@@ -454,28 +452,6 @@ def _parse_mac(text: str | None, option: str) -> bytes:
 
 def _is_memory(entry: MountEntry) -> bool:
     return entry.type == "ramfs"
-
-
-def _check_key_fits(config: BootConfig, key: bytes | None) -> None:
-    encrypted = config.image_type == ENCRYPTED
-    if encrypted and key is None:
-        raise WrongKeyError(
-            "no key was given for the encrypted root FS",
-            stage="rootfs",
-            subject="root FS",
-            expected="its image key",
-            found="none",
-            hint="`serdab run --image-key FILE`, or an init that fetches the key",
-        )
-    if not encrypted and key is not None:
-        raise WrongKeyError(
-            "a key was given, but the root FS is not encrypted",
-            stage="rootfs",
-            subject="root FS",
-            expected="no key",
-            found="one",
-            hint="leave --image-key out, or build with it",
-        )
 
 
 def measured_lines(chain: BootChain) -> list[tuple[str, str, str]]:

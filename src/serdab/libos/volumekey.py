@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which key the writable layer of the root FS has. Pure.
+"""Which keys the two layers of the root FS have. Pure.
 
-Above: ``boot``, ``instance.check``. Below: ``keysource``. A key that was given serves both layers.
-Without one the key is the platform's, so that only this signer's builds on this machine get it
-again. A built-in image key is public (it lies in clear in the init FS), so there the platform's key
-is mixed in: what a program writes stays secret.
+Above: ``boot``, ``instance.sealedroot``, ``instance.check``. Below: ``keysource``. A key that was
+given serves both layers. Without one the key is the platform's, so that only this signer's builds
+on this machine get it again. A built-in image key is public (it lies in clear in the init FS), so
+there the platform's key is mixed in: what a program writes stays secret.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import hmac
 from dataclasses import dataclass
 from typing import Final
 
-from serdab.config.boot import BootConfig
+from serdab.config.boot import ENCRYPTED, BootConfig
+from serdab.errors import WrongKeyError
 from serdab.keys import KEY_BYTES
 from serdab.libos.keysource import AUTOMATIC, BUILT_IN, USER, KeySource
 from serdab.trust.measurement import Digest
@@ -31,6 +32,33 @@ class VolumeKey:
 
     def __repr__(self) -> str:
         return f"VolumeKey({self.source!r})"
+
+
+def check_key_fits(config: BootConfig, key: bytes | None) -> None:
+    """Refuse an image key that is missing, or that nothing in the instance is sealed with.
+
+    Raises:
+        WrongKeyError: so it is.
+    """
+    encrypted = config.image_type == ENCRYPTED
+    if encrypted and key is None:
+        raise WrongKeyError(
+            "no key was given for the encrypted root FS",
+            stage="rootfs",
+            subject="root FS",
+            expected="its image key",
+            found="none",
+            hint="`--image-key FILE`, or, to run, an init that fetches the key",
+        )
+    if not encrypted and key is not None:
+        raise WrongKeyError(
+            "a key was given, but the root FS is not encrypted",
+            stage="rootfs",
+            subject="root FS",
+            expected="no key",
+            found="one",
+            hint="leave --image-key out, or build with it",
+        )
 
 
 def volume_key(

@@ -102,6 +102,10 @@ class Signer(Protocol):
         ...
 
 
+class SignToolError(UsageError):
+    """The sign tool ran and did not sign."""
+
+
 class FileSigner:
     """Signs with a private key in a PEM file."""
 
@@ -138,7 +142,8 @@ class ToolSigner:
         """Return the raw signature, verified.
 
         Raises:
-            UsageError: the tool cannot be run, or fails.
+            UsageError: the tool cannot be run.
+            SignToolError: it fails.
             VerificationError: its signature is not one by this key.
         """
         import subprocess  # not needed to verify, which every boot does
@@ -163,7 +168,7 @@ class ToolSigner:
             ) from exc
         if result.returncode != 0:
             words = result.stderr.decode("utf-8", "replace").strip().splitlines()
-            raise UsageError(
+            raise SignToolError(
                 "the sign tool failed",
                 stage="build",
                 subject=self._tool,
@@ -247,6 +252,15 @@ def _parse_pem(pem: bytes, path: str) -> tuple[RSAPrivateKey | None, PublicKey]:
 def development_key_path() -> str:
     """Return where the user's development key is, or will be."""
     return os.path.join(state_dir(), DEVELOPMENT_KEY)
+
+
+def existing_development_signer() -> Signer | None:
+    """Return the user's development key if there is one.
+
+    Raises:
+        UsageError: the file is open to others.
+    """
+    return development_signer() if os.path.lexists(development_key_path()) else None
 
 
 def development_signer() -> Signer:
