@@ -15,10 +15,14 @@ from typing import Any
 import pytest
 
 from serdab.config import parse_boot_config
+from serdab.errors import WrongKeyError
 from serdab.instance.publish import _STAGING
+from serdab.keys import Key
 from serdab.sefs.image import open_image
+from serdab.sefs.volume import open_volume
 from serdab.vfs.api import ROOT_INO
 from tests.harness.command import Command, describe
+from tests.harness.instances import MakeInstance
 
 OLD = 1_000_000_000
 
@@ -186,6 +190,23 @@ class TestAdditions:
         assert b"in clear into the init FS" in result.stderr
         assert names(instance, "initfs", "/etc") == {"image_config.json", "image_key"}
         assert parse_boot_config(protected(instance)).builtin_image_key
+
+    @pytest.mark.fuse
+    @pytest.mark.userns
+    def test_what_is_written_above_a_built_in_key_stays_secret(
+        self, make_instance: MakeInstance, serdab: Command, tmp_path: Path
+    ) -> None:
+        made = make_instance()
+        assert made.key is not None
+        serdab.ok("-C", made.path, "build", "--image-key", made.key, "--buildin-image-key")
+        script = ("/bin/sh", "-c", "echo secret > /root/file")
+        result = serdab.run("-C", made.path, "run", *script)
+        assert result.returncode == 0, describe(result)
+        upper = made.path / "run/mount/__ROOT"
+        with pytest.raises(WrongKeyError):
+            open_volume(upper, key=Key.parse(made.key.read_text()), read_only=True)
+        result = serdab.run("-C", made.path, "run", "/bin/cat", "/root/file")
+        assert result.stdout == b"secret\n", describe(result)
 
     def test_a_key_given_at_build_is_nowhere_in_the_instance(
         self, serdab: Command, instance: Path, tmp_path: Path
