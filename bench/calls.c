@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What intercepted calls cost: calls ROUNDS inside an instance, calls bare ROUNDS outside.
+/* What intercepted calls cost: calls inside ROUNDS CPU in an instance, calls bare ROUNDS CPU OTHER
+ * outside it.
  *
- * `bare` installs a filter and answers the same call from a listener in C that does nothing else. */
+ * `bare` installs a filter and answers the same call from a listener in C that does nothing else.
+ * The calls are made on CPU; the listener in C runs on OTHER. */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <sched.h>
 #include <signal.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -29,6 +32,18 @@ static double now(void)
 	return (double)t.tv_sec * 1e6 + (double)t.tv_nsec / 1e3;
 }
 
+static void pin(const char *number)
+{
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	CPU_SET(atoi(number), &set);
+	if (sched_setaffinity(0, sizeof(set), &set) < 0) {
+		perror("sched_setaffinity");
+		exit(1);
+	}
+}
+
 static int by_size(const void *a, const void *b)
 {
 	double x = *(const double *)a, y = *(const double *)b;
@@ -42,27 +57,50 @@ static double median(double *times, int n)
 	return times[n / 2];
 }
 
-static void refused(const char *name, int rounds, const char *target)
+enum call { NULL_TARGET, BAD_FLAGS, ROOT, BAD_TYPE, PLAIN };
+
+static long make(enum call call)
+{
+	switch (call) {
+	case NULL_TARGET:
+		return umount2(NULL, 0);
+	case BAD_FLAGS:
+		return umount2("/mnt", 16);
+	case ROOT:
+		return umount2("/", 0);
+	case BAD_TYPE:
+		return mount("none", "/mnt", "nosuchfs", 0, "dir=x");
+	default:
+		return umount2("/mnt", 0);
+	}
+}
+
+static void refused(const char *name, int rounds, enum call call)
 {
 	double *times = calloc((size_t)rounds, sizeof(double));
 
 	for (int i = 0; i < rounds; i++) {
 		double start = now();
 
-		syscall(SYS_umount2, target, 16);
+		make(call);
 		times[i] = now() - start;
 	}
-	printf("%s %.1f us\n", name, median(times, rounds));
+	printf("%s %.1f\n", name, median(times, rounds));
 	free(times);
 }
 
-static void cheap(int rounds)
+static void cheap(const char *name)
 {
-	double start = now();
+	double times[101];
 
-	for (int i = 0; i < rounds * 1000; i++)
-		syscall(SYS_getppid);
-	printf("getppid %.1f ns\n", (now() - start) / rounds);
+	for (int i = 0; i < 101; i++) {
+		double start = now();
+
+		for (int j = 0; j < 20000; j++)
+			syscall(SYS_getppid);
+		times[i] = (now() - start) / 20;
+	}
+	printf("%s %.1f\n", name, median(times, 101));
 }
 
 static void mounts(int rounds)
@@ -82,7 +120,7 @@ static void mounts(int rounds)
 		close(fd);
 		umount("/mnt");
 	}
-	printf("unionfs_usable %.1f us\n", median(times, rounds));
+	printf("unionfs_usable %.1f\n", median(times, rounds));
 	free(times);
 }
 
@@ -102,7 +140,7 @@ static void listen_for_ever(int listener)
 	}
 }
 
-static int bare(int rounds)
+static int bare(int rounds, const char *cpu, const char *other)
 {
 	struct sock_filter code[] = {
 		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
@@ -114,15 +152,20 @@ static int bare(int rounds)
 	pid_t child;
 	int listener;
 
+	pin(cpu);
+	cheap("getppid");
 	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
 	listener = (int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER,
 				SECCOMP_FILTER_FLAG_NEW_LISTENER, &program);
 	if (listener < 0)
 		return 1;
+	cheap("getppid_filter");
 	child = fork();
-	if (child == 0)
+	if (child == 0) {
+		pin(other);
 		listen_for_ever(listener);
-	refused("bare", rounds, "/mnt");
+	}
+	refused("bare", rounds, PLAIN);
 	kill(child, SIGKILL);
 	waitpid(child, NULL, 0);
 	return 0;
@@ -130,15 +173,18 @@ static int bare(int rounds)
 
 int main(int argc, char **argv)
 {
-	if (argc == 3 && !strcmp(argv[1], "bare")) {
-		cheap(atoi(argv[2]));
-		return bare(atoi(argv[2]));
-	}
-	if (argc != 2)
+	int rounds = argc > 2 ? atoi(argv[2]) : 0;
+
+	if (argc == 5 && !strcmp(argv[1], "bare"))
+		return bare(rounds, argv[3], argv[4]);
+	if (argc != 4 || strcmp(argv[1], "inside"))
 		return 2;
-	cheap(atoi(argv[1]));
-	refused("refused", atoi(argv[1]), "/mnt");
-	refused("refused_null", atoi(argv[1]), NULL);
+	pin(argv[3]);
+	cheap("getppid");
+	refused("null_target", rounds, NULL_TARGET);
+	refused("bad_flags", rounds, BAD_FLAGS);
+	refused("root", rounds, ROOT);
+	refused("bad_type", rounds, BAD_TYPE);
 	mounts(20);
 	return 0;
 }

@@ -1,49 +1,158 @@
 # SPDX-License-Identifier: Apache-2.0
 """``python -m bench.calls``: what intercepted system calls cost, beside a bare listener in C.
 
-It prints medians; calls.c says what each is. It needs gcc.
+Prints medians and their ratios, and fails if a ratio is above its bound. calls.c says what each
+figure is. Both sides run on the same processors, once with caller and listener on two (the bound is
+for this, what a scheduler with room does) and once on one. Rounds of both sides alternate. It needs
+gcc.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-ROUNDS = "2000"
 SERDAB = [sys.executable, "-m", "serdab"]
+REFUSED = ("null_target", "bad_flags", "root", "bad_type")
+#: A refused call, against the listener in C on the same two processors.
+MOST_TIMES_BARE = 5.0
+#: getppid(2) inside, against a process under the smallest filter there is.
+MOST_TIMES_FILTERED = 1.10
+MOST_MOUNT_US = 50_000.0
+
+Figures = dict[str, float]
+
+
+def read(output: str) -> Figures:
+    return {name: float(value) for name, value in map(str.split, output.splitlines())}
+
+
+class Bench:
+    """A built instance in a directory of its own, and the program that measures."""
+
+    def __init__(self, base: Path, rounds: int) -> None:
+        self._rounds = str(rounds)
+        runtime = base / "run"
+        runtime.mkdir(mode=0o700)
+        self._env = {**os.environ, "HOME": str(base), "XDG_RUNTIME_DIR": str(runtime)}
+        for name in ("XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+            self._env.pop(name, None)
+        self._program = base / "calls"
+        flags = ["-D_GNU_SOURCE", "-static", "-O2", "-Wall"]
+        compile_it = ["gcc", *flags, "-o", str(self._program), str(HERE / "calls.c")]
+        subprocess.run(compile_it, check=True)
+        self._inst = base / "inst"
+        self._serdab("new", str(self._inst))
+        shutil.copy(self._program, self._inst / "image/bin/calls")
+        for path in (self._inst / "image/mnt", self._inst / "l", self._inst / "u"):
+            path.mkdir()
+        self._serdab("-C", str(self._inst), "build")
+
+    def _serdab(self, *words: str) -> str:
+        # Every refusal is a line for the operator: thousands of them here.
+        done = subprocess.run(
+            [*SERDAB, "-q", *words], env=self._env, check=True, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        return done.stdout
+
+    def bare(self, caller: int, listener: int) -> Figures:
+        words = ["bare", self._rounds, str(caller), str(listener)]
+        done = subprocess.run(
+            [str(self._program), *words], check=True, text=True, stdout=subprocess.PIPE
+        )
+        return read(done.stdout)
+
+    def inside(self, caller: int, listener: int) -> Figures:
+        """Run it inside: all of ours is on one processor, the program moves itself."""
+        before = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {listener})
+        try:
+            words = ("inside", self._rounds, str(caller))
+            return read(self._serdab("-C", str(self._inst), "run", "/bin/calls", *words))
+        finally:
+            os.sched_setaffinity(0, before)
+
+
+def measure(bench: Bench, caller: int, listener: int, *, times: int) -> tuple[Figures, Figures]:
+    """Return the medians of several runs, of the bare listener and inside."""
+    outside: dict[str, list[float]] = defaultdict(list)
+    inside: dict[str, list[float]] = defaultdict(list)
+    for _ in range(times):
+        for into, found in (
+            (outside, bench.bare(caller, listener)),
+            (inside, bench.inside(caller, listener)),
+        ):
+            for name, value in found.items():
+                into[name].append(value)
+    return (
+        {name: statistics.median(values) for name, values in outside.items()},
+        {name: statistics.median(values) for name, values in inside.items()},
+    )
+
+
+def show(title: str, outside: Figures, inside: Figures) -> None:
+    print(title)
+    print(f"  bare listener in C          {outside['bare']:8.1f} us")
+    for name in REFUSED:
+        ratio = inside[name] / outside["bare"]
+        print(f"  refused: {name:<18} {inside[name]:8.1f} us  {ratio:5.2f} times bare")
+    for name, value in (
+        ("outside", outside["getppid"]),
+        ("any filter", outside["getppid_filter"]),
+        ("inside", inside["getppid"]),
+    ):
+        ratio = value / outside["getppid"]
+        print(f"  getppid, {name:<18} {value:8.1f} ns  {ratio:5.2f} times outside")
+    print(f"  unionfs mounted and usable  {inside['unionfs_usable']:8.1f} us", flush=True)
+
+
+def missed(outside: Figures, inside: Figures) -> list[str]:
+    """Return the bounds that did not hold."""
+    out = []
+    for name in REFUSED:
+        ratio = inside[name] / outside["bare"]
+        if ratio > MOST_TIMES_BARE:
+            out.append(f"refused {name}: {ratio:.2f} times bare, at most {MOST_TIMES_BARE}")
+    ratio = inside["getppid"] / outside["getppid_filter"]
+    if ratio > MOST_TIMES_FILTERED:
+        out.append(f"getppid: {ratio:.2f} times filtered, at most {MOST_TIMES_FILTERED}")
+    if inside["unionfs_usable"] > MOST_MOUNT_US:
+        out.append(f"unionfs: {inside['unionfs_usable']:.0f} us, at most {MOST_MOUNT_US:.0f}")
+    return out
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(prog="bench.calls", description="cost of intercepted calls")
+    parser.add_argument("--short", action="store_true", help="fewer rounds")
+    options = parser.parse_args()
+    rounds, times = (1000, 3) if options.short else (3000, 7)
+    processors = sorted(os.sched_getaffinity(0))
     base = Path(tempfile.mkdtemp(prefix="serdab-calls-"))
-    runtime = base / "run"
-    runtime.mkdir(mode=0o700)
-    env = {**os.environ, "HOME": str(base), "XDG_RUNTIME_DIR": str(runtime)}
-    for name in ("XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
-        env.pop(name, None)
+    wrong: list[str] = []
     try:
-        program = base / "calls"
-        flags = ["-D_GNU_SOURCE", "-static", "-O2", "-Wall"]
-        subprocess.run(["gcc", *flags, "-o", str(program), str(HERE / "calls.c")], check=True)
-        inst = base / "inst"
-        subprocess.run([*SERDAB, "-q", "new", str(inst)], env=env, check=True)
-        shutil.copy(program, inst / "image/bin/calls")
-        for path in (inst / "image/mnt", inst / "l", inst / "u"):
-            path.mkdir()
-        subprocess.run([*SERDAB, "-q", "-C", str(inst), "build"], env=env, check=True)
-        print("outside:", flush=True)
-        subprocess.run([str(program), "bare", ROUNDS], check=True)
-        print("inside:", flush=True)
-        inside = [*SERDAB, "-q", "-C", str(inst), "run", "/bin/calls", ROUNDS]
-        # Every refusal is a line for the operator: thousands of them here.
-        subprocess.run(inside, env=env, check=True, stderr=subprocess.DEVNULL)
+        bench = Bench(base, rounds)
+        if len(processors) > 1:
+            outside, inside = measure(bench, processors[0], processors[1], times=times)
+            show("caller and listener on two processors", outside, inside)
+            wrong = missed(outside, inside)
+        else:
+            print("one processor only: nothing is compared with a bound")
+        outside, inside = measure(bench, processors[0], processors[0], times=times)
+        show("both on one processor", outside, inside)
     finally:
         shutil.rmtree(base)
-    return 0
+    for line in wrong:
+        print(f"bound missed: {line}", file=sys.stderr)
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

@@ -23,11 +23,12 @@ from serdab.errors import Error, LayerMismatch, MeasurementMismatch, UsageError
 from serdab.keys import Key, parse_hyphened
 from serdab.libos import environment, hostdirs, hostfiles, keysource, mountkeys
 from serdab.libos.fsclient import FsServer
+from serdab.libos.intake import CallError
 from serdab.libos.launcher import SpawnRequest
 from serdab.libos.limits import Wanted
 from serdab.libos.loop import Loop, Task
 from serdab.libos.mountrules import Rules
-from serdab.libos.notify import Caller, CallError
+from serdab.libos.notify import Caller
 from serdab.libos.orders import HOST, TRANSIENT, UNION, Orders
 from serdab.libos.request import BootRequest
 from serdab.libos.rootconfig import Request, RootConfig, read_request

@@ -26,11 +26,12 @@ from serdab.libos.early import Early
 from serdab.libos.environment import check_entry_point
 from serdab.libos.fields import byte_strings, number, raw
 from serdab.libos.fsclient import FsServer
+from serdab.libos.intake import CallError
 from serdab.libos.launcher import SpawnRequest
 from serdab.libos.loop import Loop
 from serdab.libos.messages import Value
 from serdab.libos.mounts import RuntimeMounts
-from serdab.libos.notify import Caller, CallError, Handlers, Notifications
+from serdab.libos.notify import Caller, Handlers, Notifications
 from serdab.libos.request import BootRequest
 from serdab.libos.sandbox import Listeners, Program, Sandbox
 from serdab.libos.streams import Streams
@@ -51,18 +52,6 @@ class Kernel:
         self._boot: Boot | None = None
         self._is_going_down = False
         self._lock_fds: list[int] = []
-        numbers = call_filter.options_for(os.uname().machine).numbers
-        self._notifications = Notifications(
-            loop,
-            numbers,
-            handlers=Handlers(
-                mount_root=self._mount_root,
-                mount=lambda caller: self._mounts.mount(caller),
-                umount=lambda caller: self._mounts.umount(caller),
-                sync=self._sync,
-            ),
-            log=self._log,
-        )
         # Everything that takes time to start is started before anything is verified: none of it
         # holds a secret, and none of it acts before it is told to.
         self._root_server = self._new_server("root FS")
@@ -71,7 +60,7 @@ class Kernel:
             loop,
             early.launcher,
             Listeners(
-                on_listener=self._notifications.add,
+                on_listener=lambda fd: self._notifications.add(fd),
                 on_fuse=self._on_fuse,
                 on_gone=self._on_gone,
             ),
@@ -84,6 +73,20 @@ class Kernel:
             on_device=_raise_read_ahead,
             log=self._log,
         )
+        numbers = call_filter.options_for(os.uname().machine).numbers
+        self._notifications = Notifications(
+            loop,
+            numbers,
+            handlers=Handlers(
+                mount_root=self._mount_root,
+                look_at_mount=self._mounts.look_at_mount,
+                mount=self._mounts.mount,
+                look_at_umount=self._mounts.look_at_umount,
+                umount=self._mounts.umount,
+                sync=self._sync,
+            ),
+            log=self._log,
+        )
         ids = self._sandbox.ids
         self._streams = Streams(ids.uids[0][1], ids.gids[0][1])
         loop.watch(channel.fileno(), self._readable)
@@ -94,13 +97,18 @@ class Kernel:
         return server
 
     def _tell(self, record: dict[str, Value]) -> None:
+        # What was refused before comes before: a program's end is told after its refusals.
+        self._notifications.flush()
+        self._send(record)
+
+    def _send(self, record: dict[str, Value]) -> None:
         try:
             self._channel.send(record)
         except OSError:
             pass  # the caller is gone: _readable hears it and takes the instance down
 
     def _log(self, level: str, line: str) -> None:
-        self._tell({"op": "log", "level": level, "line": line})
+        self._send({"op": "log", "level": level, "line": line})
 
     def _on_fuse(self, index: int, fd: int, device: int) -> None:
         boot = self._boot

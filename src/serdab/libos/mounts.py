@@ -26,21 +26,20 @@ import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final
 
 from serdab.errors import Error
 from serdab.libos import mountcall, mountrules
 from serdab.libos.early import launcher_file
 from serdab.libos.fsclient import FsServer
+from serdab.libos.intake import CallerDied, CallError, Look, unreadable
 from serdab.libos.loop import Loop
 from serdab.libos.mountcall import BadCall
 from serdab.libos.mountrules import Rules
-from serdab.libos.notify import Caller, CallerDied, CallError, Settle
+from serdab.libos.notify import Caller, Settle
 from serdab.libos.sandbox import Sandbox
 from serdab.libos.tree import FUSE_OPTIONS
 from serdab.libos.worker import Mounted, Place, Refused, Target, Worker
-
-T = TypeVar("T")
 
 MAX_MOUNTS: Final = 512
 _RAMFS: Final = ("tmpfs", "source=ramfs,mode=1777")
@@ -86,6 +85,8 @@ class RuntimeMounts:
         self._pending = 0
         self._closing = 0
         self._workers: set[Worker] = set()
+        self.look_at_mount = Look("mount", self._admit, mountcall.read_mount)
+        self.look_at_umount = Look("umount", self._admit, mountcall.read_umount)
 
     def forget_all(self) -> None:
         """The tree was switched: what was mounted in the old one went with it."""
@@ -104,20 +105,16 @@ class RuntimeMounts:
 
     # mount(2) ------------------------------------------------------------------------------
 
-    async def mount(self, caller: Caller) -> Settle:
+    async def mount(self, caller: Caller, call: mountcall.MountCall) -> Settle:
         """Perform a mount; the result is told whether the caller got the answer.
 
         Raises:
             CallError: refused, the errno for the program.
             CallerDied: nobody waits for it any more.
         """
-        with _Where(self._sandbox.namespaces, caller) as where:
+        with _Where("mount", self._sandbox.namespaces, caller) as where:
             caller.check_alive()
-            rules = self._admit(where)
-            arguments = caller.notification.arguments
-            call = await _read(
-                "mount", caller, lambda memory: mountcall.read_mount(memory, arguments)
-            )
+            rules = self._rules_for(where)
             try:
                 mountrules.check(rules, call)
             except BadCall as exc:
@@ -155,12 +152,21 @@ class RuntimeMounts:
 
         return settle
 
-    def _admit(self, where: _Where) -> Rules:
-        rules = self._rules()
-        if where.is_foreign:
+    def _admit(self, thread: int) -> None:
+        """Refuse callers in a mount namespace of their own. Runs in a front, see ``intake``."""
+        try:
+            entry = os.stat(f"/proc/{thread}/ns/mnt")
+        except (FileNotFoundError, ProcessLookupError):
+            raise CallerDied from None
+        except PermissionError:
+            raise unreadable("mount") from None
+        if (entry.st_dev, entry.st_ino) != self._sandbox.mount_namespace:
             raise CallError(
                 errno.EPERM, "mount: only from the instance's own mount namespace, not a nested one"
             )
+
+    def _rules_for(self, where: _Where) -> Rules:
+        rules = self._rules()
         if rules is None or self._has_ended:
             raise CallError(errno.EPERM, "mount: the instance is not ready")
         if rules.policy.programs != ("/",):
@@ -236,15 +242,11 @@ class RuntimeMounts:
 
     # umount2(2) ----------------------------------------------------------------------------
 
-    async def umount(self, caller: Caller) -> Settle:
+    async def umount(self, caller: Caller, call: mountcall.UmountCall) -> Settle:
         """Perform an umount; raises as :meth:`mount` does."""
-        with _Where(self._sandbox.namespaces, caller) as where:
+        with _Where("umount", self._sandbox.namespaces, caller) as where:
             caller.check_alive()
-            self._admit(where)
-            arguments = caller.notification.arguments
-            call = await _read(
-                "umount", caller, lambda memory: mountcall.read_umount(memory, arguments)
-            )
+            self._rules_for(where)
             worker = self._start_worker()
             try:
                 target = await self._resolve(
@@ -320,13 +322,6 @@ async def _nothing(*, delivered: bool) -> None:
     """Nothing is left to do, whether the caller heard of it or not."""
 
 
-async def _read(what: str, caller: Caller, work: Callable[[mountcall.Readable], T]) -> T:
-    try:
-        return await caller.read(work)
-    except BadCall as exc:
-        raise CallError(exc.code, f"{what}: {exc.reason}") from None
-
-
 class _Where:
     """The caller's root, directory and program, opened before it is checked to be still there.
 
@@ -334,7 +329,7 @@ class _Where:
     ``Caller.check_alive`` has found the notification alive.
     """
 
-    def __init__(self, namespaces: tuple[int, ...], caller: Caller) -> None:
+    def __init__(self, what: str, namespaces: tuple[int, ...], caller: Caller) -> None:
         self._fds: list[int] = []
         thread = caller.notification.thread
         try:
@@ -342,8 +337,6 @@ class _Where:
             if not namespaces:
                 raise CallerDied  # it went with the sandbox
             user_ns, mount_ns = namespaces
-            theirs, ours = os.stat("ns/mnt", dir_fd=proc), os.fstat(mount_ns)
-            self.is_foreign = not os.path.samestat(theirs, ours)
             self.program = os.readlink("exe", dir_fd=proc)
             self.place = Place(
                 user_ns=user_ns,
@@ -356,11 +349,7 @@ class _Where:
             raise CallerDied from None
         except PermissionError:
             self.close()
-            raise CallError(
-                errno.EPERM,
-                "mount: the caller's /proc directory cannot be read: kernel.yama.ptrace_scope must "
-                "be 0 or 1, see ptrace(2)",
-            ) from None
+            raise unreadable(what) from None
         except BaseException:
             self.close()
             raise

@@ -1,62 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Receives the calls that the filter hands to the kernel process, and answers them.
+"""Performs the calls that the filter hands to the kernel process, and answers them.
 
-Above: ``kernel``. Below: ``linux.seccomp``, ``filter``, ``rootconfig``.
+Above: ``kernel``. Below: ``intake`` (which has received the call, and refused it if its arguments
+were reason enough), ``filter``, ``rootconfig``.
 
-Threads: notifications are received, decided and answered in the loop's thread. Only memory of the
-caller that is not present is read in a thread of its own: its pages may lie in a file that an fs
-server is slow to deliver, and then the loop must go on.
+Threads: calls are performed and answered in the loop's thread. Only the arguments of MountRootFS
+are read here, in a thread of their own.
 
-Security:
-    1. The caller's memory is opened first, then the notification is checked, then every argument is
-       copied once; decisions use the copies (seccomp_unotify(2)).
-    2. The answer is always ours. No checked call is ever passed on to the kernel.
-    3. Reading has a deadline; a caller that exceeds it gets EFAULT.
+Security: the answer is always ours. No checked call is ever passed on to the kernel.
 """
 
 from __future__ import annotations
 
 import _thread
 import errno
-import os
-import select
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from serdab.errors import Error
 from serdab.libos.filter import MOUNT_ROOT_FS, Numbers
-from serdab.libos.loop import Future, Loop
-from serdab.linux.seccomp import (
-    Memory,
-    Notification,
-    answer,
-    is_alive,
-    receive,
+from serdab.libos.intake import (
+    READ_DEADLINE_S,
+    CallerDied,
+    CallError,
+    Copied,
+    Intake,
+    Look,
+    unreadable,
 )
+from serdab.libos.loop import Future, Loop
+from serdab.libos.mountcall import MountCall, UmountCall
+from serdab.linux.seccomp import Listener, Memory, Notification
 
 T = TypeVar("T")
-
-_READ_DEADLINE_S: Final = 30.0
-
-
-class CallError(Exception):
-    """A call is refused with an errno; ``reason`` is the line for the operator, if any."""
-
-    def __init__(self, code: int, reason: str = "") -> None:
-        super().__init__(reason or os.strerror(code))
-        self.code = code
-        self.reason = reason
-
-
-class CallerDied(Exception):
-    """The caller is gone; nothing it asked for may be done any more."""
 
 
 class Caller:
     """The thread that made a call: its memory, and whether it still waits."""
 
-    def __init__(self, loop: Loop, listener: int, notification: Notification) -> None:
+    def __init__(self, loop: Loop, listener: Listener, notification: Notification) -> None:
         self._loop = loop
         self._listener = listener
         self.notification = notification
@@ -67,8 +50,12 @@ class Caller:
         Raises:
             CallerDied: it does not.
         """
-        if not is_alive(self._listener, self.notification.id):
+        if not self._listener.is_alive(self.notification.id):
             raise CallerDied
+
+    def answer(self, code: int) -> bool:
+        """Answer with an errno, 0 for success; return False if the caller is gone."""
+        return self._listener.answer(self.notification.id, error=code)
 
     async def read(self, work: Callable[[Memory], T]) -> T:
         """Run ``work`` on the caller's memory, with a deadline.
@@ -81,14 +68,10 @@ class Caller:
         """
         try:
             memory = Memory(self.notification.thread)
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):
             raise CallerDied from None
         except PermissionError:
-            raise CallError(
-                errno.EPERM,
-                "the memory of a program cannot be read: kernel.yama.ptrace_scope must be 0 or 1, "
-                "see ptrace(2)",
-            ) from None
+            raise unreadable("rootfs") from None
         outcome: Future[Any] = self._loop.future()
 
         def run() -> None:
@@ -108,7 +91,7 @@ class Caller:
             memory.close()
             raise
         _thread.start_new_thread(run, ())
-        if not await self._loop.first(outcome, timeout_s=_READ_DEADLINE_S):
+        if not await self._loop.first(outcome, timeout_s=READ_DEADLINE_S):
             raise CallError(errno.EFAULT, "the memory of a program could not be read in time")
         try:
             value: T = await outcome
@@ -129,18 +112,20 @@ class Settle(Protocol):
 class Handlers:
     """What performs the calls; all raise :class:`CallError`.
 
-    ``mount_root(caller)`` performs MountRootFS, ``mount`` and ``umount`` those of programs,
-    ``sync()`` makes everything durable.
+    ``mount_root(caller)`` performs MountRootFS, ``mount`` and ``umount`` those of programs, with
+    what their looks returned; ``sync()`` makes everything durable.
     """
 
     mount_root: Callable[[Caller], Awaitable[None]]
-    mount: Callable[[Caller], Awaitable[Settle]]
-    umount: Callable[[Caller], Awaitable[Settle]]
+    look_at_mount: Look
+    mount: Callable[[Caller, MountCall], Awaitable[Settle]]
+    look_at_umount: Look
+    umount: Callable[[Caller, UmountCall], Awaitable[Settle]]
     sync: Callable[[], Awaitable[None]]
 
 
 class Notifications:
-    """All listeners of an instance. ``log(level, line)`` is the operator's."""
+    """All calls that the filter hands over. ``log(level, line)`` is the operator's."""
 
     def __init__(
         self,
@@ -154,32 +139,19 @@ class Notifications:
         self._numbers = numbers
         self._do = handlers
         self._log = log
+        looks = {numbers.mount: handlers.look_at_mount, numbers.umount2: handlers.look_at_umount}
+        self._intake = Intake(loop, looks, accept=self._accept, log=log)
+        self.add = self._intake.add
+        self.flush = self._intake.flush
 
-    def add(self, listener: int) -> None:
-        """Take over the listener of a program; closed when its last process has ended."""
-        poller = select.poll()
-        poller.register(listener, select.POLLIN)
-        self._loop.watch(listener, lambda: self._readable(listener, poller))
+    def _accept(self, listener: Listener, notification: Notification, copied: Copied) -> None:
+        self._loop.start(self._handle(Caller(self._loop, listener, notification), copied))
 
-    def _readable(self, listener: int, poller: select.poll) -> None:
-        events = poller.poll(0)
-        if not events:
-            return
-        if not events[0][1] & select.POLLIN:
-            # Hung up: receiving would wait for ever on older kernels.
-            self._loop.unwatch(listener)
-            os.close(listener)
-            return
-        notification = receive(listener)
-        if notification is not None:
-            self._loop.start(self._handle(listener, notification))
-
-    async def _handle(self, listener: int, notification: Notification) -> None:
-        caller = Caller(self._loop, listener, notification)
+    async def _handle(self, caller: Caller, copied: Copied) -> None:
         code = 0
         settle: Settle | None = None
         try:
-            settle = await self._dispatch(caller)
+            settle = await self._dispatch(caller, copied)
         except CallerDied:
             return
         except CallError as exc:
@@ -192,18 +164,18 @@ class Notifications:
         except Exception as exc:  # a defect must not leave the caller waiting for ever
             code = errno.EIO
             self._log("error", f"please report: a system call failed by a defect: {exc!r}")
-        delivered = answer(listener, notification.id, error=code)
+        delivered = caller.answer(code)
         if settle is not None:
             await settle(delivered=delivered)
 
-    async def _dispatch(self, caller: Caller) -> Settle | None:
+    async def _dispatch(self, caller: Caller, copied: Copied) -> Settle | None:
         number = caller.notification.number
+        if isinstance(copied, MountCall):
+            return await self._do.mount(caller, copied)
+        if isinstance(copied, UmountCall):
+            return await self._do.umount(caller, copied)
         if number == MOUNT_ROOT_FS:
             await self._do.mount_root(caller)
-        elif number == self._numbers.mount:
-            return await self._do.mount(caller)
-        elif number == self._numbers.umount2:
-            return await self._do.umount(caller)
         elif number in (self._numbers.sync, self._numbers.syncfs):
             await self._do.sync()
         else:

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Seccomp actions and the user notification protocol (seccomp_unotify(2)).
 
-Above: ``libos.notify``. The listener descriptor comes from the launcher; these functions only
-receive and answer on it.
+Above: ``libos.intake``. The listener descriptor comes from the launcher; it is only received from
+and answered on here.
 
 Security: arguments are copied out of the caller's memory once, and the notification is checked
-again (:func:`is_alive`) after the caller's /proc files were opened and before what was read is
+again (``is_alive``) after the caller's /proc files were opened and before what was read is
 used; without that the thread id could belong to somebody else by then.
 """
 
 from __future__ import annotations
 
+import _thread
 import errno
 import fcntl
 import os
@@ -31,6 +32,7 @@ ARCH_I386: Final = 0x40000003
 _NOTIF: Final = struct.Struct("<QIIiIQ6Q")
 #: struct seccomp_notif_resp: id, val, error, flags.
 _RESPONSE: Final = struct.Struct("<QqiI")
+_EMPTY: Final = bytes(_NOTIF.size)
 
 _RECEIVE: Final = 0xC0502100  # SECCOMP_IOCTL_NOTIF_RECV
 _SEND: Final = 0xC0182101  # SECCOMP_IOCTL_NOTIF_SEND
@@ -46,50 +48,70 @@ class Notification:
     id: int
     thread: int
     number: int
-    arguments: tuple[int, int, int, int, int, int]
+    arguments: tuple[int, ...]
 
 
-def receive(listener: int) -> Notification | None:
-    """Return the next waiting call; None if its caller died in between."""
-    buffer = bytearray(_NOTIF.size)
-    try:
-        fcntl.ioctl(listener, _RECEIVE, buffer)
-    except OSError as exc:
-        if exc.errno in (errno.ENOENT, errno.EINTR):
-            return None
-        raise
-    id_, thread, _flags, number, _arch, _ip, *arguments = _NOTIF.unpack(buffer)
-    first, second, third, fourth, fifth, sixth = arguments
-    return Notification(id_, thread, number, (first, second, third, fourth, fifth, sixth))
+class Listener:
+    """The descriptor on which the calls of a program arrive and are answered.
 
+    Threads: any. Closed, it has no callers left, and a descriptor of that number may be another's:
+    the lock keeps the two apart.
+    """
 
-def is_alive(listener: int, id_: int) -> bool:
-    """Return whether the caller still waits in this very call."""
-    try:
-        fcntl.ioctl(listener, _ID_VALID, struct.pack("<Q", id_))
-    except OSError as exc:
-        if exc.errno == errno.ENOENT:
-            return False
-        raise
-    return True
+    __slots__ = ("_is_open", "_lock", "fd")
 
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._is_open = True
+        self._lock = _thread.allocate_lock()
 
-def answer(listener: int, id_: int, *, error: int = 0, value: int = 0) -> bool:
-    """Answer with an errno or a value; return False if nobody waits any more."""
-    response = bytearray(_RESPONSE.pack(id_, value, -error, 0))
-    try:
-        fcntl.ioctl(listener, _SEND, response)
-    except OSError as exc:
-        if exc.errno == errno.ENOENT:
-            return False
-        raise
-    return True
+    def receive(self) -> Notification | None:
+        """Return the next waiting call; None if its caller died in between.
+
+        Preconditions: there was one, or this waits for it; nobody closes meanwhile.
+        """
+        try:
+            raw = fcntl.ioctl(self.fd, _RECEIVE, _EMPTY)
+        except OSError as exc:
+            if exc.errno in (errno.ENOENT, errno.EINTR):
+                return None
+            raise
+        id_, thread, _flags, number, _arch, _ip, *arguments = _NOTIF.unpack(raw)
+        return Notification(id_, thread, number, tuple(arguments))
+
+    def is_alive(self, id_: int) -> bool:
+        """Return whether the caller still waits in this very call."""
+        return self._control(_ID_VALID, id_.to_bytes(8, "little"))
+
+    def answer(self, id_: int, *, error: int = 0, value: int = 0) -> bool:
+        """Answer with an errno or a value; return False if nobody waits any more."""
+        return self._control(_SEND, _RESPONSE.pack(id_, value, -error, 0))
+
+    def _control(self, request: int, raw: bytes) -> bool:
+        with self._lock:
+            if not self._is_open:
+                return False
+            try:
+                fcntl.ioctl(self.fd, request, raw)
+            except OSError as exc:
+                # ENOENT: gone. EINPROGRESS: it was answered already and has not gone on yet.
+                if exc.errno in (errno.ENOENT, errno.EINPROGRESS):
+                    return False
+                raise
+        return True
+
+    def close(self) -> None:
+        """Release the descriptor: its last caller is gone."""
+        with self._lock:
+            if self._is_open:
+                self._is_open = False
+                os.close(self.fd)
 
 
 class Memory:
     """Reads the memory of a thread that waits for an answer.
 
-    SAFETY: opened first, checked with :func:`is_alive` afterwards; from then on the descriptor
+    SAFETY: opened first, checked with ``Listener.is_alive`` afterwards; from then on the descriptor
     stays bound to that address space, whoever gets the thread id later.
     """
 

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Takes calls in: receives them, copies their arguments, and refuses on the spot what it can.
+
+Above: ``notify``. Below: ``linux.seccomp``, ``loop``. What a call may ask for is said by its
+``Look``, in ``mounts``.
+
+A caller's memory may lie in a file that an fs server is slow to deliver, and no system call reads
+another process's memory without waiting for that (seccomp_unotify(2), process_vm_readv(2)). To
+start a thread for every call costs more than the call. So there is one thread that receives, reads
+and answers by itself, the *front*; the loop looks after it while it works, and once it has been
+with one call for too long another thread becomes the front. The late one finishes its call and
+ends.
+
+Threads: the loop's, which starts fronts and watches them; one front; and those that are late. A
+front touches the loop only through ``call_from_thread``. A call that two of them answer is answered
+once: the kernel admits one answer for each notification id.
+
+Security:
+    1. The caller's memory is opened first, then the notification is checked, then every argument is
+       copied once; decisions use the copies (seccomp_unotify(2)).
+    2. Other callers wait for a late front for tens of milliseconds at most. The late call itself
+       ends with EFAULT at its deadline.
+    3. The number of late threads is bounded. Beyond it nobody's memory is read: EAGAIN.
+"""
+
+from __future__ import annotations
+
+import _thread
+import errno
+import os
+import select
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from serdab.libos.loop import Loop
+from serdab.libos.mountcall import BadCall, MountCall, UmountCall
+from serdab.linux.seccomp import Listener, Memory, Notification
+
+#: What a look returns; None for calls that have none.
+Copied: TypeAlias = MountCall | UmountCall | None
+
+READ_DEADLINE_S: Final = 30.0
+_TICK_S: Final = 0.02
+_MAX_LATE: Final = 32
+_PTRACE_SCOPE: Final = "/proc/sys/kernel/yama/ptrace_scope"
+
+
+class CallError(Exception):
+    """A call is refused with an errno; ``reason`` is the line for the operator, if any."""
+
+    def __init__(self, code: int, reason: str = "") -> None:
+        super().__init__(reason or os.strerror(code))
+        self.code = code
+        self.reason = reason
+
+
+class CallerDied(Exception):
+    """The caller is gone; nothing it asked for may be done any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a front does with a call before the loop hears of it.
+
+    ``admit(thread)`` refuses by who calls, ``read(memory, arguments)`` copies and checks the
+    arguments; both run in a front and raise ``CallError``, ``CallerDied``, ``BadCall`` or
+    ``OSError``.
+    """
+
+    name: str
+    admit: Callable[[int], None]
+    read: Callable[[Memory, tuple[int, ...]], Copied]
+
+
+def unreadable(what: str) -> CallError:
+    """Return the refusal of a caller whose /proc files are closed to us."""
+    try:
+        with open(_PTRACE_SCOPE, encoding="ascii") as file:
+            scope = file.read().strip()
+    except OSError:
+        scope = ""  # a kernel without Yama
+    why = f"{what}: this machine does not let us read the caller's memory and directories"
+    if scope not in ("", "0", "1"):
+        why += f": expected kernel.yama.ptrace_scope 0 or 1, found {scope}"
+    return CallError(errno.EPERM, f"{why}, see ptrace(2)")
+
+
+class _Front:
+    """One receiving thread. ``since`` is when it took its call, 0.0 while it has none."""
+
+    __slots__ = ("listener", "notification", "reads", "since")
+
+    def __init__(self, *, reads: bool) -> None:
+        self.reads = reads
+        self.since = 0.0
+        self.listener: Listener | None = None
+        self.notification: Notification | None = None
+
+
+class Intake:
+    """All listeners of an instance.
+
+    ``accept(listener, notification, copied)`` runs in the loop for calls that were not refused here
+    (``copied`` is what the look returned, None for calls without one); ``log(level, line)`` is the
+    operator's.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        looks: Mapping[int, Look],
+        *,
+        accept: Callable[[Listener, Notification, Copied], None],
+        log: Callable[[str, str], None],
+    ) -> None:
+        self._loop = loop
+        self._looks = looks
+        self._accept = accept
+        self._log = log
+        self._listeners: dict[int, Listener] = {}
+        self._poller = select.epoll()
+        self._front: _Front | None = None
+        self._late: list[_Front] = []
+        self._overdue: set[_Front] = set()
+        self._lines: list[str] = []
+        self._is_ticking = False
+
+    def add(self, fd: int) -> None:
+        """Take over the listener of a program; closed when its last process has ended."""
+        self._listeners[fd] = Listener(fd)
+        self._poller.register(fd, select.EPOLLIN)
+        if self._front is None:
+            self._start_front()
+
+    def flush(self) -> None:
+        """Tell the operator what fronts refused so far; in the loop's thread."""
+        if not self._lines:
+            return
+        lines, self._lines = self._lines, []
+        count = 0
+        for position, line in enumerate(lines):
+            count += 1
+            if position + 1 < len(lines) and lines[position + 1] == line:
+                continue
+            self._log("error", line if count == 1 else f"{line} ({count} times)")
+            count = 0
+
+    # In the loop's thread ------------------------------------------------------------------
+
+    def _start_front(self) -> None:
+        front = _Front(reads=len(self._late) + len(self._overdue) < _MAX_LATE)
+        self._front = front
+        _thread.start_new_thread(self._run, (front,))
+
+    def _start_ticking(self) -> None:
+        self._loop.call_later(_TICK_S, self._tick)
+
+    def _tick(self) -> None:
+        """Look after the fronts, as long as there is anything to look after."""
+        self.flush()
+        now = time.monotonic()
+        front = self._front
+        if front is not None and front.since and now - front.since >= _TICK_S:
+            self._late.append(front)
+            self._start_front()
+        for late in list(self._late):
+            if not late.since:
+                self._late.remove(late)
+            elif now - late.since >= READ_DEADLINE_S:
+                self._late.remove(late)
+                self._overdue.add(late)
+                self._give_up(late)
+        self._overdue = {late for late in self._overdue if late.since}
+        if front is not None and not front.reads:
+            front.reads = len(self._late) + len(self._overdue) < _MAX_LATE
+        if self._late or self._overdue or (self._front and self._front.since):
+            self._start_ticking()
+            return
+        self._is_ticking = False
+        if self._lines:  # added while the flag still stood
+            self._wake()
+
+    def _give_up(self, late: _Front) -> None:
+        listener, notification = late.listener, late.notification
+        if listener is None or notification is None:
+            return
+        if listener.answer(notification.id, error=errno.EFAULT):
+            self._log("error", "the memory of a program could not be read in time")
+
+    # In a front ----------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        if not self._is_ticking:
+            self._is_ticking = True
+            self._loop.call_from_thread(self._start_ticking)
+
+    def _run(self, front: _Front) -> None:
+        try:
+            while self._front is front:
+                for fd, events in self._poller.poll():
+                    if self._front is not front:
+                        return
+                    self._ready(front, self._listeners[fd], events)
+        except BaseException as exc:  # handed over: a defect must not go unnoticed
+            error = exc
+            self._loop.call_from_thread(lambda: self._failed(error))
+
+    def _failed(self, error: BaseException) -> None:
+        self._log("error", f"please report: the intake of calls failed: {error!r}")
+        self._start_front()
+
+    def _ready(self, front: _Front, listener: Listener, events: int) -> None:
+        if not events & select.EPOLLIN:
+            # Hung up: receiving would wait for ever on older kernels.
+            self._poller.unregister(listener.fd)
+            del self._listeners[listener.fd]
+            listener.close()
+            return
+        notification = listener.receive()
+        if notification is None:
+            return
+        look = self._looks.get(notification.number)
+        if look is None:
+            self._hand_over(listener, notification, None)
+            return
+        front.listener, front.notification = listener, notification
+        front.since = time.monotonic()
+        self._wake()
+        try:
+            self._look(front, look, listener, notification)
+        finally:
+            front.since = 0.0
+
+    def _look(
+        self, front: _Front, look: Look, listener: Listener, notification: Notification
+    ) -> None:
+        try:
+            copied = self._copy(front, look, listener, notification)
+        except CallerDied:
+            return
+        except BadCall as exc:
+            code, reason = exc.code, f"{look.name}: {exc.reason}"
+        except CallError as exc:
+            code, reason = exc.code, exc.reason
+        except OSError as exc:
+            code, reason = exc.errno or errno.EFAULT, ""
+        except Exception as exc:  # a defect must not leave the caller waiting for ever
+            code = errno.EIO
+            reason = f"please report: a system call failed by a defect: {exc!r}"
+        else:
+            self._hand_over(listener, notification, copied)
+            return
+        if reason:
+            # Before the answer, so that it is told before the caller's end.
+            self._lines.append(reason)
+        listener.answer(notification.id, error=code)
+
+    def _copy(
+        self, front: _Front, look: Look, listener: Listener, notification: Notification
+    ) -> Copied:
+        if not front.reads:
+            raise CallError(
+                errno.EAGAIN, f"{look.name}: the memory of {_MAX_LATE} callers is slow already"
+            )
+        try:
+            memory = Memory(notification.thread)
+        except (FileNotFoundError, ProcessLookupError):
+            raise CallerDied from None
+        except PermissionError:
+            raise unreadable(look.name) from None
+        try:
+            look.admit(notification.thread)
+            if not listener.is_alive(notification.id):
+                raise CallerDied
+            return look.read(memory, notification.arguments)
+        finally:
+            memory.close()
+
+    def _hand_over(self, listener: Listener, notification: Notification, copied: Copied) -> None:
+        self._loop.call_from_thread(lambda: self._accept(listener, notification, copied))
