@@ -31,8 +31,8 @@ from serdab.instance import layout
 from serdab.instance.layout import Instance
 from serdab.instance.locks import lock_run
 from serdab.keys import Key
+from serdab.libos.begin import Begun
 from serdab.libos.channel import Channel, close_all
-from serdab.libos.early import Begun
 from serdab.libos.messages import Value
 from serdab.libos.request import BootRequest, Freshness
 from serdab.trust.codetree import package_root

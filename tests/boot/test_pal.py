@@ -142,17 +142,20 @@ def test_our_processes_show_their_memory_to_nobody(run_script: object) -> None:
         return
     lines = run_script(  # type: ignore[operator]
         """
-        def tree(pid):
-            out = []
-            for task in os.listdir(f"/proc/{pid}/task"):
-                with open(f"/proc/{pid}/task/{task}/children") as file:
-                    for child in map(int, file.read().split()):
-                        out += [child, *tree(child)]
-            return out
+        def owners(pid):
+            try:
+                command = open(f"/proc/{pid}/cmdline", "rb").read()
+                found = {os.stat(f"/proc/{pid}/status").st_uid} if b"python" in command else set()
+                for task in os.listdir(f"/proc/{pid}/task"):
+                    with open(f"/proc/{pid}/task/{task}/children") as file:
+                        for child in map(int, file.read().split()):
+                            found |= owners(child)
+            except (FileNotFoundError, ProcessLookupError):
+                return set()  # it ended meanwhile, as those of the init stage do
+            return found
         with pal.init(PATH) as instance:
-            owners = {os.stat(f"/proc/{pid}/status").st_uid for pid in tree(os.getpid())
-                      if b"python" in open(f"/proc/{pid}/cmdline", "rb").read()}
-            print(owners)
+            children = open(f"/proc/self/task/{os.getpid()}/children").read().split()
+            print(set().union(*(owners(int(child)) for child in children)))
         """
     )
     assert lines == ["{0}"]

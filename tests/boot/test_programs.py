@@ -360,7 +360,7 @@ class TestNothingIsLeft:
     ) -> None:
         process, tree = running
         children = self.children(process.pid)
-        (kernel,) = (pid for pid in children if b"libos.early" in command_of(pid))
+        (kernel,) = (pid for pid in children if b"libos.main" in command_of(pid))
         names = {pid: Path(f"/proc/{pid}/comm").read_text().strip() for pid in tree}
         servers = [pid for pid, name in names.items() if name == "serdab-fs"]
         inits = [pid for pid, name in names.items() if name == "serdab"]

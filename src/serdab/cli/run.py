@@ -11,7 +11,7 @@ from serdab.cli.parsing import add_freshness, add_occlum, freshness_of, read_key
 from serdab.errors import UsageError
 
 if TYPE_CHECKING:
-    from serdab.libos.early import Begun
+    from serdab.libos.begin import Begun
 
 SUMMARY: Final = "boot the instance, run a program in it, shut down"
 
@@ -50,7 +50,7 @@ def main(args: argparse.Namespace, context: Context) -> int:
 
     instance = Instance.open_built(context.instance)
     # Before anything that takes its time: the new processes get ready while this one does.
-    from serdab.libos.early import Begun
+    from serdab.libos.begin import Begun
 
     begun = Begun()
     try:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The hash over the running Serdab's own code.
 
-Above: ``measurement`` (which makes a digest of it), ``libos.early`` (which names byte code by it,
+Above: ``measurement`` (which makes a digest of it), ``libos.begin`` (which names byte code by it,
 as the first thing a run does: so nothing is imported here that is not needed).
 """
 
