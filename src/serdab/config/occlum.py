@@ -94,6 +94,11 @@ def parse(raw: bytes) -> InstanceConfig:
     _feature(top.section("feature"), notes)
     separation = _key_separation(metadata)
     debuggable = metadata.flag("debuggable", default=True)
+    disable_log = metadata.flag("disable_log", default=not debuggable)
+    if not debuggable and not disable_log:
+        notes.append(
+            "metadata.disable_log: false changes nothing: a production instance has no log"
+        )
     upper, image_mac, mounts = _mounts(top, notes)
     config = InstanceConfig(
         limits=limits,
@@ -103,7 +108,7 @@ def parse(raw: bytes) -> InstanceConfig:
         product_id=metadata.integer("product_id", 0, high=0xFFFF),
         security_version=metadata.integer("version_number", 0, high=0xFFFF),
         debuggable=debuggable,
-        disable_log=metadata.flag("disable_log", default=not debuggable),
+        disable_log=disable_log,
         key_separation=separation,
         mounts=mounts,
         upper=replace(upper, max_bytes=_upper_limit(ours)),

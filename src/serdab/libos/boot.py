@@ -90,11 +90,19 @@ class Boot:
         self._mounting = False
         self._expect_upper = b""
         self._mount_rules: Rules | None = None
+        self._config: BootConfig | None = None
 
     def environment_for(self, caller: tuple[bytes, ...]) -> tuple[bytes, ...]:
         """Return the environment of a program started from outside."""
         names = [os.fsencode(name) for name in self.chain.config.env_untrusted]
         return environment.combine(self._trusted, names, caller)
+
+    def may_log(self, level: str) -> bool:
+        """Return whether the measured configuration lets a line of this level out."""
+        config = self._config  # None: nothing is decrypted yet
+        if config is None or level in ("error", "notice"):
+            return True
+        return config.debuggable and not config.disable_log
 
     def mount_rules(self) -> Rules:
         """Return what programs may mount; only while some run.
@@ -134,6 +142,7 @@ class Boot:
         )
         # Only now: a signer whose signature was not good is not remembered.
         remember_signer(self.chain, request.instance, expect_signer=request.expect_signer)
+        self._config = config
         self._trusted = tuple(os.fsencode(item) for item in config.env_default)
         self._check_expected_root(config)
         return config
@@ -159,7 +168,12 @@ class Boot:
         limits = config.limits
         await self._parts.sandbox.enter()
         line = await self._parts.sandbox.set_up(
-            Wanted(limits.max_processes, limits.memory_bytes, limits.stack_bytes),
+            Wanted(
+                limits.max_processes,
+                limits.memory_bytes,
+                limits.stack_bytes,
+                may_dump_core=config.debuggable,
+            ),
             fuse_count=fuse_count,
             own_network=config.network == "none",
         )

@@ -108,7 +108,8 @@ class Kernel:
             pass  # the caller is gone: _readable hears it and takes the instance down
 
     def _log(self, level: str, line: str) -> None:
-        self._send({"op": "log", "level": level, "line": line})
+        if self._boot is None or self._boot.may_log(level):
+            self._send({"op": "log", "level": level, "line": line})
 
     def _on_fuse(self, index: int, fd: int, device: int) -> None:
         boot = self._boot

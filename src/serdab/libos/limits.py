@@ -19,15 +19,20 @@ from typing import Final
 _ROOT: Final = "/sys/fs/cgroup"
 _PREFIX: Final = "serdab-"
 _REMOVE_PATIENCE_S: Final = 2.0
+_NO_CORE: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the configuration asks for; None is no limit."""
+    """What the configuration asks for; None is no limit.
+
+    Nothing inside leaves a core file, and with ``may_dump_core`` a program may still ask for one.
+    """
 
     processes: int | None = None
     memory_bytes: int | None = None
     stack_bytes: int | None = None
+    may_dump_core: bool = False
 
 
 class ControlGroup:
@@ -162,7 +167,13 @@ def control_group(wanted: Wanted) -> ControlGroup | None:
 
 def rlimits(wanted: Wanted, *, has_group: bool) -> tuple[tuple[int, int, int], ...]:
     """Return (resource, soft, hard) for every program."""
-    out: list[tuple[int, int]] = []
+    # 1, not 0: core(5) does not enforce the limit where core_pattern is a pipe, so that the memory
+    # of a program, keys of init included, would go to the host; 1 is what stops that, too
+    # (do_coredump() in Linux).
+    out: list[tuple[int, int]] = [(resource.RLIMIT_CORE, _NO_CORE)]
+    raisable = {resource.RLIMIT_STACK}
+    if wanted.may_dump_core:
+        raisable.add(resource.RLIMIT_CORE)
     if wanted.stack_bytes is not None:
         out.append((resource.RLIMIT_STACK, wanted.stack_bytes))
     if not has_group:
@@ -176,7 +187,7 @@ def rlimits(wanted: Wanted, *, has_group: bool) -> tuple[tuple[int, int, int], .
         if hard != resource.RLIM_INFINITY:
             value = min(value, hard)
         # A stack may be grown again by the program, up to what the host allows.
-        top = hard if what == resource.RLIMIT_STACK else value
+        top = hard if what in raisable else value
         limits.append((what, value, top if top != resource.RLIM_INFINITY else (1 << 64) - 1))
     return tuple(limits)
 
