@@ -57,11 +57,14 @@ def main(args: argparse.Namespace, context: Context) -> int:
     }
     text = "\n".join(f"{name:10}{value}" for name, value in values.items())
     done = " and ".join(result.sealed) or "nothing, all was up to date"
-    text = f"{text}\nimage     {result.image_type}\nplatform  {result.platform}\nsealed    {done}"
+    kind = "debuggable" if result.debuggable else "production"
+    text = f"{text}\nimage     {result.image_type}\nplatform  {result.platform}"
+    text = f"{text}\nkind      {kind}\nsealed    {done}"
     fields: dict[str, object] = {
         **values,
         "image_type": result.image_type,
         "platform": result.platform,
+        "debuggable": result.debuggable,
         "sealed": list(result.sealed),
         "signer": result.signer_origin,
     }

@@ -34,7 +34,7 @@ from serdab.config.boot import (
 )
 from serdab.config.occlum import InstanceConfig, parse
 from serdab.errors import Error, MeasurementMismatch, UsageError
-from serdab.instance import publish
+from serdab.instance import keychange, publish
 from serdab.instance.fingerprint import Sealed, fingerprint, load_record, store_record
 from serdab.instance.layout import (
     CONFIG,
@@ -88,6 +88,7 @@ class BuildResult:
     root_mac: bytes
     image_type: str
     platform: str
+    debuggable: bool
     signer_origin: str
     sealed: tuple[str, ...]
 
@@ -144,7 +145,8 @@ def _build(
         "image", IMAGE_SOURCE, IMAGE, request.image_key, _image_additions(instance, config)
     )
     _check_reference(config, root_mac)
-    protected = dump_boot_config(_boot_config(config, request, image_type, init_mac, root_mac))
+    boot = _boot_config(config, request, image_type, init_mac, root_mac)
+    protected = dump_boot_config(boot)
     separation = config.key_separation or (b"", b"")
     descriptor = Descriptor(
         serdab_version=VERSION,
@@ -160,6 +162,16 @@ def _build(
     signed = sign(descriptor, request.signer)
     publish.write_file(_staged(staging, PROTECTED_CONFIG), protected)
     publish.write_file(_staged(staging, DESCRIPTOR), signed)
+    mrsigner = request.signer.public.mrsigner()
+    line = keychange.warning_of(
+        Path(instance.at(config.upper.source)),
+        boot,
+        request.image_key,
+        mrsigner=mrsigner,
+        mrenclave=descriptor.mrenclave(),
+    )
+    if line is not None:
+        say(line)  # before anything is replaced
     keep = _replaced_image(instance, config, root_mac)
     if not sealer.sealed and _is_published(instance, protected, signed):
         publish.abandon(staging)
@@ -167,7 +179,6 @@ def _build(
         sealer.take_over_unchanged()
         publish.swap_in(instance, staging, keep_image=keep)
     store_record(instance.path, sealer.outcome)
-    mrsigner = request.signer.public.mrsigner()
     _remember_signer(instance, mrsigner, say)
     if keep is not None:
         say(
@@ -182,6 +193,7 @@ def _build(
         root_mac=root_mac,
         image_type=image_type,
         platform=descriptor.platform,
+        debuggable=descriptor.debuggable,
         signer_origin=request.signer.origin,
         sealed=tuple(sealer.sealed),
     )
@@ -431,8 +443,8 @@ def _remember_signer(instance: Instance, signer: Digest, say: Say) -> None:
     known = recorded_signer(instance.path)
     if known is not None and not known.matches(signer):
         say(
-            f"warning: the instance had another signer: before {known}, now {signer}; "
-            "automatic keys of writable layers change with it"
+            f"warning: the instance had another signer: before {known}, now {signer}; automatic "
+            "keys change with it, and others who pinned the first one will refuse it"
         )
     if known is None or not known.matches(signer):
         record_signer(instance.path, signer)
