@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds a sealed image: the same tree, options and version give the same bytes everywhere.
 
-Above: ``instance.build``. Below: ``imagewalk`` (the order), ``packwriter`` (records),
-``imageformat`` (bytes), ``tree`` (pages).
+Above: ``instance.build``, ``instance.rekey``. Below: ``imagewalk`` and ``imagesource`` (the order),
+``packwriter`` (records), ``imageformat`` (bytes), ``tree`` (pages).
 """
 
 from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,10 +19,9 @@ import zstandard
 
 from serdab.crypto.hashes import HashAlgorithm, content_id
 from serdab.crypto.kdf import KeySchedule
-from serdab.errors import UsageError
 from serdab.keys import Key
 from serdab.sefs import keyspace as ks
-from serdab.sefs.image import image_keys, key_check
+from serdab.sefs.image import Image, image_keys, key_check
 from serdab.sefs.imageformat import (
     HEADER_BYTES,
     IMAGE_NAME,
@@ -36,7 +35,8 @@ from serdab.sefs.imageformat import (
     parse_header,
     parse_pointer,
 )
-from serdab.sefs.imagewalk import Additions, SourceEntry, Walk
+from serdab.sefs.imagesource import ImageSource
+from serdab.sefs.imagewalk import Additions, Source, SourceEntry, Walk
 from serdab.sefs.packwriter import PackWriter, Sealer, compress
 from serdab.sefs.page import Item, dump_page, split_items
 from serdab.vfs.layer import Dirent
@@ -101,15 +101,51 @@ def build_image(
         UsageError: the tree holds what cannot be sealed, or changed while it was read.
     """
     options = options or ImageOptions()
+    walk = Walk(source, additions or Additions(), clamp_s=options.clamp_s, owner=options.owner)
+    return _write_image(walk, out, key, options, progress)
+
+
+def reseal_image(
+    image: Image,
+    out: Path,
+    *,
+    key: Key | None,
+    replaced: Mapping[bytes, bytes] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> ImageInfo:
+    """Seal what an image holds once more, under another key, in the host directory ``out``.
+
+    Inode numbers stay, so what refers to the image by (inode, offset) refers to this one as well;
+    the bytes are those that :func:`build_image` makes of the same tree. Everything is verified as
+    it is read. ``replaced`` gives new content to files, by path relative to the root.
+
+    Raises:
+        AuthenticationError, FormatError: the image is damaged.
+    """
+    header = image.header
+    options = ImageOptions(
+        chunk_size=header.chunk_size,
+        page_size=header.page_size,
+        hash=header.hash,
+        zstd_level=ImageOptions.zstd_level if header.compression else 0,
+    )
+    return _write_image(ImageSource(image, replaced or {}), out, key, options, progress)
+
+
+def _write_image(
+    source: Source,
+    out: Path,
+    key: Key | None,
+    options: ImageOptions,
+    progress: Callable[[int], None] | None,
+) -> ImageInfo:
     out.mkdir(mode=0o755, parents=True, exist_ok=True)
     final = out / IMAGE_NAME
     part = out / (IMAGE_NAME + ".part")
     part.unlink(missing_ok=True)
     try:
         with part.open("xb") as file, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            info = _Builder(file.fileno(), pool, key, options, progress).run(
-                source, additions or Additions()
-            )
+            info = _Builder(file.fileno(), pool, key, options, progress).run(source)
             os.fsync(file.fileno())
         part.rename(final)
     except BaseException:
@@ -150,60 +186,37 @@ class _Builder:
         self._tail_slots: list[tuple[_Content, int, int]] = []
         self._content_bytes = 0
 
-    def run(self, source: Path, additions: Additions) -> ImageInfo:
-        walk = Walk(source, additions, clamp_s=self._options.clamp_s, owner=self._options.owner)
+    def run(self, source: Source) -> ImageInfo:
         entries: list[SourceEntry] = []
         items: list[Item] = []
-        for entry in walk.entries():
+        for entry in source.entries():
             entries.append(entry)
             if entry.target:
                 items.append((ks.key(entry.inode.ino, ks.T_INLINE), entry.target))
             elif entry.inode.size:
-                self._add_file(entry, items)
+                self._add_file(source, entry, items)
         self._flush_tail()
         self._packs.cut()
-        items.extend(self._items(walk, entries))
+        items.extend(self._items(source, entries))
         items.sort()
         return self._finish(items, len(entries))
 
     # Content ------------------------------------------------------------------------------
 
-    def _add_file(self, entry: SourceEntry, items: list[Item]) -> None:
-        size = entry.inode.size
+    def _add_file(self, source: Source, entry: SourceEntry, items: list[Item]) -> None:
+        size, unit = entry.inode.size, self._options.chunk_size
         self._content_bytes += size
         if self._progress is not None:
             self._progress(self._content_bytes)
-        if entry.content is not None:
-            self._add_chunks(entry, items, entry.content, None)
-            return
-        fd = os.open(entry.host_path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with open(fd, "rb", buffering=0) as file:
-            first = _read(file.fileno(), min(size + 1, self._options.chunk_size), entry)
-            self._add_chunks(entry, items, first, file.fileno())
-            if os.fstat(fd).st_size != size:
-                raise _changed(entry)
-
-    def _add_chunks(
-        self, entry: SourceEntry, items: list[Item], first: bytes, fd: int | None
-    ) -> None:
-        size, unit = entry.inode.size, self._options.chunk_size
+        pieces = source.pieces(entry, unit)
         if size <= ks.INLINE_MAX:
-            if len(first) != size:
-                raise _changed(entry)
-            items.append((ks.key(entry.inode.ino, ks.T_INLINE), first))
+            items.append((ks.key(entry.inode.ino, ks.T_INLINE), b"".join(pieces)))
             entry.inode.flags |= ks.F_INLINE
             return
         self._border(entry.path, size)
         content = _Content(entry, [])
         self._contents.append(content)
-        for chunk in range(-(-size // unit)):
-            want = min(unit, size - chunk * unit)
-            if fd is None:
-                raw = first[chunk * unit : chunk * unit + want]
-            else:
-                raw = first if chunk == 0 else _read(fd, want, entry)
-            if len(raw) != want:
-                raise _changed(entry)
+        for chunk, raw in enumerate(pieces):
             if chunk and chunk * unit % PACK_MAX == 0:
                 self._packs.cut()
             self._add_chunk(content, chunk, raw)
@@ -244,14 +257,14 @@ class _Builder:
 
     # Metadata -----------------------------------------------------------------------------
 
-    def _items(self, walk: Walk, entries: list[SourceEntry]) -> list[Item]:
+    def _items(self, source: Source, entries: list[SourceEntry]) -> list[Item]:
         items: list[Item] = []
         for entry in entries:
             items.append((ks.key(entry.inode.ino, ks.T_INODE), ks.dump_inode(entry.inode)))
             items.extend(
                 (ks.xattr_key(entry.inode.ino, name), b"\1" + value) for name, value in entry.xattrs
             )
-        for name in walk.names:
+        for name in source.names:
             value = ks.dump_dirent(Dirent(name.ino, name.dtype))
             items.append((ks.dirent_key(name.parent, name.name), value))
         hole = bytes(SLOT_BYTES)
@@ -332,26 +345,6 @@ def _trim(value: bytes) -> bytes:
     while end and not any(value[end - SLOT_BYTES : end]):
         end -= SLOT_BYTES
     return value[:end]
-
-
-def _read(fd: int, length: int, entry: SourceEntry) -> bytes:
-    parts = []
-    while length:
-        part = os.read(fd, length)
-        if not part:
-            break
-        parts.append(part)
-        length -= len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _changed(entry: SourceEntry) -> UsageError:
-    return UsageError(
-        "the file changed while it was being sealed",
-        stage="build",
-        subject=os.fsdecode(entry.host_path),
-        hint="build again when nothing writes to the tree",
-    )
 
 
 def _write(fd: int, raw: bytes, offset: int) -> None:

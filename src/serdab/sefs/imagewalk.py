@@ -5,7 +5,8 @@ Entries of a directory are sorted by their bytes; all of a directory's entries g
 numbers before the walk goes down into its first subdirectory. Hard links are one inode, at the
 first visit. Nothing of the host gets in: no owner, inode number, directory time or order.
 
-Above: ``imagebuild``. Below: the source tree on the host.
+Above: ``imagebuild``, which takes a tree from whoever is a :class:`Source`: from the host here,
+from another image in ``imagesource``. Below: the source tree on the host.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from serdab.errors import UsageError
 from serdab.vfs.api import ROOT_INO, Inode
@@ -66,6 +67,21 @@ class Additions:
         }
 
 
+class Source(Protocol):
+    """A tree to be sealed."""
+
+    names: list[Name]
+    """Every directory entry; complete when :meth:`entries` is through."""
+
+    def entries(self) -> Iterator[SourceEntry]:
+        """Yield each inode once, in the order of its content in the image."""
+        ...
+
+    def pieces(self, entry: SourceEntry, unit: int) -> Iterator[bytes]:
+        """Yield the content of a regular file in pieces of ``unit`` bytes, the last one shorter."""
+        ...
+
+
 Owner = Callable[[bytes], tuple[int, int]]
 
 
@@ -100,6 +116,24 @@ class Walk:
                 if stat.S_ISDIR(entry.inode.mode):
                     children.append(entry)
             stack.extend(reversed(children))
+
+    def pieces(self, entry: SourceEntry, unit: int) -> Iterator[bytes]:
+        """See :class:`Source`.
+
+        Raises:
+            UsageError: the file changed since it was listed.
+        """
+        size = entry.inode.size
+        if entry.content is not None:
+            for start in range(0, size, unit):
+                yield entry.content[start : start + unit]
+            return
+        fd = os.open(entry.host_path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with open(fd, "rb", buffering=0):
+            for start in range(0, size, unit):
+                yield _read(fd, min(unit, size - start), entry)
+            if os.fstat(fd).st_size != size:
+                raise _changed(entry)
 
     def _new(self, path: bytes, host_path: bytes, mode: int, mtime_s: int) -> SourceEntry:
         uid, gid = self._owner(path)
@@ -184,4 +218,24 @@ def _user_xattrs(path: bytes) -> list[tuple[bytes, bytes]]:
         (os.fsencode(name), os.getxattr(path, name, follow_symlinks=False))
         for name in names
         if name.startswith("user.")
+    )
+
+
+def _read(fd: int, length: int, entry: SourceEntry) -> bytes:
+    parts = []
+    while length:
+        part = os.read(fd, length)
+        if not part:
+            raise _changed(entry)
+        parts.append(part)
+        length -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _changed(entry: SourceEntry) -> UsageError:
+    return UsageError(
+        "the file changed while it was being sealed",
+        stage="build",
+        subject=os.fsdecode(entry.host_path),
+        hint="build again when nothing writes to the tree",
     )

@@ -374,6 +374,10 @@ class Journal:
             self._log = None
             self._uncommitted = True
 
+    def checkpoint(self) -> None:
+        """Write a checkpoint that nothing follows, unless something else changes."""
+        self._guarded(lambda: self._checkpoint(final_one=True))
+
     def _checkpoint(self, *, final_one: bool = False) -> None:
         """Write the tree and an anchor. Afterwards nothing older is needed."""
         content, items, state = self.content, self.items, self.state

@@ -56,14 +56,17 @@ class Volume:
         chunk_size: int = CHUNK_SIZE,
         page_size: int = PAGE_SIZE,
         limits: VolumeLimits = DEFAULT_LIMITS,
+        heir_of: Position | None = None,
     ) -> None:
         self.lower = lower
         if anchor is None:
-            self.uuid = os.urandom(16)
+            begin = heir_of or Position(os.urandom(16), 0, 0, bytes(16))
+            self.uuid = begin.uuid
             self._source = source
             first = lower.max_ino + 1 if lower is not None else ROOT_INO
             state = AnchorState(
-                epoch=0, sequence=0, chain=bytes(16), root=b"", root_level=0, table=b"",
+                epoch=0, sequence=begin.sequence, chain=begin.chain,
+                root=b"", root_level=0, table=b"",
                 next_ino=first, next_segment=1, next_log=1, log=0, log_salt=b"",
                 lower=(lower.root_mac,) if lower is not None else (),
                 chunk_size=chunk_size, page_size=page_size, live_bytes=0,
@@ -300,6 +303,15 @@ class Volume:
         """Close without writing: the host keeps what was found, as after a refusal."""
         self._journal.abandon()
 
+    def checkpoint(self, *, above_epoch: int = 0) -> None:
+        """Make everything durable as a volume that is closed; its number will be greater.
+
+        Raises:
+            FsError: the host refused.
+        """
+        self._journal.history.begin_above(above_epoch)
+        self._journal.checkpoint()
+
     # Salvage ------------------------------------------------------------------------------
 
     @property
@@ -349,12 +361,14 @@ def open_volume(
     page_size: int = PAGE_SIZE,
     limits: VolumeLimits = DEFAULT_LIMITS,
     tolerant: bool = False,
+    heir_of: Position | None = None,
 ) -> Volume:
     """Open the volume in a host directory, under a lock (shared if read-only).
 
     ``create`` makes a new one of an empty directory; nothing else is ever formatted over.
     ``source`` is stored, authenticated but in clear: where the key comes from. ``tolerant`` opens
-    a volume whose tree or log is damaged, for fsck.
+    a volume whose tree or log is damaged, for fsck. ``heir_of`` is the state of another volume whose
+    history a new one goes on with (see ``volumecopy``).
 
     Raises:
         UsageError: no such directory.
@@ -365,7 +379,7 @@ def open_volume(
     return open_volume_in(
         HostDir.at(path), key=key, lower=lower, create=create, read_only=read_only,
         source=source, chunk_size=chunk_size, page_size=page_size, limits=limits,
-        tolerant=tolerant,
+        tolerant=tolerant, heir_of=heir_of,
     )  # fmt: skip
 
 
@@ -381,6 +395,7 @@ def open_volume_in(
     page_size: int = PAGE_SIZE,
     limits: VolumeLimits = DEFAULT_LIMITS,
     tolerant: bool = False,
+    heir_of: Position | None = None,
 ) -> Volume:
     """Open the volume in an open directory; see :func:`open_volume`."""
     try:
@@ -407,7 +422,7 @@ def open_volume_in(
         volume = Volume(
             directory, key, anchor, source=source, lower=lower, read_only=read_only,
             chunk_size=chunk_size, page_size=page_size,
-            limits=fitted(limits, directory.free_bytes()[0]),
+            limits=fitted(limits, directory.free_bytes()[0]), heir_of=heir_of,
         )  # fmt: skip
         volume.recover(tolerant=tolerant)
     except BaseException:

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Copies a volume under another key, as the next state of the same history.
+
+Above: ``instance.rekey``. Below: ``volume``.
+
+Own content is opened and sealed anew, once. What the volume takes from its lower layer stays a
+reference (same inode, same offset), so the new lower layer must hold the same files under the same
+numbers. Names, attributes, holes, whiteouts and inode numbers are items that are put as they are.
+
+The copy keeps the uuid and the commit number of the original, its last checkpoint gets the next
+number (:func:`close_for_copy` sees to it that it can). To whoever remembers the original (``trust.freshness``) the copy is a later state of it and
+the original, from the moment the copy is remembered, an older one. Had the original been written to
+in the meantime, both would claim the same number: that is a fork, and refused.
+
+Security: the copy's key is another one, so the same uuid brings no pair of key and nonce back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from serdab.errors import AuthenticationError, FormatError
+from serdab.keys import Key
+from serdab.sefs import keyspace as ks
+from serdab.sefs.segment import POINTER_BYTES
+from serdab.sefs.volume import Volume, open_volume
+from serdab.vfs.layer import Layer
+
+_BATCH_BYTES: Final = 32 << 20
+"""So much waits in memory; then a checkpoint of the copy takes it."""
+_OVERHEAD: Final = 512
+_PUT_AS_THEY_ARE: Final = frozenset(
+    (ks.T_INODE, ks.T_INLINE, ks.T_XATTR, ks.T_DIRENT, ks.T_ORPHAN)
+)
+_FIRST: Final = b""
+_LAST: Final = b"\xff" * 9
+
+Progress = Callable[[int], None]
+
+
+class _Batches:
+    """Says where the copy of a volume makes its checkpoints: the same places for the same items."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
+
+    def is_full_with(self, value: bytes) -> bool:
+        """Count an item; return whether a checkpoint is due after it."""
+        self._bytes += len(value) + _OVERHEAD
+        if self._bytes < _BATCH_BYTES:
+            return False
+        self._bytes = 0
+        return True
+
+
+def close_for_copy(original: Volume) -> None:
+    """Close a volume that is open for writing so that :func:`copy_volume` can number its copy.
+
+    A copy of many batches makes many checkpoints, which count from 0: were the original's number
+    smaller, the copy's would leave a gap, into which the original could be written on unseen.
+
+    Raises:
+        FsError: the host refused.
+    """
+    if original.durable_mac != original.root_mac or original.state.log:
+        original.checkpoint()
+    batches = _Batches()
+    least = 1 + sum(batches.is_full_with(value) for _, value in original.tree.scan(_FIRST, _LAST))
+    if original.state.epoch < least:
+        original.checkpoint(above_epoch=least)
+    original.close()
+
+
+def copy_volume(
+    original: Volume,
+    into: Path,
+    *,
+    key: Key,
+    lower: Layer | None,
+    source: bytes,
+    progress: Progress | None = None,
+) -> None:
+    """Copy a volume that was closed into the empty host directory ``into``; durable on return.
+
+    ``source`` says where the key comes from. ``progress`` is called with the content bytes done.
+
+    Raises:
+        AuthenticationError, FormatError: something of the original does not verify.
+        FsError: the host refused.
+    """
+    position = original.position
+    if position is None or original.durable_mac != original.root_mac:
+        raise FormatError(
+            "a volume that was not closed cannot be copied", expected="no commit after its tree"
+        )
+    copy = open_volume(
+        into,
+        key=key,
+        lower=lower,
+        create=True,
+        source=source,
+        chunk_size=original.state.chunk_size,
+        page_size=original.state.page_size,
+        heir_of=position,
+    )
+    try:
+        _copy_items(original, copy, progress)
+        copy.restore_counter(original.max_ino + 1)
+        copy.checkpoint(above_epoch=position.epoch)
+    except BaseException:
+        copy.abandon()
+        raise
+    copy.close()
+
+
+def _copy_items(original: Volume, copy: Volume, progress: Progress | None) -> None:
+    batches = _Batches()
+    done = 0
+    for key, value in original.tree.scan(_FIRST, _LAST):
+        kind = key[8]
+        if kind in _PUT_AS_THEY_ARE:
+            copy.restore_item(key, value)
+        elif kind == ks.T_EXTENTS:
+            _copy_chunks(original, copy, key)
+            done += len(value) // POINTER_BYTES * original.state.chunk_size
+            if progress is not None:
+                progress(done)
+        # Who owns the records of a segment is written anew with the records themselves.
+        if batches.is_full_with(value):
+            copy.checkpoint()
+
+
+def _copy_chunks(original: Volume, copy: Volume, key: bytes) -> None:
+    ino, group = int.from_bytes(key[:8], "big"), int.from_bytes(key[9:], "big")
+    for chunk, problem in original.copy_group(copy, ino, group):
+        raise AuthenticationError(
+            "a file of the writable layer is damaged",
+            subject=f"inode {ino}, chunk {chunk}",
+            found=problem,
+            hint="nothing was changed; `serdab fsck` names the file, `fsck --repair` salvages "
+            "the rest",
+        )
