@@ -31,7 +31,7 @@ from serdab.sefs.imageformat import (
     Pointer,
     header_mac,
 )
-from serdab.sefs.imagewalk import SourceEntry, Walk
+from serdab.sefs.imagewalk import Source, SourceEntry
 from serdab.sefs.page import Item
 from serdab.vfs.api import ROOT_INO, Inode, SetAttr
 from serdab.vfs.layer import Dirent
@@ -46,7 +46,7 @@ def forge(
     """Build an image whose items ``change`` has had its way with; return its root MAC."""
 
     class Forger(imagebuild._Builder):
-        def _items(self, walk: Walk, entries: list[SourceEntry]) -> list[Item]:
+        def _items(self, walk: Source, entries: list[SourceEntry]) -> list[Item]:
             items = dict(super()._items(walk, entries))
             return change(items) or list(items.items())
 

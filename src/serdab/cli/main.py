@@ -24,6 +24,7 @@ VERBS = {
     "print": ("print_", False),
     "fsck": ("fsck", False),
     "reset": ("reset", False),
+    "rekey": ("rekey", False),
     "doctor": ("doctor", False),
 }
 # Occlum's words and ours, by the level each means.

@@ -26,6 +26,8 @@ IMAGE: Final = "build/mount/__ROOT"
 INITFS: Final = "build/initfs/__ROOT"
 PREVIOUS: Final = "build/previous"
 UPPER: Final = "run/mount/__ROOT"
+REKEY_BUILD: Final = ".rekey-staging"
+REKEY_VOLUME: Final = "run/.rekey"
 INIT: Final = "bin/init"
 MAX_FILE_BYTES: Final = 1 << 20
 

@@ -12,6 +12,9 @@ than the use itself: after a kill the fs server still closes its volume. So whoe
 so by a second lock on the same directory, a shared one of fcntl(2) (F_OFD_SETLK). A directory that
 is locked without it is being closed: that is waited for, not refused.
 
+Whoever locks ``run/`` first brings a change of the key to its end that was cut off (``switch``):
+nobody else would know that build and writable layer belong together again.
+
 Lock order: instance directory before ``run/``.
 """
 
@@ -26,7 +29,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from serdab.errors import BusyError, UsageError
-from serdab.instance.layout import RUN, Instance
+from serdab.instance.layout import REKEY_BUILD, REKEY_VOLUME, RUN, Instance
 
 _FLOCK: Final = struct.Struct("hhqqi4x")  # struct flock, fcntl(2)
 _CLOSING_PATIENCE_S: Final = 60.0
@@ -106,10 +109,19 @@ def lock_run(instance: Instance, *, on_wait: Callable[[str], None] | None = None
         else:
             try:
                 lock.use_fd = _mark_used(path)
+                if is_switch_cut_off(instance):
+                    from serdab.instance.switch import settle
+
+                    settle(instance)
             except BaseException:
                 lock.close()
                 raise
             return lock
+
+
+def is_switch_cut_off(instance: Instance) -> bool:
+    """Return whether something of a change of the key lies about."""
+    return os.path.lexists(instance.at(REKEY_BUILD)) or os.path.lexists(instance.at(REKEY_VOLUME))
 
 
 def _mark_used(path: str) -> int:

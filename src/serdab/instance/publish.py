@@ -19,12 +19,14 @@ from serdab.linux.rename import exchange
 from serdab.sefs.imageformat import IMAGE_NAME
 
 _STAGING: Final = ".build-staging"
+ASIDE: Final = "-old"
+"""Ends the name of what was in use where two directories cannot be exchanged."""
 
 
 def begin(instance: Instance) -> str:
     """Return a fresh, empty staging directory. Caller holds the build lock."""
     staging = instance.at(_STAGING)
-    aside = staging + "-old"
+    aside = staging + ASIDE
     if os.path.lexists(aside):
         # Killed between the two renames of swap_in: put back what was in use.
         if os.path.lexists(instance.at(BUILD)):
@@ -79,32 +81,38 @@ def swap_in(instance: Instance, staging: str, *, keep_image: str | None) -> None
 
     ``keep_image`` is the root MAC (hex) of the old image when a writable layer may refer to it.
     """
+    build = instance.at(BUILD)
+    if keep_image is not None and os.path.lexists(build):
+        # Named before the swap, so that a kill right after it loses nothing (see begin).
+        note = os.path.join(build, ".image-root")
+        if os.path.lexists(note):
+            os.unlink(note)
+        write_file(note, keep_image.encode("ascii"))
+    put_in_place(instance, staging)
+    if os.path.lexists(staging):
+        _rescue_previous(instance, staging)
+        shutil.rmtree(staging)
+
+
+def put_in_place(instance: Instance, staging: str) -> None:
+    """Make a directory beside ``build/`` that one, durably; it holds the old one afterwards."""
     for directory, _, _ in os.walk(staging, topdown=False):
         sync_directory(directory)
     build = instance.at(BUILD)
     if os.path.lexists(build):
-        if keep_image is not None:
-            # Named before the swap, so that a kill right after it loses nothing (see begin).
-            note = os.path.join(build, ".image-root")
-            if os.path.lexists(note):
-                os.unlink(note)
-            write_file(note, keep_image.encode("ascii"))
         try:
             exchange(staging, build)
         except OSError as exc:
             if exc.errno not in (errno.EINVAL, errno.ENOSYS):
                 raise
             # No exchange on this file system: two renames, and a moment without build/.
-            aside = staging + "-old"
+            aside = staging + ASIDE
             os.rename(build, aside)
             os.rename(staging, build)
             os.rename(aside, staging)
     else:
         os.rename(staging, build)
     sync_directory(instance.path)
-    if os.path.lexists(staging):
-        _rescue_previous(instance, staging)
-        shutil.rmtree(staging)
 
 
 def _rescue_previous(instance: Instance, old: str) -> None:

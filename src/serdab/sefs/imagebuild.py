@@ -44,6 +44,7 @@ from serdab.vfs.layer import Dirent
 PACK_MIN: Final = 1 << 20
 PACK_MAX: Final = 16 << 20
 _NO_KEY: Final = bytes(32)
+_ZSTD_LEVEL: Final = 3
 
 
 def _root_owner(_: bytes) -> tuple[int, int]:
@@ -57,7 +58,7 @@ class ImageOptions:
     chunk_size: int = 32 << 10
     page_size: int = 16 << 10
     hash: HashAlgorithm = HashAlgorithm.BLAKE3
-    zstd_level: int = 3
+    zstd_level: int = _ZSTD_LEVEL
     """0 stores everything as it is."""
     clamp_s: int | None = None
     """Latest mtime, seconds since the epoch (SOURCE_DATE_EPOCH)."""
@@ -127,7 +128,7 @@ def reseal_image(
         chunk_size=header.chunk_size,
         page_size=header.page_size,
         hash=header.hash,
-        zstd_level=ImageOptions.zstd_level if header.compression else 0,
+        zstd_level=_ZSTD_LEVEL if header.compression else 0,
     )
     return _write_image(ImageSource(image, replaced or {}), out, key, options, progress)
 

@@ -367,8 +367,8 @@ def open_volume(
 
     ``create`` makes a new one of an empty directory; nothing else is ever formatted over.
     ``source`` is stored, authenticated but in clear: where the key comes from. ``tolerant`` opens
-    a volume whose tree or log is damaged, for fsck. ``heir_of`` is the state of another volume whose
-    history a new one goes on with (see ``volumecopy``).
+    a volume whose tree or log is damaged, for fsck. ``heir_of`` is the state of another volume
+    whose history a new one goes on with (see ``volumecopy``).
 
     Raises:
         UsageError: no such directory.

@@ -8,9 +8,10 @@ reference (same inode, same offset), so the new lower layer must hold the same f
 numbers. Names, attributes, holes, whiteouts and inode numbers are items that are put as they are.
 
 The copy keeps the uuid and the commit number of the original, its last checkpoint gets the next
-number (:func:`close_for_copy` sees to it that it can). To whoever remembers the original (``trust.freshness``) the copy is a later state of it and
-the original, from the moment the copy is remembered, an older one. Had the original been written to
-in the meantime, both would claim the same number: that is a fork, and refused.
+number (:func:`close_for_copy` sees to it that it can). To whoever remembers the original
+(``trust.freshness``) the copy is a later state of it and the original, from the moment the copy is
+remembered, an older one. Had the original been written to in the meantime, both would claim the
+same number: that is a fork, and refused.
 
 Security: the copy's key is another one, so the same uuid brings no pair of key and nonce back.
 """
@@ -31,9 +32,7 @@ from serdab.vfs.layer import Layer
 _BATCH_BYTES: Final = 32 << 20
 """So much waits in memory; then a checkpoint of the copy takes it."""
 _OVERHEAD: Final = 512
-_PUT_AS_THEY_ARE: Final = frozenset(
-    (ks.T_INODE, ks.T_INLINE, ks.T_XATTR, ks.T_DIRENT, ks.T_ORPHAN)
-)
+_PUT_AS_THEY_ARE: Final = frozenset((ks.T_INODE, ks.T_INLINE, ks.T_XATTR, ks.T_DIRENT, ks.T_ORPHAN))
 _FIRST: Final = b""
 _LAST: Final = b"\xff" * 9
 

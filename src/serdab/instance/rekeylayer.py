@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The writable layer in a change of the key: found, admitted, and remembered as what it became.
+
+Above: ``rekey``. Below: ``trust.freshness``, ``trust.records``, ``sefs.volume``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from serdab.errors import UsageError, WrongKeyError
+from serdab.instance.layout import PREVIOUS, RUN, Instance
+from serdab.instance.sealedroot import LayerKeys
+from serdab.instance.switch import find_layer
+from serdab.keys import Key
+from serdab.sefs.anchor import ANCHOR_NAME
+from serdab.sefs.image import Image, open_image
+from serdab.sefs.imageformat import IMAGE_NAME
+from serdab.sefs.volume import Volume, bound_lower, open_volume
+from serdab.sefs.volumecopy import close_for_copy
+from serdab.trust import records
+from serdab.trust.chain import BootChain
+from serdab.trust.freshness import OFF, Guard, Watch, Watched, open_watched
+from serdab.trust.measurement import Digest
+
+
+@dataclass(frozen=True, slots=True)
+class WritableLayer:
+    """A layer that was admitted, open for reading, and the image it belongs to."""
+
+    path: str
+    volume: Volume
+    image: Image
+
+    def live_bytes(self) -> int:
+        """Return about how many bytes a copy takes."""
+        state = self.volume.state
+        return state.live_bytes + state.live_bytes // 16
+
+
+def find_writable(
+    instance: Instance,
+    chain: BootChain,
+    keys: LayerKeys,
+    image: Image,
+    stack: ExitStack,
+    *,
+    say: Callable[[str], None],
+) -> WritableLayer | None:
+    """Return the writable layer, None if there is none; ``stack`` closes it.
+
+    It is asked for as at boot: a state that is not the newest known one is refused, what a killed
+    session left in the log is brought in order, and other sessions are kept out.
+
+    Raises:
+        Error: as ``trust.freshness.open_watched`` says.
+        UsageError: the layer cannot be replaced where it lies.
+    """
+    upper = chain.config.upper
+    if upper.temporary:
+        return None
+    path = find_layer(instance, upper.source)
+    if path is None:
+        raise _misplaced(upper.source, "a symbolic link on the way to it")
+    watch = Watch(chain.config.freshness, conf_mac=chain.descriptor.conf_mac.value)
+    if not os.path.lexists(os.path.join(path, ANCHOR_NAME)):
+        Guard(path, watch).check_existence()
+        return None
+    _check_place(instance, path)
+    volume_key = Key(keys.volume.key)
+    try:
+        lower = _lower_image(instance, path, volume_key, keys.image, image, stack)
+        watched = open_watched(
+            Path(path), watch, key=volume_key, lower=lower, source=keys.volume.source
+        )
+    except WrongKeyError as exc:
+        raise WrongKeyError(
+            "the key opens the image, but not its writable layer",
+            subject=exc.subject,
+            expected=exc.expected,
+            found=exc.found,
+            hint="`serdab build` with the key of the layer makes both one again; `serdab reset` "
+            "gives the layer up",
+        ) from exc
+    stack.callback(watched.guard.close)
+    _close(watched, say)
+    volume = open_volume(Path(path), key=volume_key, lower=lower, read_only=True)
+    stack.callback(volume.close)
+    return WritableLayer(path, volume, lower)
+
+
+def _close(watched: Watched, say: Callable[[str], None]) -> None:
+    for line in watched.notices:
+        say(line)
+    try:
+        close_for_copy(watched.volume)
+    except BaseException:
+        watched.volume.abandon()
+        raise
+
+
+def _check_place(instance: Instance, path: str) -> None:
+    """Refuse a layer that no rename can replace."""
+    if os.path.ismount(path):
+        raise _misplaced(path, "a mount point")
+    if os.stat(os.path.dirname(path)).st_dev != os.stat(instance.at(RUN)).st_dev:
+        raise _misplaced(path, f"a place on another file system than {RUN}/")
+
+
+def _misplaced(path: str, found: str) -> UsageError:
+    return UsageError(
+        "the writable layer cannot be replaced where it lies",
+        subject=path,
+        expected=f"a directory on the file system of {RUN}/",
+        found=found,
+        hint=f"make {RUN}/ itself what lies elsewhere, or a link to it",
+    )
+
+
+def _lower_image(
+    instance: Instance,
+    path: str,
+    volume_key: Key,
+    image_key: Key | None,
+    image: Image,
+    stack: ExitStack,
+) -> Image:
+    """Return the image that the layer belongs to: the present one, or one that `build` kept."""
+    bound = bound_lower(Path(path), volume_key)
+    if bound == image.root_mac:
+        return image
+    kept = os.path.join(instance.at(PREVIOUS), bound.hex())
+    if not os.path.lexists(os.path.join(kept, IMAGE_NAME)):
+        return image  # a layer that holds nothing is taken over; any other one is refused
+    previous = open_image(Path(kept), key=image_key, expected_mac=bound)
+    stack.callback(previous.close)
+    return previous
+
+
+def remember(path: str, lower: Image, key: Key, *, policy: str, conf_mac: Digest) -> None:
+    """Open what the layer became, and remember its state: the one before is refused from now on.
+
+    Raises:
+        Error: it does not open, which nothing explains but the storage.
+    """
+    volume = open_volume(Path(path), key=key, lower=lower, read_only=True)
+    position, root_mac = volume.position, volume.durable_mac
+    volume.close()
+    if policy == OFF or position is None:
+        return
+    here = records.shown(os.path.realpath(path))
+    records.store_record(
+        records.Record(position, root_mac=root_mac, conf_mac=conf_mac.value, path=here)
+    )
+    if records.volume_at(path) != position.uuid:
+        records.remember_path(path, position.uuid)
