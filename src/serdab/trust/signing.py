@@ -25,6 +25,7 @@ from serdab.errors import UsageError, VerificationError
 from serdab.trust.measurement import SHA256, Digest
 
 if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
 MODULUS_BYTES: Final = 384
@@ -55,7 +56,15 @@ class PublicKey:
             SHA256, hashlib.sha256(self.modulus.to_bytes(MODULUS_BYTES, "little")).digest()
         )
 
-    def verify(self, message: bytes, signature: bytes) -> None:
+    def pem(self) -> bytes:
+        """Return it as others read it: a SubjectPublicKeyInfo in PEM (RFC 7468, section 13)."""
+        from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
+        from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+        key = RSAPublicNumbers(self.exponent, self.modulus).public_key()
+        return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+    def verify(self, message: ReadableBuffer, signature: bytes) -> None:
         """Check a signature over ``message``.
 
         Raises:
@@ -77,7 +86,7 @@ class PublicKey:
             )
 
 
-def _encoded(message: bytes) -> bytes:
+def _encoded(message: ReadableBuffer) -> bytes:
     """Return EMSA-PKCS1-v1_5 of ``message`` (RFC 8017, section 9.2)."""
     tail = _DIGEST_INFO + hashlib.sha256(message).digest()
     padding = b"\xff" * (MODULUS_BYTES - len(tail) - 3)
@@ -97,8 +106,8 @@ class Signer(Protocol):
         """Where the key comes from, for messages."""
         ...
 
-    def sign(self, message: bytes) -> bytes:
-        """Return the raw signature of 384 bytes."""
+    def sign(self, message: ReadableBuffer) -> bytes:
+        """Return the raw signature of 384 bytes; ``message`` may be a mapping of a large file."""
         ...
 
 
@@ -116,12 +125,15 @@ class FileSigner:
         self.public = public
         self.origin = origin
 
-    def sign(self, message: bytes) -> bytes:
+    def sign(self, message: ReadableBuffer) -> bytes:
         """Return the raw signature."""
         from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+        from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
         from cryptography.hazmat.primitives.hashes import SHA256 as Sha256
 
-        return self._key.sign(message, PKCS1v15(), Sha256())
+        # Hashed here, since sign() takes bytes only, and a large file is a mapping.
+        digest = hashlib.sha256(message).digest()
+        return self._key.sign(digest, PKCS1v15(), Prehashed(Sha256()))
 
 
 class ToolSigner:
@@ -138,7 +150,7 @@ class ToolSigner:
         self.public = public
         self.origin = f"{key_path}, through {tool}"
 
-    def sign(self, message: bytes) -> bytes:
+    def sign(self, message: ReadableBuffer) -> bytes:
         """Return the raw signature, verified.
 
         Raises:
