@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import os
 
-from serdab.config.dirs import cache_dir, make_private
+from serdab.libos.bytecode import byte_code_cache
 from serdab.libos.channel import socket_pair
 from serdab.libos.interpreter import import_path, start_python
-from serdab.trust.codetree import code_hash
 
 
 class Begun:
@@ -77,17 +76,3 @@ def _fill_standard_streams() -> None:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)  # takes the lowest number that is free
-
-
-def byte_code_cache() -> str:
-    """Return where our own processes keep byte code: a directory that is this code's alone."""
-    base = make_private(os.path.join(cache_dir(), "pyc"))
-    mine = os.path.join(base, code_hash().hex()[:32])
-    if not os.path.isdir(mine):
-        import shutil
-
-        # What older code left is of no use any more.
-        for entry in os.scandir(base):
-            shutil.rmtree(entry.path, ignore_errors=True)
-        make_private(mine)
-    return mine
