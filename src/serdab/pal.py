@@ -491,8 +491,9 @@ def _init(
 
 
 def _private_directories() -> tuple[str, ...]:
-    directories = (state_dir(), cache_dir(), runtime_dir(), package_root())
-    return tuple(os.path.realpath(directory) for directory in directories)
+    code = package_root()
+    paths = (state_dir(), cache_dir(), runtime_dir(), code, *layout.package_parts(code))
+    return tuple(map(os.path.realpath, paths))
 
 
 def run_foreground(

@@ -23,7 +23,7 @@ def main(args: argparse.Namespace, context: Context) -> int:
     from serdab.instance.layout import Instance
     from serdab.instance.reset import reset
 
-    instance = Instance.open(context.instance)
+    instance = Instance.open(context.instance, sources=False)
     if not args.yes:
         if not sys.stdin.isatty():
             raise UsageError(

@@ -32,9 +32,34 @@ INIT: Final = "bin/init"
 MAX_FILE_BYTES: Final = 1 << 20
 
 
+#: The top folder of a package: the launcher, the manifest, our code, the instance.
+PACKAGE_LAUNCHER: Final = "serdab"
+PACKAGE_MANIFEST: Final = "package.json"
+PACKAGE_CODE: Final = "code"
+PACKAGE_INSTANCE: Final = "instance"
+
+
 def is_instance(path: str) -> bool:
-    """Return whether there is an instance at ``path``."""
+    """Return whether there is an instance with its sources at ``path``."""
     return os.path.isfile(os.path.join(path, CONFIG))
+
+
+def is_packaged(path: str) -> bool:
+    """Return whether there is a built instance without its sources, as in a package."""
+    return os.path.isfile(os.path.join(path, DESCRIPTOR)) and not is_instance(path)
+
+
+def package_parts(code_root: str) -> tuple[str, ...]:
+    """Return the paths of what is ours in the package that carries the code at ``code_root``.
+
+    Empty when it is no package's (``code/<digest>/serdab``) but an installed one.
+    """
+    code = os.path.dirname(os.path.dirname(code_root))
+    top = os.path.dirname(code)
+    manifest = os.path.join(top, PACKAGE_MANIFEST)
+    if os.path.basename(code) != PACKAGE_CODE or not os.path.isfile(manifest):
+        return ()
+    return code, manifest, os.path.join(top, PACKAGE_LAUNCHER)
 
 
 class Instance:
@@ -49,21 +74,23 @@ class Instance:
         return f"Instance({self.path!r})"
 
     @classmethod
-    def open(cls, path: str) -> Instance:
-        """Return the instance at ``path``.
+    def open(cls, path: str, *, sources: bool = True) -> Instance:
+        """Return the instance at ``path``; without ``sources`` a packaged one will do.
 
         Raises:
             UsageError: there is none.
         """
         if not is_instance(path):
-            there = os.path.isdir(path)
-            raise UsageError(
-                "not an instance",
-                subject=os.path.abspath(path),
-                expected=f"a directory with {CONFIG}",
-                found="a directory without it" if there else "no directory",
-                hint="`serdab new PATH` makes one; -C names the one to use",
-            )
+            packaged = is_packaged(path)
+            found = "a directory without it" if os.path.isdir(path) else "no directory"
+            if sources or not packaged:
+                raise UsageError(
+                    "not an instance",
+                    subject=os.path.abspath(path),
+                    expected=f"a directory with {CONFIG}",
+                    found="a packaged instance, which has no sources" if packaged else found,
+                    hint="`serdab new PATH` makes one; -C names the one to use",
+                )
         return cls(path)
 
     @classmethod
@@ -73,7 +100,7 @@ class Instance:
         Raises:
             UsageError: there is none, or it has not been built.
         """
-        instance = cls.open(path)
+        instance = cls.open(path, sources=False)
         for relative in (DESCRIPTOR, PROTECTED_CONFIG):
             if not os.path.lexists(instance.at(relative)):
                 raise UsageError(

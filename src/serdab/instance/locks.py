@@ -92,7 +92,8 @@ def lock_run(instance: Instance, *, on_wait: Callable[[str], None] | None = None
             subject=path,
             expected="a directory that can be written",
             found=os.strerror(exc.errno or 0),
-            hint="an instance must be writable by whoever runs it",
+            hint="an instance must be writable by whoever runs it: unpack or copy it as that user, "
+            f"or let root make {RUN}/ for them",
         ) from exc
     started = time.monotonic()
     while True:

@@ -12,10 +12,22 @@ import shutil
 
 from serdab.config.occlum import parse
 from serdab.errors import Error
-from serdab.instance.layout import CONFIG, PREVIOUS, UPPER, Instance
+from serdab.instance.layout import CONFIG, PREVIOUS, UPPER, Instance, is_packaged
 from serdab.instance.locks import lock_build, lock_run
+from serdab.instance.measurements import read_measurements
 from serdab.sefs.anchor import ANCHOR_NAME
 from serdab.trust.records import discard, missing_below
+
+
+def _upper(instance: Instance) -> str:
+    """Return where the writable layer lies."""
+    try:
+        if is_packaged(instance.path):
+            return read_measurements(instance).config.upper.source
+        return parse(instance.read(CONFIG)).upper.source
+    except Error:
+        # Resetting must be possible with a broken configuration too.
+        return UPPER
 
 
 def reset(instance: Instance) -> list[str]:
@@ -24,11 +36,7 @@ def reset(instance: Instance) -> list[str]:
     Raises:
         BusyError: the instance is in use.
     """
-    try:
-        upper = parse(instance.read(CONFIG)).upper.source
-    except Error:
-        # Resetting must be possible with a broken configuration too.
-        upper = UPPER
+    upper = _upper(instance)
     removed = []
     with lock_build(instance), lock_run(instance):
         for relative in (upper, PREVIOUS):
