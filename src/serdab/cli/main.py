@@ -10,8 +10,12 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from serdab.version import VERSION
+
+if TYPE_CHECKING:
+    from serdab.errors import Error
 
 # verb: (module below serdab.cli, does it start a program of the instance?)
 VERBS = {
@@ -94,15 +98,30 @@ def _run(words: list[str]) -> int:
         )
     except Exception as exc:  # whatever else escapes is a defect, and is said to be one
         _traceback(context.verbose)
+        missing = _missing_library(exc)
         # A defect of another process of ours comes with its whole traceback: the last line says it.
         said = (str(exc).strip().splitlines() or [""])[-1]
-        failure = Error(
+        failure = missing or Error(
             f"internal error, please report: {type(exc).__name__}: {said}",
             hint="" if context.verbose else "-v shows where it happened",
         )
     code = exitcodes.of_error(failure, starts_program=starts_program)
     report(failure, context, starts_program=starts_program)
     return code
+
+
+def _missing_library(exc: Exception) -> Error | None:
+    """Return what to say if a library is not there: a package carries those of its own verbs."""
+    from serdab.errors import EnvironmentRefused
+
+    if not isinstance(exc, ModuleNotFoundError) or (exc.name or "serdab").startswith("serdab"):
+        return None
+    return EnvironmentRefused(
+        f"a library of Python is missing: {exc.name}",
+        expected="an installed Serdab with all its dependencies",
+        found=f"no module {exc.name}",
+        hint="a packaged instance carries what is needed to run it; `pip install` has the rest",
+    )
 
 
 def _traceback(wanted: bool) -> None:  # noqa: FBT001 - private, the option -v
