@@ -26,6 +26,7 @@ VERBS = {
     "run": ("run", True),
     "gen-image-key": ("gen_image_key", False),
     "print": ("print_", False),
+    "package": ("package", False),
     "fsck": ("fsck", False),
     "reset": ("reset", False),
     "rekey": ("rekey", False),

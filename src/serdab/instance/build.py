@@ -35,6 +35,7 @@ from serdab.config.boot import (
 from serdab.config.occlum import InstanceConfig, parse
 from serdab.errors import Error, MeasurementMismatch, UsageError
 from serdab.instance import keychange, publish
+from serdab.instance.epoch import source_date_epoch
 from serdab.instance.fingerprint import Sealed, fingerprint, load_record, store_record
 from serdab.instance.layout import (
     CONFIG,
@@ -227,7 +228,7 @@ class _Sealer:
         tree = self._instance.at(source)
         owners = load_owners(tree)
         options = ImageOptions(
-            clamp_s=_source_date_epoch(),
+            clamp_s=source_date_epoch(),
             owner=lambda path: owners.get(os.fsdecode(path), (0, 0)),
         )
         # What changes after this moment differs from the fingerprint at the next build.
@@ -281,22 +282,6 @@ def _parameters(options: ImageOptions, additions: Additions, owners: Mapping[str
         sorted(owners.items()),
     )
     return repr(values).encode()
-
-
-def _source_date_epoch() -> int | None:
-    """Return SOURCE_DATE_EPOCH (reproducible-builds.org), or None when it is not set."""
-    text = os.environ.get("SOURCE_DATE_EPOCH", "")
-    if not text:
-        return None
-    if not (text.isascii() and text.isdigit() and len(text) <= 12):
-        raise UsageError(
-            "not a time",
-            subject="SOURCE_DATE_EPOCH",
-            expected="seconds since 1970 in decimal digits",
-            found=repr(text),
-            hint="unset it to keep the times of the files",
-        )
-    return int(text)
 
 
 def _check_trees(instance: Instance) -> None:

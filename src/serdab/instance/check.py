@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from serdab.errors import UsageError, WrongKeyError
+from serdab.errors import MeasurementMismatch, UsageError, WrongKeyError
 from serdab.instance.layout import IMAGE, INITFS, Instance
 from serdab.instance.measurements import Measurements, read_measurements
 from serdab.keys import Key
@@ -61,6 +61,24 @@ def check_image_at(
     finally:
         image.close()
     return Checked(label, report)
+
+
+def check_image_header(path: Path, mac: bytes) -> None:
+    """Verify of an image what can be verified without its key: the header, by the root MAC.
+
+    Raises:
+        MeasurementMismatch: it has another root MAC.
+    """
+    found = _unpinned_mac(path)
+    if found != mac:
+        raise MeasurementMismatch(
+            "the image is not the one that was measured",
+            stage="rootfs",
+            subject=str(path),
+            expected=mac.hex(),
+            found=found.hex(),
+            hint="`serdab build` seals it anew",
+        )
 
 
 def check_volume_at(

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a packaged instance starts: the launcher of the package runs this file as a script.
+
+It checks that this interpreter is of the kind that the package was made for, puts the package's
+code on the import path, and becomes the command line, with the instance of the package as default.
+
+Written for every Python from 3.6 on, so that a wrong one gets a message: no ``annotations`` from
+``__future__``, no syntax and no module of ours before the check.
+
+Security: byte code is read and written below the user's cache directory only, in a place that the
+digest of the code names. Beside the code it could be other than the code that is hashed.
+"""
+
+import _imp
+import os
+import sys
+
+
+def _glibc() -> "list[int]":
+    text = os.confstr("CS_GNU_LIBC_VERSION") or ""
+    return [int(part) for part in text.split()[-1].split(".")[:2]]
+
+
+def _misfit(suffix: str, glibc: str) -> "tuple[str, str, str] | None":
+    """Return (what, expected, found) of the first thing that does not fit."""
+    found = _imp.extension_suffixes()[0]
+    if found != suffix:
+        return f"interpreter {sys.executable}", _words(suffix), _words(found)
+    if _glibc() < [int(part) for part in glibc.split(".")]:
+        return "C library", f"glibc {glibc} or newer", "glibc {}.{}".format(*_glibc())
+    return None
+
+
+def _words(suffix: str) -> str:
+    """Turn ``.cpython-311-x86_64-linux-gnu.so`` into words."""
+    parts = suffix.split(".")[1].split("-", 2)
+    if len(parts) != 3:
+        return suffix
+    name, version, machine = parts
+    return f"{name} {version[:1]}.{version[1:]} on {machine}"
+
+
+def _refuse(misfit: "tuple[str, str, str]", words: "list[str]") -> int:
+    import json
+
+    subject, expected, found = misfit
+    hint = "install the one that is expected, or name one in SERDAB_PYTHON"
+    fields = {
+        "error": "environment",
+        "exit_code": 6,
+        "message": "this package does not run on this Python",
+        "stage": "package",
+        "subject": subject,
+        "expected": expected,
+        "found": found,
+        "hint": hint,
+    }
+    as_json, starts_program = _look_at(words)
+    stream = sys.stderr if starts_program or not as_json else sys.stdout
+    if as_json:
+        stream.write(json.dumps(fields, sort_keys=True) + "\n")
+    else:
+        stream.write(
+            "serdab: error: package: {message}: {subject} (expected {expected}, found {found})\n"
+            "hint: {hint}\n".format(**fields)
+        )
+    return 125 if starts_program else 6
+
+
+def _look_at(words: "list[str]") -> "tuple[bool, bool]":
+    """Return whether --json was given, and whether the verb starts a program."""
+    as_json = False
+    rest = iter(words)
+    for word in rest:
+        if word in ("-C", "--instance", "--log-level"):
+            next(rest, None)
+        elif word == "--json":
+            as_json = True
+        elif not word.startswith("-"):
+            return as_json, word in ("run", "exec")
+    return as_json, False
+
+
+def _keep_byte_code_away() -> None:
+    # First of what the next imports need, the modules that are not ours: they have byte code.
+    import functools  # noqa: F401
+    import hashlib  # noqa: F401
+    import typing  # noqa: F401
+
+    sys.dont_write_bytecode = True
+    sys.pycache_prefix = os.devnull
+    from serdab.errors import Error
+    from serdab.libos.bytecode import byte_code_cache
+
+    try:
+        cache = byte_code_cache()
+    except (Error, OSError):
+        return  # slower, but `doctor` works; a verb that needs the directory says what is wrong
+    sys.pycache_prefix = cache
+    sys.dont_write_bytecode = False
+
+
+def main() -> int:
+    """Check, prepare, run the command line."""
+    suffix, glibc, top = sys.argv[1:4]
+    words = sys.argv[4:]
+    misfit = _misfit(suffix, glibc)
+    if misfit is not None:
+        return _refuse(misfit, words)
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path.insert(0, os.path.dirname(os.path.dirname(here)))
+    _keep_byte_code_away()
+    from serdab.cli import main as command_line
+
+    sys.argv = [os.path.join(top, "serdab"), "-C", os.path.join(top, "instance"), *words]
+    return command_line.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

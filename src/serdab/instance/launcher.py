@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The text of the launcher of a package: a shell script that finds a Python that fits.
+
+Above: ``package``. What it starts is ``cli.packaged``, which checks the interpreter it got.
+
+Security: neither is more to be trusted than the place the package lies in; the detached signature
+covers both. It runs the interpreter isolated (``-I -S``: no environment, no user directory, no
+``.pth``), so that nothing but the package and the interpreter's own library is imported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+_TEXT: Final = """\
+#!/bin/sh
+# Runs the packaged instance beside this file. SERDAB_PYTHON names the interpreter to use; without
+# it that is a Python @VERSION@ on the PATH or in the usual places.
+case $0 in
+*/*) self=$0 ;;
+*) self=$(command -v -- "$0") ;;
+esac
+if [ -L "$self" ]; then self=$(readlink -f -- "$self"); fi
+top=${self%/*}
+start() {
+    command -v "$1" >/dev/null 2>&1 || return 0
+    exec "$@"
+}
+run() {
+    python=$1
+    shift
+    start "$python" -I -S "$top/@ENTRY@" @SUFFIX@ @GLIBC@ "$top" "$@"
+}
+if [ -n "${SERDAB_PYTHON:-}" ]; then
+    run "$SERDAB_PYTHON" "$@"
+else
+    for name in python@VERSION@ /usr/local/bin/python@VERSION@ /usr/bin/python@VERSION@ python3
+    do
+        run "$name" "$@"
+    done
+fi
+# Nothing was found. As everywhere: 6, or 125 for a verb that starts a program.
+code=6 json= skip=
+for word do
+    if [ -n "$skip" ]; then
+        skip=
+        continue
+    fi
+    case $word in
+    -C | --instance | --log-level) skip=yes ;;
+    --json) json=yes ;;
+    -*) ;;
+    run | exec) code=125; break ;;
+    *) break ;;
+    esac
+done
+hint='install Python @VERSION@, or name one in SERDAB_PYTHON'
+if [ -n "$json" ]; then
+    message='{"error": "environment", "exit_code": 6, "expected": "Python @VERSION@"'
+    message=$message', "found": "none", "hint": "'$hint'", "message": "no Python that fits"'
+    message=$message', "stage": "package", "subject": "python@VERSION@"}'
+    if [ $code = 125 ]; then printf '%s\\n' "$message" >&2; else printf '%s\\n' "$message"; fi
+else
+    echo 'serdab: error: package: no Python that fits (expected Python @VERSION@, found none)' >&2
+    echo "hint: $hint" >&2
+fi
+exit $code
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """The interpreters that a package runs on.
+
+    ``suffix`` is that of extension modules (PEP 3149): it stands for implementation, version,
+    threading, machine and kind of C library at once.
+    """
+
+    version: str
+    suffix: str
+    glibc: str
+
+
+def launcher(runtime: Runtime, entry: str) -> bytes:
+    """Return the launcher; ``entry`` is the path of ``packaged.py`` below the top folder."""
+    text = _TEXT
+    for name, value in (
+        ("VERSION", runtime.version),
+        ("SUFFIX", runtime.suffix),
+        ("GLIBC", runtime.glibc),
+        ("ENTRY", entry),
+    ):
+        text = text.replace(f"@{name}@", value)
+    return text.encode("ascii")

@@ -1,0 +1,388 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packs a built instance with the code that boots it into one tarball, and signs the tarball.
+
+What travels is named, never collected: the descriptor, the protected configuration and the two
+sealed images of ``build/``; this Serdab; the libraries it needs; a launcher; a manifest. So never
+``run/``, state, keys, previous images, ``Occlum.json`` or the source trees, whatever lies there.
+
+Above: ``cli``. Below: ``carried`` (code), ``launcher``, ``tarball``, ``check``, ``trust.chain``.
+
+On-disk format:
+    ``NAME/serdab`` (launcher), ``NAME/package.json`` (what it is and needs),
+    ``NAME/code/<digest>/`` (Serdab and its libraries; the digest is over all of them, so that byte
+    code that was cached for one set of libraries is never taken for another),
+    ``NAME/instance/build/``. Beside the tarball ``NAME.tar.gz.sig``: the raw RSA signature
+    over its bytes, PKCS#1 v1.5 with SHA-256.
+
+Security:
+    1. The same checks as at boot come first, by the same code, and the files of both images are
+       read to the last byte: what does not boot is not packaged. Of an encrypted image without its
+       key the header is checked, which the root MAC is over.
+    2. The package is signed by the key that signed the build. The signature is what tells a changed
+       package: code that was changed can claim anything about itself.
+    3. A key that lies in clear in the init FS would be published with it: only when asked for.
+"""
+
+from __future__ import annotations
+
+import _imp
+import hashlib
+import json
+import mmap
+import os
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from serdab.config.boot import ENCRYPTED, BootConfig
+from serdab.config.dirs import create_durably, sync_directory
+from serdab.errors import SignerMismatch, UsageError, VerificationError
+from serdab.instance import carried
+from serdab.instance.check import check_image_at, check_image_header
+from serdab.instance.epoch import source_date_epoch
+from serdab.instance.launcher import Runtime, launcher
+from serdab.instance.layout import (
+    DESCRIPTOR,
+    IMAGE,
+    INITFS,
+    PACKAGE_CODE,
+    PACKAGE_INSTANCE,
+    PACKAGE_LAUNCHER,
+    PACKAGE_MANIFEST,
+    PROTECTED_CONFIG,
+    Instance,
+)
+from serdab.instance.locks import lock_build
+from serdab.instance.tarball import Member, write_tarball
+from serdab.keys import Key
+from serdab.sefs.imageformat import IMAGE_NAME
+from serdab.trust import platform
+from serdab.trust.chain import BootChain
+from serdab.trust.descriptor import Descriptor, parse_and_verify
+from serdab.trust.measurement import code_digest
+from serdab.trust.signing import Signer
+
+SUFFIX: Final = ".tar.gz"
+SIGNATURE_SUFFIX: Final = ".sig"
+FORMAT: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PackageRequest:
+    """What to package as, and what is allowed to travel.
+
+    ``output`` is the path of the tarball. ``debug`` admits debuggable and simulation instances,
+    ``builtin_key`` one whose image key lies in its init FS. ``image_key`` serves to verify.
+    """
+
+    output: str
+    signer: Signer
+    debug: bool = False
+    builtin_key: bool = False
+    image_key: Key | None = None
+    public_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Packaged:
+    """What was made."""
+
+    path: str
+    signature: str
+    sha256: str
+    size_bytes: int
+    runs_on: str
+    descriptor: Descriptor
+
+
+Say = Callable[[str], None]
+
+
+def output_path(instance: Instance, name: str | None) -> str:
+    """Return the path of the tarball that a name stands for (None: the instance's own name).
+
+    Raises:
+        UsageError: it has no name that a folder could bear.
+    """
+    path = os.path.basename(instance.path) if name is None else name
+    stem = path.removesuffix(SUFFIX)
+    folder = os.path.basename(stem)
+    if folder in ("", ".", "..") or folder.startswith("-") or not folder.isprintable():
+        raise UsageError(
+            "not a name for a package",
+            subject=path,
+            expected=f"NAME{SUFFIX}",
+            found=folder or "nothing",
+            hint="its top folder is named as the package is",
+        )
+    return stem + SUFFIX
+
+
+def package(instance: Instance, request: PackageRequest, *, say: Say) -> Packaged:
+    """Write the package of a built instance and its signature; both or neither.
+
+    Raises:
+        UsageError: something is at the output's place, or something may not travel unasked.
+        VerificationError: ``build/`` would not boot, or another key signed it.
+    """
+    _require_free(request.output, request.output + SIGNATURE_SUFFIX)
+    if request.public_key is not None:
+        _write_public_key(request.public_key, request.signer)
+    with lock_build(instance), ExitStack() as stack:
+        raw = {name: instance.read(name) for name in (DESCRIPTOR, PROTECTED_CONFIG)}
+        descriptor, config = _verify(raw, request)
+        _require_asked_for(descriptor, config, request)
+        _verify_images(instance, config, request, say)
+        for path in config.host_directories:
+            if os.path.isabs(path):
+                say(f"the configuration shows the host directory {path}: it does not travel")
+        libraries = carried.libraries()
+        code = carried.own_code() + carried.own_licence()
+        code += [file for library in libraries for file in library.files]
+        folder = f"{PACKAGE_CODE}/{_digest(code)}"
+        runtime = _runtime(libraries)
+        members = [
+            Member.of(f"{folder}/{file.path}", file.content, executable=file.executable)
+            for file in code
+        ]
+        entry = f"{folder}/serdab/cli/packaged.py"
+        manifest = _manifest(request, descriptor, config, runtime, libraries)
+        members += [
+            Member.of(PACKAGE_LAUNCHER, launcher(runtime, entry), executable=True),
+            Member.of(PACKAGE_MANIFEST, manifest),
+        ]
+        members += [Member.of(f"{PACKAGE_INSTANCE}/{name}", raw[name]) for name in raw]
+        for image in (IMAGE, INITFS):
+            members.append(_image_member(instance, f"{image}/{IMAGE_NAME}", stack))
+        # Whoever changed our code while we read it changed what the descriptor names.
+        _require_same_code(descriptor)
+        return _write(request, descriptor, members, _words(runtime))
+
+
+def _require_free(*paths: str) -> None:
+    for path in paths:
+        if os.path.lexists(path):
+            raise UsageError(
+                "something is there already",
+                subject=path,
+                expected="a path where nothing is",
+                found="a file" if os.path.isfile(path) else "something",
+                hint="remove it first, or name another",
+            )
+
+
+def _write_public_key(path: str, signer: Signer) -> None:
+    """Write the signer's public key, unless just that is there already."""
+    content = signer.public.pem()
+    try:
+        if create_durably(path, content, mode=0o644):
+            return
+        with open(path, "rb") as file:
+            found = file.read(1 << 16)
+    except OSError as exc:
+        raise UsageError(
+            "the public key cannot be written",
+            subject=path,
+            expected="a path in a directory that can be written",
+            found=os.strerror(exc.errno or 0),
+        ) from exc
+    if found != content:
+        raise UsageError(
+            "something is there already",
+            subject=path,
+            expected="no file, or the same public key",
+            found="something else",
+            hint="remove it first, or name another",
+        )
+
+
+def _verify(raw: dict[str, bytes], request: PackageRequest) -> tuple[Descriptor, BootConfig]:
+    """Check descriptor and configuration as a boot does."""
+    signer = request.signer.public.mrsigner()
+    signed = parse_and_verify(raw[DESCRIPTOR])
+    if not signed.signer.mrsigner().matches(signer):
+        raise SignerMismatch(
+            "the build is signed by another key than the package would be",
+            subject=request.signer.origin,
+            expected=f"mrsigner {signed.signer.mrsigner()}",
+            found=f"mrsigner {signer}",
+            hint="--sign-key names the key that signed the build, or build again with this one",
+        )
+    chain = BootChain()
+    descriptor = chain.accept_descriptor(
+        raw[DESCRIPTOR],
+        code_digest=code_digest(),
+        expected_signer=signer,
+        platform=platform.current().name,
+    )
+    return descriptor, chain.accept_config(raw[PROTECTED_CONFIG])
+
+
+def _require_same_code(descriptor: Descriptor) -> None:
+    if not descriptor.code_digest.matches(code_digest()):
+        raise VerificationError(
+            "Serdab was changed while it was packaged",
+            subject="code of Serdab",
+            hint="`serdab build` renews the descriptor; then package again",
+        )
+
+
+def _require_asked_for(descriptor: Descriptor, config: BootConfig, request: PackageRequest) -> None:
+    reasons = []
+    if descriptor.debuggable:
+        reasons.append("debuggable (metadata.debuggable)")
+    if descriptor.platform == platform.SIMULATION:
+        reasons.append("on the simulation platform")
+    if reasons and not request.debug:
+        raise UsageError(
+            "this instance is not one for production",
+            subject="the build",
+            expected="a production build on a platform with hardware",
+            found="one that is " + " and ".join(reasons),
+            hint="--debug packages it all the same",
+        )
+    if config.builtin_image_key and not request.builtin_key:
+        raise UsageError(
+            "the image key lies in clear in the init FS, so the package would publish it",
+            subject="the build",
+            expected="a build without --buildin-image-key",
+            found="one with it",
+            hint="--buildin-image-key packages it all the same",
+        )
+
+
+def _verify_images(
+    instance: Instance, config: BootConfig, request: PackageRequest, say: Say
+) -> None:
+    checks: list[tuple[str, Key | None, bytes]] = [(INITFS, None, config.init_mac)]
+    image = Path(instance.at(IMAGE))
+    if config.image_type != ENCRYPTED:
+        checks.append((IMAGE, None, config.root_mac))
+    elif request.image_key is not None:
+        checks.append((IMAGE, request.image_key, config.root_mac))
+    else:
+        check_image_header(image, config.root_mac)
+        say(
+            "the image is encrypted, so only its header was verified: "
+            "--image-key FILE verifies every byte"
+        )
+    for relative, key, mac in checks:
+        damaged = check_image_at(Path(instance.at(relative)), key, mac).report.damaged
+        for path, problem in sorted(damaged.items()):
+            raise VerificationError(
+                f"{path} is damaged: {problem}",
+                subject=instance.at(relative),
+                hint="`serdab fsck` names all that is; `serdab build -f` seals anew",
+            )
+
+
+def _digest(code: list[carried.CarriedFile]) -> str:
+    total = hashlib.sha256(b"serdab package code 1\n")
+    for file in sorted(code, key=lambda file: file.path):
+        total.update(os.fsencode(file.path) + b"\0" + hashlib.sha256(file.content).digest())
+    return total.hexdigest()[:16]
+
+
+def _runtime(libraries: list[carried.Library]) -> Runtime:
+    high, low = max(library.glibc for library in libraries)
+    return Runtime(
+        version=f"{sys.version_info.major}.{sys.version_info.minor}",
+        suffix=_imp.extension_suffixes()[0],
+        glibc=f"{high}.{low}",
+    )
+
+
+def _words(runtime: Runtime) -> str:
+    return f"CPython {runtime.version} on {os.uname().machine} with glibc {runtime.glibc} or newer"
+
+
+def _manifest(
+    request: PackageRequest,
+    descriptor: Descriptor,
+    config: BootConfig,
+    runtime: Runtime,
+    libraries: list[carried.Library],
+) -> bytes:
+    value = {
+        "format": FORMAT,
+        "serdab": descriptor.serdab_version,
+        "python": runtime.version,
+        "machine": os.uname().machine,
+        "glibc": runtime.glibc,
+        "extension_suffix": runtime.suffix,
+        "libraries": {library.name: library.version for library in libraries},
+        "mrenclave": str(descriptor.mrenclave()),
+        "mrsigner": str(request.signer.public.mrsigner()),
+        "image_type": config.image_type,
+        "builtin_image_key": config.builtin_image_key,
+        "debuggable": descriptor.debuggable,
+        "platform": descriptor.platform,
+    }
+    return json.dumps(value, sort_keys=True, indent=2).encode("ascii") + b"\n"
+
+
+def _image_member(instance: Instance, relative: str, stack: ExitStack) -> Member:
+    # build/ is untrusted: a link there must not make us pack a file of the host.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    file = stack.enter_context(os.fdopen(os.open(instance.at(relative), flags), "rb"))
+    size = os.fstat(file.fileno()).st_size
+    return Member(f"{PACKAGE_INSTANCE}/{relative}", file, size)
+
+
+def _write(
+    request: PackageRequest, descriptor: Descriptor, members: list[Member], runs_on: str
+) -> Packaged:
+    top = os.path.basename(request.output).removesuffix(SUFFIX)
+    members = [
+        Member(f"{top}/{one.path}", one.content, one.size_bytes, one.executable) for one in members
+    ]
+    signature_path = request.output + SIGNATURE_SUFFIX
+    with ExitStack() as stack:
+        file = _Pending(request.output, stack)
+        write_tarball(file.file, members, source_date_epoch() or 0)
+        file.file.flush()
+        size = file.file.tell()
+        with mmap.mmap(file.file.fileno(), size, prot=mmap.PROT_READ) as content:
+            signature = request.signer.sign(content)
+            request.signer.public.verify(content, signature)
+            digest = hashlib.sha256(content).hexdigest()
+        detached = _Pending(signature_path, stack)
+        detached.file.write(signature)
+        # The tarball comes last: whoever sees it finds the signature beside it.
+        detached.publish()
+        try:
+            file.publish()
+        except BaseException:
+            os.unlink(signature_path)
+            raise
+    sync_directory(os.path.dirname(request.output))
+    return Packaged(request.output, signature_path, digest, size, runs_on, descriptor)
+
+
+class _Pending:
+    """A file that gets its name only when it is whole, and never another's."""
+
+    def __init__(self, path: str, stack: ExitStack) -> None:
+        self._path = path
+        self._temporary = f"{path}.new-{os.getpid()}"
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        fd = os.open(self._temporary, flags, 0o644)
+        self.file: BinaryIO = stack.enter_context(os.fdopen(fd, "w+b"))
+        stack.callback(os.unlink, self._temporary)
+
+    def publish(self) -> None:
+        """Give it its name; durable when the directory is synced.
+
+        Raises:
+            UsageError: the name was taken in the meantime.
+        """
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        try:
+            os.link(self._temporary, self._path)
+        except FileExistsError:
+            _require_free(self._path)
+            raise
