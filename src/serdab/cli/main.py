@@ -24,6 +24,7 @@ VERBS = {
     "copy-bom": ("copy_bom", False),
     "build": ("build", False),
     "run": ("run", True),
+    "mount": ("mount", False),
     "gen-image-key": ("gen_image_key", False),
     "print": ("print_", False),
     "package": ("package", False),

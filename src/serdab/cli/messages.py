@@ -26,7 +26,14 @@ class Context:
     def say(self, line: str) -> None:
         """Print a note to standard error, unless -q."""
         if not self.quiet:
-            print(_printable(f"{PROGRAM}: {line}"), file=sys.stderr)
+            self.warn(line)
+
+    def warn(self, line: str) -> None:
+        """Print a line to standard error. That nobody reads it (a hang-up) is no failure."""
+        try:
+            print(_printable(f"{PROGRAM}: {line}"), file=sys.stderr, flush=True)
+        except OSError:
+            pass
 
     def result(self, fields: dict[str, object], text: str) -> None:
         """Print a result: ``fields`` with --json, else ``text`` (nothing if it is empty)."""

@@ -34,6 +34,29 @@ def mount_options(fd: int, *, rootmode: int = 0o40000, uid: int = 0, gid: int = 
     )
 
 
+def check_available() -> None:
+    """Say early what :func:`mount_host` would find missing.
+
+    Raises:
+        EnvironmentRefused: so it would.
+    """
+    os.close(open_device())
+    if os.geteuid() != 0:
+        _fusermount()
+
+
+def _fusermount() -> str:
+    program = shutil.which("fusermount3")
+    if program is None:
+        raise EnvironmentRefused(
+            "an ordinary user mounts through fusermount3, which is missing",
+            expected="fusermount3",
+            found="no such program",
+            hint="install the package fuse3",
+        )
+    return program
+
+
 def mount_host(
     path: str | os.PathLike[str],
     *,
@@ -88,14 +111,7 @@ def open_device() -> int:
 
 
 def _mount_by_fusermount(target: str, *, fsname: str, read_only: bool, allow_other: bool) -> int:
-    program = shutil.which("fusermount3")
-    if program is None:
-        raise EnvironmentRefused(
-            "an ordinary user mounts through fusermount3, which is missing",
-            expected="fusermount3",
-            found="no such program",
-            hint="install the package fuse3",
-        )
+    program = _fusermount()
     # A comma or backslash in a name would start another option (fusermount3 unescapes them).
     name = fsname.replace("\\", "\\\\").replace(",", "\\,")
     options = [
@@ -127,7 +143,7 @@ def _mount_by_fusermount(target: str, *, fsname: str, read_only: bool, allow_oth
         subject=target,
         expected="a mount",
         found=message,
-        hint="the mount point must be yours; `allow_other` needs user_allow_other in /etc/fuse.conf"
+        hint="--allow-other needs a line user_allow_other in /etc/fuse.conf"
         if allow_other
         else "the mount point must be a directory of yours, and /dev/fuse open to you",
     )
@@ -140,12 +156,18 @@ def _run(
     import subprocess  # only an ordinary user pays for it
 
     fds: tuple[int, ...] = ()
-    env = dict(os.environ)
+    env = {**os.environ, "LC_ALL": "C"}
     if comm is not None:
         fds = (comm.fileno(),)
         env.update((key, value % fds) for key, value in environment.items())
     done = subprocess.run(
-        argv, env=env, pass_fds=fds, stdin=subprocess.DEVNULL, capture_output=True, check=False
+        argv,
+        env=env,
+        pass_fds=fds,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+        start_new_session=True,  # a second Ctrl-C is not meant for it
     )
     said = (done.stderr or done.stdout).decode(errors="replace").strip()
     return done.returncode, said or f"exit status {done.returncode}"

@@ -20,7 +20,7 @@ from typing import Final
 
 from serdab.config.boot import BootConfig, MountEntry
 from serdab.errors import Error, LayerMismatch, MeasurementMismatch, UsageError
-from serdab.keys import Key, parse_hyphened
+from serdab.keys import Key
 from serdab.libos import environment, hostdirs, hostfiles, keysource, mountkeys
 from serdab.libos.fsclient import FsServer
 from serdab.libos.intake import CallError
@@ -30,7 +30,7 @@ from serdab.libos.loop import Loop, Task
 from serdab.libos.mountrules import Rules
 from serdab.libos.notify import Caller
 from serdab.libos.orders import HOST, TRANSIENT, UNION, Orders
-from serdab.libos.request import BootRequest
+from serdab.libos.request import BootRequest, parse_mac
 from serdab.libos.rootconfig import Request, RootConfig, read_request
 from serdab.libos.sandbox import Sandbox
 from serdab.libos.tree import HostDirectory, Memory, Taken, TextFile, Tree
@@ -39,7 +39,6 @@ from serdab.linux.process import sealed_file
 from serdab.trust import platform
 from serdab.trust.appraisal import Untrusted, appraise, remember_signer
 from serdab.trust.chain import BootChain, State
-from serdab.trust.measurement import Digest
 
 INIT: Final = "/bin/init"
 IMAGE_KEY_FILE: Final = "/etc/image_key"
@@ -149,8 +148,8 @@ class Boot:
 
     def _check_expected_root(self, config: BootConfig) -> None:
         # Checked here, although it is used later: a bad value must not cost a whole boot.
-        self._expect_upper = _parse_mac(self._request.freshness.expect_upper, "--expect-upper")
-        expected = _parse_mac(self._request.expect_root, "--expect-root")
+        self._expect_upper = parse_mac(self._request.freshness.expect_upper, "--expect-upper")
+        expected = parse_mac(self._request.expect_root, "--expect-root")
         if not config.root_mac.startswith(expected):
             raise MeasurementMismatch(
                 "the root FS is not the expected one",
@@ -444,25 +443,6 @@ class Boot:
             ),
             terminal="/dev/console" if self._request.terminal else None,
         )
-
-
-def _parse_mac(text: str | None, option: str) -> bytes:
-    """Return 32 bytes, or the 16 of a hyphened prefix; nothing if none was given."""
-    if text is None:
-        return b""
-    text = text.strip()
-    try:
-        value = Digest.parse(text).value if "-" not in text else parse_hyphened(text, 16)
-    except ValueError:
-        raise UsageError(
-            "not a MAC",
-            stage="config",
-            subject=option,
-            expected="64 hexadecimal digits, or sixteen hyphened bytes as a prefix",
-            found=f"{len(text)} characters",
-            hint="copy the whole value, as `serdab print root-mac` shows one",
-        ) from None
-    return value
 
 
 def _is_memory(entry: MountEntry) -> bool:

@@ -182,6 +182,17 @@ def _watch(orders: Orders, volume: Volume, path: str, *, expected: bytes = b"") 
     return Guard(path, watch).admit(volume)
 
 
+def check_existence(orders: Orders) -> None:
+    """Refuse a directory without a volume where one was before, for who does not open it.
+
+    Raises:
+        RollbackError: refused.
+    """
+    from serdab.trust.freshness import Guard, Watch
+
+    Guard(orders.volume, Watch(orders.freshness)).check_existence()
+
+
 def open_upper(orders: Orders, lower: Layer) -> tuple[Volume, list[str]]:
     """Open the writable layer; return it and lines for the operator.
 
@@ -214,7 +225,8 @@ def _open_upper(orders: Orders, lower: Layer) -> tuple[Volume, list[str]]:
             key=Key(orders.volume_key),
             lower=lower,
             source=orders.source,
-            limits=VolumeLimits(max_bytes=orders.max_bytes),
+            read_only=orders.read_only,
+            limits=VolumeLimits(max_bytes=orders.max_bytes, commit_s=orders.commit_ms / 1000),
         )
     # Its lock lives as long as this process: it hears of the last checkpoint too.
     return watched.volume, watched.notices

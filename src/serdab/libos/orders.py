@@ -37,8 +37,9 @@ class Orders:
     exist and lie where the fence allows, and one that is empty becomes a new file system.
     ``hidden`` are relative paths of a host directory that are shown empty. With ``one_owner``
     everything is shown as owned by the inner root. ``max_bytes`` is the most that live data of the
-    volume may take; 0: no limit but the host's. From ``freshness`` on: how the volume is watched
-    (``trust.freshness``).
+    volume may take; 0: no limit but the host's. ``commit_ms``: a change waits no longer for a
+    commit; 0: until something asks for one. ``read_only``: the volume exists, and stays as it is.
+    From ``freshness`` on: how the volume is watched (``trust.freshness``).
     """
 
     kind: str
@@ -53,6 +54,8 @@ class Orders:
     hidden: tuple[str, ...] = ()
     one_owner: bool = False
     max_bytes: int = 0
+    commit_ms: int = 0
+    read_only: bool = False
     freshness: str = "off"
     conf_mac: bytes = bytes(32)
     accept_rollback: bool = False
@@ -81,6 +84,8 @@ class Orders:
             "hidden": list(self.hidden),
             "one_owner": self.one_owner,
             "max_bytes": self.max_bytes,
+            "commit_ms": self.commit_ms,
+            "read_only": self.read_only,
             "freshness": self.freshness,
             "conf_mac": self.conf_mac,
             "accept_rollback": self.accept_rollback,
@@ -116,6 +121,8 @@ class Orders:
             hidden=tuple(str(item) for item in many(record, "hidden")),
             one_owner=record.get("one_owner") is True,
             max_bytes=number(record, "max_bytes"),
+            commit_ms=number(record, "commit_ms"),
+            read_only=record.get("read_only") is True,
             freshness=text(record, "freshness"),
             conf_mac=raw(record, "conf_mac"),
             accept_rollback=record.get("accept_rollback") is True,

@@ -142,3 +142,28 @@ class BootRequest:
                 expect_upper=optional_text(record, "expect_upper"),
             ),
         )
+
+
+def parse_mac(given: str | None, option: str) -> bytes:
+    """Return 32 bytes, or the 16 of a hyphened prefix; nothing if none was given.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if given is None:
+        return b""
+    from serdab.keys import parse_hyphened
+    from serdab.trust.measurement import Digest
+
+    given = given.strip()
+    try:
+        return Digest.parse(given).value if "-" not in given else parse_hyphened(given, 16)
+    except ValueError:
+        raise UsageError(
+            "not a MAC",
+            stage="config",
+            subject=option,
+            expected="64 hexadecimal digits, or sixteen hyphened bytes as a prefix",
+            found=f"{len(given)} characters",
+            hint="copy the whole value, as `serdab print root-mac` shows one",
+        ) from None

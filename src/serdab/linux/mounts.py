@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mounting and unmounting by path: mount(2), umount2(2).
+"""Mounting and unmounting by path: mount(2), umount2(2), and the table of mounts (proc(5)).
 
 Above: ``fuse.mounting``. Below: ``linux.libc``.
 """
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
+from dataclasses import dataclass
 from enum import IntFlag
-from typing import final
+from typing import Final, final
 
 from serdab.linux.libc import check, libc
 
@@ -23,6 +25,10 @@ libc.mount.argtypes = (
 libc.mount.restype = ctypes.c_int
 libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 libc.umount2.restype = ctypes.c_int
+libc.syncfs.argtypes = (ctypes.c_int,)
+libc.syncfs.restype = ctypes.c_int
+
+_OCTAL: Final = re.compile(r"\\([0-7]{3})")
 
 
 @final
@@ -61,3 +67,40 @@ def mount(source: str, target: str, fstype: str, flags: MountFlag, options: str)
 def umount(target: str, flags: UmountFlag) -> None:
     """umount2(2)."""
     check(libc.umount2(os.fsencode(target), int(flags)), f"unmount {target}")
+
+
+def syncfs(fd: int) -> None:
+    """syncfs(2): hand over what the kernel has not written yet of the file system of ``fd``."""
+    check(libc.syncfs(fd), "syncfs")
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One line of /proc/self/mountinfo. ``device`` is the ``st_dev`` of what is mounted."""
+
+    device: int
+    target: str
+    fstype: str
+    options: tuple[str, ...]
+
+
+def mounts_at(target: str) -> list[Mount]:
+    """Return what is mounted at a path without asking those file systems; the last is on top."""
+    found = []
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
+        for line in table:
+            fields = line.split()
+            place = _OCTAL.sub(lambda match: chr(int(match[1], 8)), fields[4])
+            if place != target:
+                continue
+            major, minor = fields[2].split(":")
+            tail = fields.index("-")
+            found.append(
+                Mount(
+                    os.makedev(int(major), int(minor)),
+                    place,
+                    fields[tail + 1],
+                    tuple(fields[tail + 3].split(",")),
+                )
+            )
+    return found

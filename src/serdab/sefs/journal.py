@@ -25,6 +25,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -108,6 +109,7 @@ class Journal:
         self._chain = state.chain
         self._changed = False
         self._uncommitted = False
+        self._uncommitted_since = 0.0
         self._leftovers = Leftovers(self.segments, self._subdir)
         self._oldest_change = 0.0
         self._last_checkpoint = 0.0
@@ -144,9 +146,10 @@ class Journal:
         """Something changed."""
         if not self._uncommitted:
             self._uncommitted = True
+            self._uncommitted_since = time.monotonic()
             if not self._changed:
                 self._changed = True
-                self._oldest_change = time.monotonic()
+                self._oldest_change = self._uncommitted_since
 
     # Recovery -----------------------------------------------------------------------------
 
@@ -540,10 +543,11 @@ class Journal:
     def tick(self) -> float | None:
         if self._failed or self.read_only or not (self._changed or self._leftovers.dead):
             return None
+        soon = self._commit_in_time()
         wait = self._limits.reclaim_s if self._has_garbage() else self._limits.checkpoint_s
         left = max(self._oldest_change, self._last_checkpoint) + wait - time.monotonic()
         if left > 0:
-            return left
+            return min(left, soon)
         try:
             self._guarded(self._checkpoint)
         except FsError as exc:
@@ -551,6 +555,19 @@ class Journal:
                 return None  # read-only now, and said so
             return self._limits.checkpoint_s
         return self._limits.reclaim_s if self._has_garbage() else None
+
+    def _commit_in_time(self) -> float:
+        """Commit what has waited for ``commit_s``; return the seconds until that is due."""
+        most = self._limits.commit_s
+        if not most or not self._uncommitted:
+            return math.inf
+        left = self._uncommitted_since + most - time.monotonic()
+        if left > 0:
+            return left
+        with contextlib.suppress(FsError):  # full, and tried again; or said, and read-only now
+            self.commit()
+        self._uncommitted_since = time.monotonic()
+        return most
 
     def _has_garbage(self) -> bool:
         """Return whether a checkpoint would give space back to the host."""

@@ -34,6 +34,8 @@ class VolumeLimits:
     """With less room than this on the host, checkpoints come before they outgrow the reserve."""
     inline_commit_bytes: int = 64 << 10
     """A commit carries up to this much content in the log instead of flushing it."""
+    commit_s: float = 0.0
+    """A change waits no longer for a commit; 0: until something asks for one."""
     checkpoint_s: float = 30.0
     """A change waits no longer for a checkpoint."""
     reclaim_s: float = 1.0

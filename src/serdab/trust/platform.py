@@ -80,6 +80,10 @@ class Platform(Protocol):
         """Return 32 hexadecimal digits that name what keys are bound to, and disclose nothing."""
         ...
 
+    def is_new(self) -> bool:
+        """Return whether no key was ever derived here: asking for one would make the platform."""
+        ...
+
 
 class SimulationPlatform:
     """Keys from a secret file in the user's state directory."""
@@ -111,6 +115,11 @@ class SimulationPlatform:
             WrongKeyError, EnvironmentRefused: as :meth:`seal_key` says.
         """
         return self._derive(_IDENTITY)[:16].hex()
+
+    def is_new(self) -> bool:
+        """Return whether the secret has not been made yet."""
+        path = os.path.join(self._directory or state_dir(), SECRET_FILE)
+        return self._material is None and not os.path.lexists(path)
 
     def _derive(self, info: bytes) -> bytes:
         # No label can pass for a policy: a policy begins with the word "signer".

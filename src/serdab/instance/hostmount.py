@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A file system mounted on the host and served by this process, from the mount to the last flush.
+
+Above: ``cli.mount``. Below: ``fuse.session`` (the loop), ``fuse.mounting``.
+
+It ends when the kernel lets go of the mount: after umount(8), or after SIGINT, SIGTERM or SIGHUP,
+upon which this process unmounts itself::
+
+    signal     unmount, in a thread: the kernel may ask for pages to be written before it returns
+    busy       detach, so that nobody new comes; flush mappings and commit; those who are in have
+               ``GRACE_S`` to finish
+    again      a second signal does not wait for them
+
+Whatever the way, the file system is closed at the end: everything it was given is durable then.
+
+Threads: the session runs in the main thread and is the only one that calls the file system; the
+thread that unmounts speaks to it through a pipe.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from serdab.errors import Error
+from serdab.fuse.mounting import mount_host, raise_read_ahead, unmount
+from serdab.fuse.session import Session, SessionOptions
+from serdab.linux.mounts import mounts_at, syncfs
+from serdab.vfs.api import FileSystem
+
+GRACE_S: Final = 10.0
+_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+#: Two signals that come so close are one wish: timeout(1) sends to the process and to its group.
+_SAME_S: Final = 1.0
+#: What the unmounting thread sends; no signal has this number.
+_COMMIT: Final = 0
+
+Log = Callable[[str, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Where and how to mount. ``target`` is a real path."""
+
+    target: str
+    fsname: str
+    read_only: bool = False
+    allow_other: bool = False
+
+
+class _Bell:
+    """A pipe that wakes the session: signals ring it, by number, and so does the other thread."""
+
+    def __init__(self) -> None:
+        self.reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._before = {number: signal.getsignal(number) for number in _ENDING}
+        self._woken = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        for number in _ENDING:
+            # nohup(1) has it ignored, and means it.
+            if number != signal.SIGHUP or self._before[number] is not signal.SIG_IGN:
+                signal.signal(number, lambda _number, _frame: None)
+
+    def ring(self) -> None:
+        """Ask for a commit."""
+        os.write(self._writer, bytes((_COMMIT,)))
+
+    def answer(self) -> bytes:
+        """Return who has rung."""
+        return os.read(self.reader, 64)
+
+    def close(self) -> None:
+        """Let signals do what they did before."""
+        for number, handler in self._before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        signal.set_wakeup_fd(self._woken)
+        os.close(self.reader)
+        os.close(self._writer)
+
+
+def serve_on_host(
+    fs: FileSystem, wanted: Wanted, *, on_ready: Callable[[], None], log: Log
+) -> None:
+    """Mount ``fs``, call ``on_ready``, serve until it is over, close ``fs``.
+
+    ``log(level, line)`` gets what the user is to know.
+
+    Raises:
+        EnvironmentRefused: FUSE is not to be had.
+        Error: it could not be unmounted, or not be closed as it should.
+    """
+    # From here on a signal ends the mount, never this process in the middle of something.
+    bell = _Bell()
+    try:
+        try:
+            fd = _mount(wanted)
+            mount = _HostMount(fs, fd, wanted, bell, log)
+            try:
+                on_ready()
+                mount.run()
+            finally:
+                # The only descriptor: whoever still uses the mount hears that it is gone.
+                os.close(fd)
+                mount.clear_away()
+        finally:
+            _close(fs)
+    finally:
+        bell.close()
+    if mount.failure is not None:
+        raise mount.failure
+
+
+def _mount(wanted: Wanted) -> int:
+    try:
+        return mount_host(
+            wanted.target,
+            fsname=wanted.fsname,
+            read_only=wanted.read_only,
+            allow_other=wanted.allow_other,
+        )
+    except OSError as exc:
+        raise Error(
+            "the file system cannot be mounted",
+            subject=wanted.target,
+            expected="a mount",
+            found=_words(exc),
+            hint="`serdab doctor` shows what this machine lacks",
+        ) from exc
+
+
+def _close(fs: FileSystem) -> None:
+    try:
+        fs.close()
+    except OSError as exc:
+        raise Error(
+            "the writable layer could not be closed as it should",
+            expected="everything durable",
+            found=_words(exc),
+            hint="what was synced is safe; the lines above say what failed",
+        ) from exc
+
+
+def _words(exc: OSError) -> str:
+    return (exc.strerror or str(exc)).lower()
+
+
+class _HostMount:
+    """One mount that is there, and how it ends."""
+
+    def __init__(self, fs: FileSystem, fd: int, wanted: Wanted, bell: _Bell, log: Log) -> None:
+        self._fs = fs
+        self._target = wanted.target
+        self._bell = bell
+        self._log = log
+        self._device = _device_on_top(wanted.target)
+        self._session = Session(
+            fd,
+            fs,
+            options=SessionOptions(wake_fd=bell.reader, on_wake=self._answer),
+            log=lambda line: log("error", line),
+        )
+        self._over = threading.Event()
+        self._unmounting: threading.Thread | None = None
+        self._asked_at = 0.0
+        self.failure: Error | None = None
+        if self._device is not None:
+            raise_read_ahead(self._device)
+
+    def run(self) -> None:
+        """Serve until the mount is gone, or the wait for those who use it is over."""
+        # What is imported stays; walking it again and again costs 7 % of a request.
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 100)
+        try:
+            self._session.run()
+        finally:
+            self._over.set()
+            if self._unmounting is not None:
+                self._unmounting.join()
+
+    def clear_away(self) -> None:
+        """Take away what a session that ended before the mount leaves: umount -f, a second signal.
+
+        The connection is closed by now, so nobody is asked and nothing is waited for.
+        """
+        if self._device is None or _device_on_top(self._target) != self._device:
+            return
+        try:
+            unmount(self._target, lazy=True)
+        except OSError as exc:
+            self.failure = self.failure or self._not_unmounted(_words(exc))
+
+    def _answer(self) -> bool:
+        for number in self._bell.answer():
+            if number == _COMMIT:
+                self._commit()
+            elif self._unmounting is None:
+                self._asked_at = time.monotonic()
+                self._unmounting = threading.Thread(target=self._unmount)
+                self._unmounting.start()
+            elif time.monotonic() - self._asked_at > _SAME_S:
+                self._session.stop()
+        return True
+
+    def _commit(self) -> None:
+        try:
+            self._fs.syncfs()
+        except (OSError, Error) as exc:
+            self._log("error", str(exc))
+
+    # In a thread of its own ------------------------------------------------------------------
+
+    def _unmount(self) -> None:
+        try:
+            if self._device in [item.device for item in mounts_at(self._target)]:
+                if _device_on_top(self._target) != self._device:
+                    raise OSError(errno.EBUSY, "something else is mounted over it")
+                if self._try_unmount():
+                    return
+                self._detach()
+            # Else somebody has detached it, and we are left with those who still use it.
+        except OSError as exc:
+            self.failure = self._not_unmounted(_words(exc))
+            self._session.stop()
+            return
+        self._log(
+            "notice",
+            f"{self._target} is in use: it is detached, and what was written is made durable; "
+            f"programs that use it have {GRACE_S:.0f} s, a second signal does not wait for them",
+        )
+        if not self._over.wait(GRACE_S):
+            self._session.stop()
+
+    def _try_unmount(self) -> bool:
+        try:
+            unmount(self._target)
+        except OSError as exc:
+            if exc.errno != errno.EBUSY:
+                raise
+            return False
+        return True
+
+    def _detach(self) -> None:
+        try:
+            fd = os.open(self._target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            unmount(self._target, lazy=True)  # its root lets nobody in, not even us
+            return
+        try:
+            unmount(self._target, lazy=True)
+            syncfs(fd)  # what programs stored through mappings comes to the session now
+        finally:
+            os.close(fd)
+        self._bell.ring()
+
+    def _not_unmounted(self, why: str) -> Error:
+        return Error(
+            "the mount point could not be unmounted",
+            subject=self._target,
+            expected="an unmounted directory",
+            found=why,
+            hint="everything is durable and nobody serves it: `umount -l` or `fusermount3 -uz`",
+        )
+
+
+def _device_on_top(target: str) -> int | None:
+    mounted = mounts_at(target)
+    return mounted[-1].device if mounted else None
