@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -100,12 +101,12 @@ def refusal(result: subprocess.CompletedProcess[bytes], code: int) -> str:
     return result.stderr.decode()
 
 
-def refused_run(instance: BuiltInstance, key: Path) -> dict[str, str]:
+def refused_run(instance: BuiltInstance, key: Path) -> dict[str, Any]:
     result = instance.command.run(
         "--json", "-C", instance.path, "run", "--image-key", key, "/bin/true"
     )
     assert result.returncode == 125, describe(result)
-    value: dict[str, str] = json.loads(result.stderr.splitlines()[-1])
+    value: dict[str, Any] = json.loads(result.stderr.splitlines()[-1])
     return value
 
 
