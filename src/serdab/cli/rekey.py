@@ -33,7 +33,7 @@ def main(args: argparse.Namespace, context: Context) -> int:
     from serdab.instance.layout import Instance
     from serdab.instance.rekey import RekeyRequest, rekey
 
-    instance = Instance.open(context.instance)
+    instance = Instance.open(context.instance, sources=False)
     request = RekeyRequest(
         signer_of(args), old=read_key(args.image_key), new=read_key(args.new_image_key)
     )
