@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import marshal
@@ -187,8 +188,14 @@ class TestContents:
         self, publisher: Publisher, made: Path, tmp_path: Path
     ) -> None:
         again = tmp_path / "app.tar.gz"
-        result = publisher.package(again)
+        result = publisher.command.run(
+            "-C", publisher.instance, "--json", "package", "--debug", again
+        )
         assert result.returncode == 0, describe(result)
+        shown = json.loads(result.stdout)
+        assert shown["package"] == str(again)
+        assert shown["sha256"] == hashlib.sha256(again.read_bytes()).hexdigest()
+        assert f"CPython {PYTHON} on {os.uname().machine}" in shown["runs_on"]
         assert again.read_bytes() == made.read_bytes()
         assert Path(f"{again}.sig").read_bytes() == Path(f"{made}.sig").read_bytes()
 
@@ -215,14 +222,25 @@ class TestContents:
             assert manifest[name] == shown.strip()
 
 
+DOCUMENT: Final = Path(__file__).resolve().parents[2] / "docs/package.md"
+
+
 class TestSignature:
-    def verify(self, package: Path) -> int:
-        """Return the exit status of the command in docs/package.md."""
+    def type_in(self, folder: Path, word: str) -> Result:
+        """Return what the command in docs/package.md does that has a word in it."""
+        (line,) = re.findall(rf"^\$ (openssl .*{word}.*)$", DOCUMENT.read_text(), re.MULTILINE)
         return subprocess.run(
-            ["openssl", "dgst", "-sha256", "-verify", package.with_name("signer.pem"),
-             "-signature", f"{package}.sig", package],
-            capture_output=True, timeout=60, check=False,
-        ).returncode  # fmt: skip
+            ["/bin/sh", "-c", line], cwd=folder, capture_output=True, timeout=60, check=False
+        )
+
+    def verify(self, package: Path) -> int:
+        """Return the exit status of the check before unpacking."""
+        assert package.name == "app.tar.gz"
+        return self.type_in(package.parent, "-verify").returncode
+
+    def test_the_public_key_leads_to_mrsigner(self, publisher: Publisher, made: Path) -> None:
+        shown = self.type_in(made.parent, "-modulus").stdout
+        assert shown.decode() == publisher.command.ok("-C", publisher.instance, "print", "mrsigner")
 
     def test_openssl_verifies_it_before_unpacking(self, made: Path, tmp_path: Path) -> None:
         assert self.verify(made) == 0
@@ -242,12 +260,18 @@ class TestSignature:
         path = tmp_path / "signed"
         shutil.copytree(publisher.instance, path, symlinks=True)
         publisher.command.ok("-C", path, "build", *signing)
-        output = tmp_path / "signed.tar.gz"
-        result = Publisher(publisher.command, path).package(
-            output, *signing, "--public-key", tmp_path / "signer.pem"
-        )
+        output = tmp_path / "app.tar.gz"
+        packager = Publisher(publisher.command, path)
+        result = packager.package(output, *signing, "--public-key", tmp_path / "signer.pem")
         assert result.returncode == 0, describe(result)
         assert self.verify(output) == 0
+        # A tool that fails, and one that kills us: nothing is left.
+        there = set(tmp_path.iterdir())
+        for end in ("exit 1", "cat; exit 0", "kill -9 $PPID"):
+            tool.write_text(f"#!/bin/sh\n{end}\n")
+            result = packager.package(tmp_path / "no.tar.gz", *signing)
+            assert result.returncode != 0
+            assert set(tmp_path.iterdir()) == there
 
     def test_another_key_than_the_builds_is_refused(
         self, publisher: Publisher, tmp_path: Path

@@ -26,6 +26,7 @@ Security:
 from __future__ import annotations
 
 import _imp
+import errno
 import hashlib
 import json
 import mmap
@@ -345,6 +346,7 @@ def _write(
         write_tarball(file.file, members, source_date_epoch() or 0)
         file.file.flush()
         size = file.file.tell()
+        # Mapped, not read: it may be larger than memory.
         with mmap.mmap(file.file.fileno(), size, prot=mmap.PROT_READ) as content:
             signature = request.signer.sign(content)
             request.signer.public.verify(content, signature)
@@ -363,15 +365,25 @@ def _write(
 
 
 class _Pending:
-    """A file that gets its name only when it is whole, and never another's."""
+    """A file that gets its name only when it is whole, and never another's.
+
+    It has none before that (O_TMPFILE, open(2)), so that a kill leaves nothing, but on file systems
+    that cannot do that.
+    """
 
     def __init__(self, path: str, stack: ExitStack) -> None:
         self._path = path
-        self._temporary = f"{path}.new-{os.getpid()}"
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        fd = os.open(self._temporary, flags, 0o644)
+        flags = os.O_RDWR | os.O_CLOEXEC
+        try:
+            fd = os.open(os.path.dirname(path) or ".", flags | os.O_TMPFILE, 0o644)
+            self._source = f"/proc/self/fd/{fd}"
+        except OSError as exc:
+            if exc.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
+                raise
+            self._source = f"{path}.new-{os.getpid()}"
+            fd = os.open(self._source, flags | os.O_CREAT | os.O_EXCL, 0o644)
+            stack.callback(os.unlink, self._source)
         self.file: BinaryIO = stack.enter_context(os.fdopen(fd, "w+b"))
-        stack.callback(os.unlink, self._temporary)
 
     def publish(self) -> None:
         """Give it its name; durable when the directory is synced.
@@ -382,7 +394,9 @@ class _Pending:
         self.file.flush()
         os.fsync(self.file.fileno())
         try:
-            os.link(self._temporary, self._path)
+            # A descriptor for the directory makes it linkat(2) with AT_SYMLINK_FOLLOW, which the
+            # link below /proc needs; for an absolute path it means nothing else.
+            os.link(self._source, self._path, src_dir_fd=self.file.fileno())
         except FileExistsError:
             _require_free(self._path)
             raise
