@@ -67,8 +67,10 @@ def signer_of(args: argparse.Namespace) -> Signer | None:
     Raises:
         UsageError: a tool without a key, or as ``load_signer`` says.
     """
+    from serdab.linux.process import hide_memory
     from serdab.trust.signing import existing_development_signer, load_signer
 
+    hide_memory()
     if args.sign_key is not None:
         return load_signer(args.sign_key, args.sign_tool)
     if args.sign_tool is not None:
@@ -143,6 +145,9 @@ def read_key(path: str) -> Key:
     Raises:
         UsageError: it cannot be read or holds no key. The message never holds the content.
     """
+    from serdab.linux.process import hide_memory
+
+    hide_memory()  # before there is something to hide; our child processes do so themselves
     try:
         if path == "-":
             raw = _read_line()

@@ -114,7 +114,7 @@ class Boot:
                 self.chain,
                 self._platform,
                 instance=self._request.instance,
-                private=self._request.private,
+                private=self._private(),
                 one_owner=self._parts.sandbox.ids.is_single,
                 log=self._parts.log,
             )
@@ -198,6 +198,12 @@ class Boot:
                 out.append(HostMount(entry.target, shown, None, None, taken=len(out)))
         return tuple(out)
 
+    def _private(self) -> tuple[str, ...]:
+        """Return what is never shown inside: what the caller named, and the files of named keys."""
+        keys = self.chain.config.runtime_mounts.keys
+        files = (key.source for key in keys if os.path.isabs(key.source))
+        return (*self._request.private, *map(os.path.realpath, files))
+
     def _show(self, source: str) -> hostdirs.Shown:
         instance = os.path.realpath(self._request.instance)
         path = hostdirs.resolve(instance, source)
@@ -209,7 +215,7 @@ class Boot:
                 expected="a directory",
                 found="something else" if os.path.lexists(path) else "nothing",
             )
-        return hostdirs.show(path, instance=instance, private=self._request.private)
+        return hostdirs.show(path, instance=instance, private=self._private())
 
     def _served(
         self, target: str, shown: hostdirs.Shown, server: FsServer, index: int
@@ -240,6 +246,8 @@ class Boot:
             ),
             stage="initfs",
         )
+        # The init FS has it, for init; from here on it is for init to say which key it wants used.
+        self._request = replace(self._request, image_key=None)
         self.chain.accept_initfs(mac)
         self._files = hostfiles.load()
         for line in self._files[1]:

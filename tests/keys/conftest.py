@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a key may be found: its spellings, the processes of a run, and what can be read of them."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.harness.cprogram import CompileC
+
+HERE: Final = Path(__file__).parent
+_FILES: Final = ("environ", "cmdline", "comm", "maps", "status", "auxv", "mountinfo", "limits")
+_MOST: Final = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A key that must not be seen; ``where`` lists the spellings in which bytes hold it."""
+
+    name: str
+    raw: bytes
+
+    def where(self, content: bytes) -> list[str]:
+        spellings = {
+            "raw": self.raw,
+            "hex": self.raw.hex().encode(),
+            "HEX": self.raw.hex().upper().encode(),
+            "dashed": self.raw.hex("-").encode(),
+            "DASHED": self.raw.hex("-").upper().encode(),
+        }
+        return [f"{self.name}, {name}" for name, item in spellings.items() if item in content]
+
+    @classmethod
+    def of_file(cls, name: str, path: Path) -> Secret:
+        return cls(name, bytes.fromhex(path.read_text().strip().replace("-", "")))
+
+
+def tree(pid: int) -> list[int]:
+    """Return a process and all that descend from it."""
+    children: list[str] = []
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            children += Path(f"/proc/{pid}/task/{task}/children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []  # it ended meanwhile
+    return [pid, *(below for child in children for below in tree(int(child)))]
+
+
+def role(pid: int) -> str:
+    """Return what a process of a run is: command, kernel, nursery, fs, launcher or program."""
+    command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    if b"serdab.libos.main" in command:
+        return "kernel"
+    if b"serdab.libos.nursery" in command:
+        is_server = Path(f"/proc/{pid}/comm").read_text().strip() == "serdab-fs"
+        return "fs" if is_server else "nursery"
+    if command.startswith(b"serdab-launcher"):
+        return "launcher"
+    return "command" if b"\0serdab\0" in command else "program"
+
+
+def shown(pid: int) -> Iterator[tuple[str, bytes]]:
+    """Yield what /proc shows of a process, and every file that it has open."""
+    for name in _FILES:
+        yield name, Path(f"/proc/{pid}/{name}").read_bytes()
+    for number in os.listdir(f"/proc/{pid}/fd"):
+        path = f"/proc/{pid}/fd/{number}"
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            continue  # a socket, or closed meanwhile
+        try:
+            target = os.readlink(path)
+            is_namespace = target.endswith("]") and ":[" in target  # regular, but not read
+            if stat.S_ISREG(os.fstat(fd).st_mode) and not is_namespace:
+                yield f"open file {target}", os.pread(fd, _MOST, 0)
+        finally:
+            os.close(fd)
+
+
+def memory(pid: int) -> Iterator[bytes]:
+    """Yield the readable memory of a process; root may."""
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as file:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            span, permissions, *rest = line.split()
+            if "r" not in permissions or rest[-1].startswith("[v"):
+                continue
+            start, end = (int(word, 16) for word in span.split("-"))
+            file.seek(start)
+            try:
+                yield file.read(end - start)
+            except OSError:
+                continue  # a mapping beyond the end of its file
+
+
+def files_below(*tops: Path) -> Iterator[tuple[Path, bytes]]:
+    """Yield every regular file below directories, with its content."""
+    for top in tops:
+        for path in sorted(top.rglob("*")):
+            if path.is_file() and not path.is_symlink():
+                yield path, path.read_bytes()
+
+
+@pytest.fixture(scope="session")
+def dump_program(compile_c: CompileC) -> Path:
+    return compile_c((HERE / "dump.c").read_text())
