@@ -102,7 +102,8 @@ def _keep_byte_code_away() -> None:
 
 def main() -> int:
     """Check, prepare, run the command line."""
-    suffix, glibc, top = sys.argv[1:4]
+    suffix, glibc = sys.argv[1:3]
+    top = os.path.abspath(sys.argv[3])
     words = sys.argv[4:]
     misfit = _misfit(suffix, glibc)
     if misfit is not None:
