@@ -21,7 +21,9 @@ from serdab.sefs.fsck import Report, check, salvage
 from serdab.sefs.image import Image, open_image
 from serdab.sefs.imageformat import HEADER_BYTES, IMAGE_NAME, header_mac, parse_header
 from serdab.sefs.volume import Volume, memory_volume, open_volume
+from serdab.trust.chain import verify_signer
 from serdab.trust.platform import current
+from serdab.trust.signers import expected_signer
 from serdab.vfs.union import Union
 
 Progress = Callable[[str, int], None]
@@ -158,11 +160,18 @@ def _upper_key(measured: Measurements, image_key: Key | None) -> VolumeKey:
     )
 
 
+def _measured(instance: Instance) -> Measurements:
+    """Return what the instance says of itself, if its signer is the expected one."""
+    measured = read_measurements(instance)
+    verify_signer(measured.mrsigner, expected_signer(instance.path, None))
+    return measured
+
+
 def check_instance(
     instance: Instance, key: Key | None, progress: Progress | None = None
 ) -> list[Checked]:
     """Verify init FS, root FS image and writable layer of an instance."""
-    measured = read_measurements(instance)
+    measured = _measured(instance)
     config = measured.config
     image_key = key if config.image_type == "encrypted" else None
     if config.image_type == "encrypted":
@@ -237,7 +246,7 @@ def repair(
         )
     if instance is None:
         raise UsageError("nothing to repair was named", stage="fsck")
-    measured = read_measurements(instance)
+    measured = _measured(instance)
     image_key = key if measured.config.image_type == "encrypted" else None
     image = open_image(
         Path(instance.at(IMAGE)), key=image_key, expected_mac=measured.config.root_mac

@@ -134,15 +134,7 @@ class BootChain:
         signed = parse_and_verify(raw)
         signer = signed.signer.mrsigner()
         descriptor = signed.descriptor
-        if expected_signer is not None and not signer.matches(expected_signer):
-            raise SignerMismatch(
-                "the instance is signed by another key",
-                stage="signed",
-                subject="libos descriptor",
-                expected=f"mrsigner {expected_signer}",
-                found=f"mrsigner {signer}",
-                hint="if the new signer is right, say so once with --expect-signer",
-            )
+        verify_signer(signer, expected_signer)
         if descriptor.platform != platform:
             raise MeasurementMismatch(
                 "the instance was built for another platform",
@@ -295,6 +287,23 @@ class BootChain:
             expected=f"admitted: {admitted}",
             found=f"state {self._state.value}",
             hint="the caller's order of calls is wrong; please report",
+        )
+
+
+def verify_signer(signer: Digest, expected: Digest | None) -> None:
+    """Refuse a signer who is not the expected one; None: nobody is.
+
+    Raises:
+        SignerMismatch: it is another.
+    """
+    if expected is not None and not signer.matches(expected):
+        raise SignerMismatch(
+            "the instance is signed by another key",
+            stage="signed",
+            subject="libos descriptor",
+            expected=f"mrsigner {expected}",
+            found=f"mrsigner {signer}",
+            hint="if the new signer is right, say so once with `serdab run --expect-signer`",
         )
 
 
