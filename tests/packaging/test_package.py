@@ -459,6 +459,7 @@ class TestUnpacked:
         receiver.unpack(made)
         refused(receiver.run("app/serdab", "build"), 2, "no sources")
 
+    @pytest.mark.root
     def test_a_place_of_another_user_needs_a_run_of_ones_own(
         self, receiver: Receiver, made: Path, tmp_path_factory: pytest.TempPathFactory
     ) -> None:
@@ -498,6 +499,7 @@ def test_an_encrypted_instance_shows_its_own_code_to_nobody(
     config = json.loads((path / "Occlum.json").read_text())
     (host,) = (mount for mount in config["mount"] if mount["target"] == "/host")
     host["source"] = ".."  # all of the package
+    config["mount"][0]["options"]["layers"][1]["source"] = "./run/elsewhere"
     (path / "Occlum.json").write_text(json.dumps(config))
     publisher.command.ok("gen-image-key", key)
     publisher.command.ok("-C", path, "build", "--image-key", key)
@@ -512,7 +514,12 @@ def test_an_encrypted_instance_shows_its_own_code_to_nobody(
     shutil.copy(key, receiver.home / "key")
     receiver.user.own(receiver.home / "key")
     script = """ls /host; ls /host/code; cat /host/serdab; echo x > /host/serdab
+    echo > /root/x
     for name in serdab code; do /bin/busybox mv /host/$name /host/mine || echo no; done"""
     result = receiver.run("sealed/serdab", "run", "--image-key", "key", "/bin/sh", "-c", script)
     assert result.stdout == b"code\ninstance\npackage.json\nserdab\nno\nno\n", describe(result)
     assert (receiver.home / "sealed/serdab").read_bytes().startswith(b"#!/bin/sh")
+    # Occlum.json is not there to tell where the writable layer is: the measured file does.
+    assert list((receiver.home / "sealed/instance/run/elsewhere").iterdir())
+    result = receiver.run("sealed/serdab", "reset", "--yes")
+    assert result.stdout == b"removed run/elsewhere\n", describe(result)
