@@ -32,7 +32,9 @@ def main(args: argparse.Namespace, context: Context) -> int:
     """Change the key, then print the measurements."""
     from serdab.instance.layout import Instance
     from serdab.instance.rekey import RekeyRequest, rekey
+    from serdab.linux.process import forbid_core
 
+    forbid_core()
     instance = Instance.open(context.instance, sources=False)
     request = RekeyRequest(
         signer_of(args), old=read_key(args.image_key), new=read_key(args.new_image_key)

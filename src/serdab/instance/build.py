@@ -48,7 +48,7 @@ from serdab.instance.layout import (
     PROTECTED_CONFIG,
     Instance,
 )
-from serdab.instance.locks import is_switch_cut_off, lock_build, lock_run
+from serdab.instance.locks import lock_build, settle_switch
 from serdab.instance.owners import Owner, load_owners
 from serdab.keys import Key
 from serdab.sefs.imagebuild import ImageOptions, build_image
@@ -112,9 +112,7 @@ def build(
         MeasurementMismatch: the image has not the MAC that the configuration requires.
     """
     with lock_build(instance):
-        if is_switch_cut_off(instance):
-            with lock_run(instance):
-                pass  # whoever holds it found the end of that first
+        settle_switch(instance)
         config = parse(instance.read(CONFIG))
         for note in config.notes:
             say(note)

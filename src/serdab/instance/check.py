@@ -12,6 +12,7 @@ from pathlib import Path
 
 from serdab.errors import MeasurementMismatch, UsageError, WrongKeyError
 from serdab.instance.layout import IMAGE, INITFS, Instance
+from serdab.instance.locks import settle_switch
 from serdab.instance.measurements import Measurements, read_measurements
 from serdab.keys import Key
 from serdab.libos.keysource import USER, KeySource, explaining
@@ -171,6 +172,7 @@ def check_instance(
     instance: Instance, key: Key | None, progress: Progress | None = None
 ) -> list[Checked]:
     """Verify init FS, root FS image and writable layer of an instance."""
+    settle_switch(instance)
     measured = _measured(instance)
     config = measured.config
     image_key = key if config.image_type == "encrypted" else None
@@ -246,6 +248,7 @@ def repair(
         )
     if instance is None:
         raise UsageError("nothing to repair was named", stage="fsck")
+    settle_switch(instance)
     measured = _measured(instance)
     image_key = key if measured.config.image_type == "encrypted" else None
     image = open_image(

@@ -125,6 +125,17 @@ def is_switch_cut_off(instance: Instance) -> bool:
     return os.path.lexists(instance.at(REKEY_BUILD)) or os.path.lexists(instance.at(REKEY_VOLUME))
 
 
+def settle_switch(instance: Instance) -> None:
+    """Bring a change of the key that was cut off to its end, for who uses no lock of ``run/``.
+
+    Raises:
+        BusyError: it is at work.
+    """
+    if is_switch_cut_off(instance):
+        with lock_run(instance):
+            pass  # whoever holds it settled first
+
+
 def _mark_used(path: str) -> int:
     """Return a descriptor that says, as long as any process has it, that ``path`` is in use."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A change of the key that is killed anywhere leaves an instance that one of the two keys opens.
+
+The killed process is a fork that counts its changes of the host (writes, flushes, names) and kills
+itself at one of them; what then happens is done by the real code on the real file system.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from serdab.errors import EnvironmentRefused, RollbackError, WrongKeyError
+from serdab.instance import publish
+from serdab.instance.build import BuildRequest, build
+from serdab.instance.create import new_instance
+from serdab.instance.layout import IMAGE, UPPER, Instance
+from serdab.instance.locks import is_switch_cut_off, lock_run
+from serdab.instance.rekey import RekeyRequest, RekeyResult, rekey
+from serdab.instance.sealedroot import layer_keys, verified_chain
+from serdab.keys import Key
+from serdab.linux.rename import exchange
+from serdab.sefs.image import open_image
+from serdab.sefs.volume import Volume
+from serdab.trust.freshness import Watch, open_watched
+from serdab.trust.signing import load_signer
+from serdab.vfs.union import Union
+from tests.property.fsops import picture
+
+PEM = Path(__file__).parents[1] / "vectors" / "signing-key.pem"
+OLD, NEW = Key(b"o" * 16), Key(b"n" * 16)
+CHANGES: Final = (
+    "rename", "mkdir", "unlink", "rmdir", "pwrite", "fsync", "fdatasync", "ftruncate",
+)  # fmt: skip
+Picture = dict[bytes, tuple[Any, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An instance with its state directory, and a copy of both to begin anew from."""
+
+    base: Path
+    saved: Path
+    before: Picture
+
+    @property
+    def instance(self) -> Instance:
+        return Instance(str(self.base / "instance"))
+
+    def restore(self) -> None:
+        for name in ("instance", "state"):
+            shutil.rmtree(self.base / name, ignore_errors=True)
+            shutil.copytree(self.saved / name, self.base / name, symlinks=True)
+
+
+def use(
+    instance: Instance, key: Key, act: Callable[[Union, Volume], None] | None = None
+) -> Picture:
+    """Open the sealed root as a boot does, change it, return what it shows."""
+    with lock_run(instance), ExitStack() as stack:
+        chain = verified_chain(instance)
+        keys = layer_keys(chain, key)
+        mac = chain.config.root_mac
+        image = open_image(Path(instance.at(IMAGE)), key=key, expected_mac=mac)
+        stack.callback(image.close)
+        watched = open_watched(
+            Path(instance.at(UPPER)),
+            Watch("record", conf_mac=chain.descriptor.conf_mac.value),
+            key=Key(keys.volume.key),
+            lower=image,
+            source=keys.volume.source,
+        )
+        stack.callback(watched.guard.close)
+        fs = Union(watched.volume, image)
+        stack.callback(fs.close)
+        if act is not None:
+            act(fs, watched.volume)
+        return picture(fs)
+
+
+def change(fs: Union, _: Volume) -> None:
+    """Put something of every kind into the writable layer."""
+    for number in range(20):
+        inode = fs.mknod(1, b"file%d" % number, 0o100644, 0, 0, 0)
+        content = random.Random(number).randbytes(number * 7000)
+        fs.write(inode.ino, 0, memoryview(content), kill_suidgid=False)
+    lower = fs.lookup(fs.lookup(1, b"root").ino, b"lower").ino
+    fs.write(lower, 40_000, memoryview(b"changed"), kill_suidgid=False)
+    fs.unlink(fs.lookup(1, b"root").ino, b"gone")
+
+
+def do_rekey(instance: Instance, old: Key = OLD, new: Key = NEW) -> RekeyResult:
+    request = RekeyRequest(load_signer(str(PEM)), old=old, new=new)
+    return rekey(instance, request, say=lambda _: None)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    return make_place(tmp_path / "at", tmp_path / "saved", monkeypatch)
+
+
+def make_place(base: Path, saved: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    base.mkdir(exist_ok=True)
+    for name in ("STATE", "CONFIG", "CACHE"):
+        monkeypatch.setenv(f"XDG_{name}_HOME", str(base / name.lower()))
+    instance = new_instance(str(base / "instance"))
+    root = Path(instance.at("image/root"))
+    (root / "lower").write_bytes(b"lower" * 20_000)
+    (root / "gone").write_bytes(b"gone")
+    build(instance, BuildRequest(load_signer(str(PEM)), image_key=OLD), say=lambda _: None)
+    before = use(instance, OLD, change)
+    saved.mkdir()
+    for name in ("instance", "state"):
+        shutil.copytree(base / name, saved / name, symlinks=True)
+    return Place(base, saved, before)
+
+
+# Kills ------------------------------------------------------------------------------------
+
+
+def in_child(act: Callable[[], object], *, kill_at: int) -> int | None:
+    """Do it in a child that is killed before a change; None: it was, else how many it made."""
+    out, into = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            os.close(out)
+            count = _count_changes(kill_at)
+            act()
+            os.write(into, b"%d" % count[0])
+            code = 0
+        except BaseException:  # whatever it is, this process ends here
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    os.close(into)
+    with open(out, "rb") as stream:
+        said = stream.read()
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if status == -signal.SIGKILL:
+        return None
+    assert status == 0, "the command failed of itself"
+    return int(said)
+
+
+def _count_changes(kill_at: int) -> list[int]:
+    count = [0]
+
+    def counted(function: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object, **options: object) -> object:
+            if count[0] == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            count[0] += 1
+            return function(*args, **options)
+
+        return call
+
+    for name in CHANGES:
+        setattr(os, name, counted(getattr(os, name)))
+    vars(publish)["exchange"] = counted(exchange)
+    return count
+
+
+def opening_key(place: Place) -> Key:
+    """Return the one key that opens the instance, which shows what it showed before."""
+    opened = []
+    for key in (OLD, NEW):
+        try:
+            assert use(place.instance, key) == place.before
+        except WrongKeyError:
+            continue
+        opened.append(key)
+    (key,) = opened
+    return key
+
+
+def check_after_kill(place: Place, *, use_first: bool) -> bool:
+    """Check what a kill left, and that the command completes it; return whether it was decided."""
+    decided = False
+    if use_first:
+        decided = opening_key(place) == NEW
+        assert not is_switch_cut_off(place.instance)
+    result = do_rekey(place.instance)
+    assert result.was_done == decided or not use_first
+    assert not is_switch_cut_off(place.instance)
+    assert opening_key(place) == NEW
+    assert sorted(os.listdir(place.instance.path)) == sorted(os.listdir(place.saved / "instance"))
+    return decided
+
+
+def check_kills(place: Place, points: list[int]) -> set[bool]:
+    outcomes = set()
+    for index, point in enumerate(points):
+        place.restore()
+        assert in_child(lambda: do_rekey(place.instance), kill_at=point) is None, point
+        try:
+            outcomes.add(check_after_kill(place, use_first=index % 2 == 0))
+        except BaseException:
+            print(f"killed before change {point}")
+            raise
+    return outcomes
+
+
+def count_changes(place: Place) -> int:
+    total = in_child(lambda: do_rekey(place.instance), kill_at=-1)
+    assert total is not None
+    return total
+
+
+def test_a_kill_anywhere_leaves_what_one_key_opens_and_is_completed(place: Place) -> None:
+    total = count_changes(place)
+    assert total > 50
+    chance = random.Random(7)
+    # The switch is in the last part; what comes before is one long preparation.
+    points = sorted({*chance.sample(range(total - 30), 10), *range(total - 30, total, 2)})
+    assert check_kills(place, points) == {True, False}
+
+
+@pytest.mark.soak
+def test_a_kill_at_every_change(place: Place) -> None:
+    total = count_changes(place)
+    assert check_kills(place, list(range(total))) == {True, False}
+    assert check_kills(place, [0, *range(total)]) == {True, False}  # the other first use
+
+
+def test_a_rekey_that_was_cut_off_and_given_up_leaves_nothing(place: Place) -> None:
+    total = count_changes(place)
+    place.restore()
+    assert in_child(lambda: do_rekey(place.instance), kill_at=total // 3) is None
+    assert is_switch_cut_off(place.instance)
+    assert use(place.instance, OLD, change_again) != place.before
+    assert not is_switch_cut_off(place.instance)
+
+
+def change_again(fs: Union, _: Volume) -> None:
+    inode = fs.mknod(1, b"later", 0o100644, 0, 0, 0)
+    fs.write(inode.ino, 0, memoryview(b"later"), kill_suidgid=False)
+
+
+def die_at_the_switch(instance: Instance) -> None:
+    vars(publish)["exchange"] = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    do_rekey(instance)
+
+
+def test_what_was_staged_before_the_layer_went_on_is_refused(place: Place, tmp_path: Path) -> None:
+    """The storage keeps what was staged and given up, and brings it back as if decided."""
+    instance, kept = place.instance, tmp_path / "kept"
+    assert in_child(lambda: die_at_the_switch(instance), kill_at=-1) is None
+    shutil.copytree(instance.path, kept, symlinks=True)
+    # It is given up: the old key is used on, without a single commit.
+    use(instance, OLD, change_again)
+    for name in (".rekey-staging", "run/.rekey"):
+        shutil.copytree(kept / name, Path(instance.at(name)), symlinks=True)
+    publish.put_in_place(instance, instance.at(".rekey-staging"))
+    with pytest.raises(RollbackError):
+        use(instance, NEW)
+
+
+# Space ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_host(tmp_path: Path) -> Iterator[Path]:
+    """A host file system of 24 MiB."""
+    base = tmp_path / "small"
+    base.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "small", base], check=True)
+    try:
+        yield base
+    finally:
+        subprocess.run(["umount", "-l", base], check=True)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("label", ["image", "writable layer"])
+def test_a_host_that_becomes_full_in_the_middle_loses_nothing(
+    small_host: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, label: str
+) -> None:
+    place = make_place(small_host, tmp_path / "saved", monkeypatch)
+    hog = small_host / "hog"
+
+    def fill(step: str, _: int) -> None:
+        if step == label and not hog.exists():
+            with hog.open("wb", buffering=0) as file:
+                while True:
+                    try:
+                        file.write(bytes(4096))
+                    except OSError:
+                        return
+
+    request = RekeyRequest(load_signer(str(PEM)), old=OLD, new=NEW)
+    with pytest.raises(EnvironmentRefused, match="no room"):
+        rekey(place.instance, request, say=lambda _: None, progress=fill)
+    assert hog.exists()
+    assert not is_switch_cut_off(place.instance)
+    hog.unlink()
+    assert use(place.instance, OLD) == place.before
+    do_rekey(place.instance)
+    assert use(place.instance, NEW) == place.before
+
+
+@pytest.mark.root
+def test_a_host_that_is_too_small_is_told_at_once(
+    small_host: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = make_place(small_host, tmp_path / "saved", monkeypatch)
+    (small_host / "hog").write_bytes(bytes(22 << 20))
+    with pytest.raises(EnvironmentRefused) as refusal:
+        do_rekey(place.instance)
+    assert "bytes free at" in refusal.value.expected
+    assert use(place.instance, OLD) == place.before
+
+
+def written_by(act: Callable[[], object]) -> int:
+    """Return how many bytes a child of ours wrote while it did something."""
+    out, into = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            act()
+            for line in Path("/proc/self/io").read_text().splitlines():
+                name, _, value = line.partition(": ")
+                if name == "wchar":
+                    os.write(into, value.encode())
+        finally:
+            os._exit(0)
+    os.close(into)
+    with open(out, "rb") as stream:
+        said = stream.read()
+    os.waitpid(pid, 0)
+    return int(said)
+
+
+def test_file_data_is_written_once(place: Place) -> None:
+    def add(fs: Union, _: Volume) -> None:
+        inode = fs.mknod(1, b"bulk", 0o100644, 0, 0, 0)
+        block = memoryview(os.urandom(1 << 20))
+        for number in range(40):
+            fs.write(inode.ino, number << 20, block, kill_suidgid=False)
+
+    before = use(place.instance, OLD, add)
+    image = Path(place.instance.at(IMAGE), "image.sefs").stat().st_size
+    data = (40 << 20) + image
+    assert written_by(lambda: do_rekey(place.instance)) < 1.05 * data
+    assert use(place.instance, NEW) == before
