@@ -24,7 +24,9 @@ esac
 if [ -L "$self" ]; then self=$(readlink -f -- "$self"); fi
 top=${self%/*}
 start() {
-    command -v "$1" >/dev/null 2>&1 || return 0
+    found=$(command -v "$1") || return 0
+    # A version switcher has a name for every version it knows, also for those that are not active.
+    case $found in */shims/*) "$1" -c '' 2>/dev/null || return 0 ;; esac
     exec "$@"
 }
 run() {
