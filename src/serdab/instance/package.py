@@ -26,7 +26,6 @@ Security:
 from __future__ import annotations
 
 import _imp
-import errno
 import hashlib
 import json
 import mmap
@@ -36,7 +35,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 from serdab.config.boot import ENCRYPTED, BootConfig
 from serdab.config.dirs import create_durably, sync_directory
@@ -57,6 +56,7 @@ from serdab.instance.layout import (
     Instance,
 )
 from serdab.instance.locks import lock_build
+from serdab.instance.pendingfile import PendingFile, require_free
 from serdab.instance.tarball import Member, write_tarball
 from serdab.keys import Key
 from serdab.sefs.imageformat import IMAGE_NAME
@@ -129,7 +129,7 @@ def package(instance: Instance, request: PackageRequest, *, say: Say) -> Package
         UsageError: something is at the output's place, or something may not travel unasked.
         VerificationError: ``build/`` would not boot, or another key signed it.
     """
-    _require_free(request.output, request.output + SIGNATURE_SUFFIX)
+    require_free(request.output, request.output + SIGNATURE_SUFFIX)
     if request.public_key is not None:
         _write_public_key(request.public_key, request.signer)
     with lock_build(instance), ExitStack() as stack:
@@ -161,18 +161,6 @@ def package(instance: Instance, request: PackageRequest, *, say: Say) -> Package
         # Whoever changed our code while we read it changed what the descriptor names.
         _require_same_code(descriptor)
         return _write(request, descriptor, members, _words(runtime))
-
-
-def _require_free(*paths: str) -> None:
-    for path in paths:
-        if os.path.lexists(path):
-            raise UsageError(
-                "something is there already",
-                subject=path,
-                expected="a path where nothing is",
-                found="a file" if os.path.isfile(path) else "something",
-                hint="remove it first, or name another",
-            )
 
 
 def _write_public_key(path: str, signer: Signer) -> None:
@@ -342,7 +330,7 @@ def _write(
     ]
     signature_path = request.output + SIGNATURE_SUFFIX
     with ExitStack() as stack:
-        file = _Pending(request.output, stack)
+        file = PendingFile(request.output, stack)
         write_tarball(file.file, members, source_date_epoch() or 0)
         file.file.flush()
         size = file.file.tell()
@@ -351,7 +339,7 @@ def _write(
             signature = request.signer.sign(content)
             request.signer.public.verify(content, signature)
             digest = hashlib.sha256(content).hexdigest()
-        detached = _Pending(signature_path, stack)
+        detached = PendingFile(signature_path, stack)
         detached.file.write(signature)
         # The tarball comes last: whoever sees it finds the signature beside it.
         detached.publish()
@@ -362,41 +350,3 @@ def _write(
             raise
     sync_directory(os.path.dirname(request.output))
     return Packaged(request.output, signature_path, digest, size, runs_on, descriptor)
-
-
-class _Pending:
-    """A file that gets its name only when it is whole, and never another's.
-
-    It has none before that (O_TMPFILE, open(2)), so that a kill leaves nothing, but on file systems
-    that cannot do that.
-    """
-
-    def __init__(self, path: str, stack: ExitStack) -> None:
-        self._path = path
-        flags = os.O_RDWR | os.O_CLOEXEC
-        try:
-            fd = os.open(os.path.dirname(path) or ".", flags | os.O_TMPFILE, 0o644)
-            self._source = f"/proc/self/fd/{fd}"
-        except OSError as exc:
-            if exc.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
-                raise
-            self._source = f"{path}.new-{os.getpid()}"
-            fd = os.open(self._source, flags | os.O_CREAT | os.O_EXCL, 0o644)
-            stack.callback(os.unlink, self._source)
-        self.file: BinaryIO = stack.enter_context(os.fdopen(fd, "w+b"))
-
-    def publish(self) -> None:
-        """Give it its name; durable when the directory is synced.
-
-        Raises:
-            UsageError: the name was taken in the meantime.
-        """
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        try:
-            # A descriptor for the directory makes it linkat(2) with AT_SYMLINK_FOLLOW, which the
-            # link below /proc needs; for an absolute path it means nothing else.
-            os.link(self._source, self._path, src_dir_fd=self.file.fileno())
-        except FileExistsError:
-            _require_free(self._path)
-            raise
