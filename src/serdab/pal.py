@@ -114,6 +114,7 @@ class Pal:
         self._boot_answer: Error | None = None
         self._is_booted = False
         self._is_down = False
+        self._is_destroyed = False
         self._problems: list[str] = []
         self._defect = ""
         self.measured: tuple[Measured, ...] = ()
@@ -185,6 +186,15 @@ class Pal:
     def _unexpected_end(self) -> Exception:
         if self._defect:
             return InternalError(self._defect)
+        if self._is_destroyed:
+            return Error(
+                "the instance is no more",
+                stage="down",
+                subject="instance",
+                expected="one that runs",
+                found="one that was destroyed",
+                hint="boot it again",
+            )
         return Error(
             "the kernel process ended unexpectedly",
             stage="down",
@@ -304,11 +314,14 @@ class Pal:
     def destroy(self, *, patience_s: float = _DOWN_PATIENCE_S) -> None:
         """End every program (TERM, then KILL), make everything durable, unmount.
 
-        Returns when the kernel process and its fs servers are done.
+        Returns when the kernel process and its fs servers are done. A second time it does nothing.
 
         Raises:
             Error: a volume could not be closed as it should.
         """
+        if self._is_destroyed:
+            return
+        self._is_destroyed = True
         self._end_use()
         self._send({"op": "destroy", "patience_ms": int(patience_s * 1000)})
         try:
@@ -393,7 +406,7 @@ def init(
     instance: str | os.PathLike[str],
     *,
     image_key: Key | None = None,
-    private: Sequence[str] = (),
+    private: Sequence[str | os.PathLike[str]] = (),
     expect_signer: str | None = None,
     expect_root: str | None = None,
     freshness: Freshness = NOTHING_ELSE,
@@ -443,7 +456,7 @@ def _init(
     instance: str,
     *,
     image_key: Key | None,
-    private: Sequence[str],
+    private: Sequence[str | os.PathLike[str]],
     expect_signer: str | None,
     expect_root: str | None,
     freshness: Freshness,
@@ -501,7 +514,7 @@ def run_foreground(
     argv: Sequence[str],
     *,
     image_key: Key | None = None,
-    private: Sequence[str] = (),
+    private: Sequence[str | os.PathLike[str]] = (),
     expect_signer: str | None = None,
     expect_root: str | None = None,
     freshness: Freshness = NOTHING_ELSE,

@@ -159,3 +159,25 @@ def test_our_processes_show_their_memory_to_nobody(run_script: object) -> None:
         """
     )
     assert lines == ["{0}"]
+
+
+def test_after_the_end_everything_is_refused_and_nothing_hangs(run_script: object) -> None:
+    lines = run_script(  # type: ignore[operator]
+        """
+        instance = pal.init(PATH)
+        sleeper = instance.create_process(["/bin/sleep", "1000"])
+        ends = []
+        thread = threading.Thread(target=lambda: ends.append(sleeper.wait()))
+        thread.start()
+        instance.destroy()
+        thread.join()
+        instance.destroy()
+        print(ends[0].signal, sleeper.wait().signal)
+        sleeper.kill()
+        try:
+            instance.exec(["/bin/true"])
+        except errors.Error as exc:
+            print(exc.stage, exc.message)
+        """
+    )
+    assert lines == ["15 15", "down the instance is no more"]
