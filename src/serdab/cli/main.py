@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
 
 from serdab.version import VERSION
 
+TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
 if TYPE_CHECKING:
     from serdab.errors import Error
 
@@ -47,6 +47,7 @@ LOG_LEVELS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    _import_nothing_from_here()
     words = list(sys.argv if argv is None else argv)
     name = os.path.basename(words[0]) if words else ""
     del words[:1]
@@ -57,6 +58,21 @@ def main(argv: list[str] | None = None) -> int:
         print(f"serdab {VERSION}")
         return 0
     return _run(words)
+
+
+def _import_nothing_from_here() -> None:
+    """Take the current directory off the import path: it may be an instance, or any other's.
+
+    It gets there by ``python -m``, and by an empty or relative element of PYTHONPATH, a common
+    slip. What the interpreter imported before us is beyond our reach (docs/threat-model.md).
+    """
+    relative = [e for e in os.environ.get("PYTHONPATH", "").split(os.pathsep) if e[:1] != "/"]
+    try:
+        places = {os.path.abspath(element) for element in ("", *relative)}
+    except FileNotFoundError:
+        places = set()  # the current directory was removed: nothing can be found in it
+    ours = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    sys.path[:] = [e for e in sys.path if e[:1] == "/" and (e not in places or e == ours)]
 
 
 def _run(words: list[str]) -> int:

@@ -6,8 +6,9 @@ Above: ``kernel`` (starts fs servers), ``pal`` (starts the kernel process).
 
 Security:
     1. ``-I -S``: no environment, no user directory, no ``.pth``, no ``sitecustomize``, nothing from
-       the current directory. The import path is given explicitly: the directory of this package
-       and those of its dependencies.
+       the current directory. The import path is given explicitly: after the standard library,
+       which nothing beside a dependency can stand in for, the directory of this package and those
+       of its dependencies.
     2. Byte code beside the sources is never used: it could be older than, or other than, the
        sources that were hashed. The interpreter keeps its own below the user's cache directory.
     3. Processes are executed, never forked and continued, so they inherit what is named here and
@@ -99,7 +100,7 @@ def start_python(
     actions += [
         (os.POSIX_SPAWN_DUP2, aside + number, CHANNEL_FD + number) for number in range(len(given))
     ]
-    code = f"import sys;p={path!r};sys.path[:0]=p;from {module} import main;main({CHANNEL_FD},p)"
+    code = f"import sys;p={path!r};sys.path+=p;from {module} import main;main({CHANNEL_FD},p)"
     argv = [sys.executable, "-I", "-S", "-X", f"pycache_prefix={cache}", "-c", code]
     return os.posix_spawn(
         sys.executable,
