@@ -43,6 +43,11 @@ class Mounted:
     process: subprocess.Popen[bytes]
     user: OrdinaryUser | None
 
+    @property
+    def prefix(self) -> tuple[str, ...]:
+        """What makes a command run as the one who mounted."""
+        return self.user.prefix if self.user else ()
+
     def do(self, *argv: str, stdin: bytes | None = None) -> str:
         """Run a command of the host in the mount, as the one who mounted; return its output."""
         result = self.attempt(*argv, stdin=stdin)
@@ -52,7 +57,7 @@ class Mounted:
     def attempt(self, *argv: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
         """Run a command in the mount that may fail."""
         return subprocess.run(
-            [*(self.user.prefix if self.user else ()), *argv],
+            [*self.prefix, *argv],
             cwd="/" if self.user else self.path,
             env={**os.environ, "M": str(self.path)},
             input=stdin or b"",
@@ -73,10 +78,13 @@ class Mounted:
     def unmount(self) -> subprocess.CompletedProcess[bytes]:
         """Unmount from outside, wait for the end."""
         program = ("fusermount3", "-u") if self.user else ("umount",)
-        subprocess.run(
-            [*(self.user.prefix if self.user else ()), *program, str(self.path)], check=True
-        )
+        subprocess.run([*self.prefix, *program, str(self.path)], check=True)
         return self.wait()
+
+    def detach(self) -> None:
+        """Unmount from outside although it is in use."""
+        program = ("fusermount3", "-u", "-z") if self.user else ("umount", "-l")
+        subprocess.run([*self.prefix, *program, str(self.path)], check=True)
 
     def wait(self) -> subprocess.CompletedProcess[bytes]:
         """Wait for the end; what was said comes along."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from serdab.cli.messages import Context
@@ -74,14 +75,14 @@ def main(args: argparse.Namespace, context: Context) -> int:
     _check_ready_fd(args.ready_fd)
     instance = Instance.open_built(context.instance)
     target = usable_mount_point(args.path, instance.path, say=context.say)
-    check_available()
+    check_available(allow_other=args.allow_other)
     handler = _Printer(context)
     log = logging.getLogger("serdab")
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:
-        with lock_run(instance, on_wait=context.say):
-            _mount(args, context, instance, target, handler)
+        with lock_run(instance, on_wait=context.say) as lock:
+            _mount(args, context, instance, target, handler, lock.end_use)
     finally:
         log.removeHandler(handler)
     context.say(f"{args.path}: unmounted, everything is durable")
@@ -89,7 +90,12 @@ def main(args: argparse.Namespace, context: Context) -> int:
 
 
 def _mount(
-    args: argparse.Namespace, context: Context, instance: Instance, target: str, printer: _Printer
+    args: argparse.Namespace,
+    context: Context,
+    instance: Instance,
+    target: str,
+    printer: _Printer,
+    end_use: Callable[[], None],
 ) -> None:
     from serdab.instance.hostmount import Wanted, serve_on_host
 
@@ -120,7 +126,8 @@ def _mount(
             context.say(f"{args.path}: mounted {args.layer}, {how}; Ctrl-C or umount ends it")
         _tell_ready(args.ready_fd)
 
-    serve_on_host(opened.fs, wanted, on_ready=on_ready, log=printer.tell)
+    # Who comes right after umount(8) waits for our last flush, instead of being refused.
+    serve_on_host(opened.fs, wanted, on_ready=on_ready, on_unmounted=end_use, log=printer.tell)
 
 
 def _open(args: argparse.Namespace, instance: Instance) -> Opened:

@@ -24,6 +24,7 @@ from serdab.linux.mounts import MountFlag, UmountFlag, mount, umount
 SUBTYPE: Final = "serdab"
 _READ_AHEAD_KB: Final = 1024
 _DEVICE: Final = "/dev/fuse"
+_SETTINGS: Final = "/etc/fuse.conf"  # fusermount3's own, see mount.fuse(8)
 
 
 def mount_options(fd: int, *, rootmode: int = 0o40000, uid: int = 0, gid: int = 0) -> str:
@@ -34,7 +35,7 @@ def mount_options(fd: int, *, rootmode: int = 0o40000, uid: int = 0, gid: int = 
     )
 
 
-def check_available() -> None:
+def check_available(*, allow_other: bool = False) -> None:
     """Say early what :func:`mount_host` would find missing.
 
     Raises:
@@ -43,6 +44,22 @@ def check_available() -> None:
     os.close(open_device())
     if os.geteuid() != 0:
         _fusermount()
+        if allow_other and not _may_allow_other():
+            raise EnvironmentRefused(
+                "the administrator lets no ordinary user share a mount",
+                subject=_SETTINGS,
+                expected="a line user_allow_other",
+                found="none",
+                hint="leave --allow-other out, or ask for that line",
+            )
+
+
+def _may_allow_other() -> bool:
+    try:
+        with open(_SETTINGS, encoding="utf-8", errors="replace") as file:
+            return any(line.strip() == "user_allow_other" for line in file)
+    except OSError:
+        return False
 
 
 def _fusermount() -> str:
@@ -143,9 +160,7 @@ def _mount_by_fusermount(target: str, *, fsname: str, read_only: bool, allow_oth
         subject=target,
         expected="a mount",
         found=message,
-        hint="--allow-other needs a line user_allow_other in /etc/fuse.conf"
-        if allow_other
-        else "the mount point must be a directory of yours, and /dev/fuse open to you",
+        hint="the mount point must be a directory of yours, and /dev/fuse open to you",
     )
 
 

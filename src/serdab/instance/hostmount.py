@@ -60,11 +60,10 @@ class _Bell:
 
     def __init__(self) -> None:
         self.reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._before = {number: signal.getsignal(number) for number in _ENDING}
-        self._woken = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         for number in _ENDING:
             # nohup(1) has it ignored, and means it.
-            if number != signal.SIGHUP or self._before[number] is not signal.SIG_IGN:
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, lambda _number, _frame: None)
 
     def ring(self) -> None:
@@ -76,20 +75,27 @@ class _Bell:
         return os.read(self.reader, 64)
 
     def close(self) -> None:
-        """Let signals do what they did before."""
-        for number, handler in self._before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        signal.set_wakeup_fd(self._woken)
+        """Hear no more. Nothing is left to be ended but the process itself, in good order."""
+        for number in _ENDING:
+            signal.signal(number, signal.SIG_IGN)
+        signal.set_wakeup_fd(-1)
         os.close(self.reader)
         os.close(self._writer)
 
 
 def serve_on_host(
-    fs: FileSystem, wanted: Wanted, *, on_ready: Callable[[], None], log: Log
+    fs: FileSystem,
+    wanted: Wanted,
+    *,
+    on_ready: Callable[[], None],
+    on_unmounted: Callable[[], None],
+    log: Log,
 ) -> None:
     """Mount ``fs``, call ``on_ready``, serve until it is over, close ``fs``.
 
-    ``log(level, line)`` gets what the user is to know.
+    ``on_unmounted`` is called before ``fs`` is closed, which may take long after umount(8) has
+    returned. ``log(level, line)`` gets what the user is to know. The signals that end it are
+    ignored afterwards: the process is about to end.
 
     Raises:
         EnvironmentRefused: FUSE is not to be had.
@@ -108,6 +114,7 @@ def serve_on_host(
                 # The only descriptor: whoever still uses the mount hears that it is gone.
                 os.close(fd)
                 mount.clear_away()
+                on_unmounted()
         finally:
             _close(fs)
     finally:

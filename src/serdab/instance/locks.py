@@ -56,6 +56,12 @@ class DirectoryLock:
         fd, self.use_fd = self.use_fd, -1
         return fd
 
+    def end_use(self) -> None:
+        """Say that the use is over: from here on the next user waits for the lock itself."""
+        if self.use_fd >= 0:
+            os.close(self.use_fd)
+        self.use_fd = -1
+
     def close(self) -> None:
         """Give the lock up, unless another process shares the descriptors."""
         for fd in (self.use_fd, self.fd):

@@ -256,7 +256,7 @@ class Guard:
         is_news = bool(lines)
         record = records.load_record(position.uuid)
         if record is None:
-            lines.append(_unchecked("record on this machine", position))
+            lines.append(_unchecked("record on this machine", volume, position))
             is_news = True
         else:
             found = self._check_record(volume, position, record)
@@ -329,7 +329,7 @@ class Guard:
                 raise
             return [_accepted(exc)], None
         if pinned is None:
-            return [_unchecked(pin.label, position)], None
+            return [_unchecked(pin.label, volume, position)], None
         lines = self._compare(volume, position, pinned, pin.label)
         if lines:
             self._floor = max(self._floor, pinned.epoch)
@@ -407,8 +407,9 @@ def _accepted(error: RollbackError) -> str:
     return f"accepted as asked (--accept-rollback): {error}"
 
 
-def _unchecked(place: str, position: Position) -> str:
-    return (
+def _unchecked(place: str, volume: Volume, position: Position) -> str:
+    line = (
         f"no {place} of this writable layer yet: whether it is the newest state ({position}) is "
-        "unchecked this time; it is remembered from now on"
+        "unchecked this time"
     )
+    return line if volume.read_only else f"{line}; it is remembered from now on"

@@ -14,6 +14,7 @@ are, under the paths that the union gives them:
 
 from __future__ import annotations
 
+import copy
 import errno
 import stat
 from collections.abc import Iterator
@@ -88,14 +89,23 @@ class Changes:
         return self.lookup_ino(entry.ino)
 
     def lookup_ino(self, ino: int) -> Inode:
-        return self._whiteouts.get(ino) or self._union.lookup_ino(ino)
+        return self._whiteouts.get(ino) or self._counted(self._union.lookup_ino(ino))
+
+    def _counted(self, inode: Inode) -> Inode:
+        """Return a directory with the links that it has here: find(1) goes by them."""
+        if not stat.S_ISDIR(inode.mode):
+            return inode
+        out = copy.copy(inode)
+        names = self._shown.get(inode.ino, {}).values()
+        out.nlink = 2 + sum(entry.dtype == _DIRECTORY for entry in names)
+        return out
 
     def forget(self, ino: int, nlookup: int) -> None:
         if ino not in self._whiteouts:
             self._union.forget(ino, nlookup)
 
     def getattr(self, ino: int) -> Inode:
-        return self._whiteouts.get(ino) or self._union.getattr(ino)
+        return self._whiteouts.get(ino) or self._counted(self._union.getattr(ino))
 
     def readlink(self, ino: int) -> bytes:
         return self._union.readlink(ino)

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a mount may go, what this machine must have, and who hears that it is ready."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.harness.command import Command, describe
+from tests.mount_command.mounted import Owner, is_mounted
+
+pytestmark = [pytest.mark.fuse, pytest.mark.userns, pytest.mark.root]
+
+
+def test_what_will_not_do_is_said_and_nothing_happens(owner: Owner) -> None:
+    base = owner.base
+    (base / "file").write_text("")
+    (base / "full/entry").mkdir(parents=True)
+    (base / "full/entry").chmod(0o755)
+    cases = {
+        base / "file": b"expected a directory",
+        base / "file/below": b"not a directory",
+        base / "missing": b"no such file or directory",
+        base / "full": b"with something in it",
+        owner.instance.path: b"outside of the instance",
+        owner.instance.path / "run": b"outside of the instance",
+        Path("/proc/self"): b"",
+        Path("/"): b"",
+    }
+    if owner.user:
+        (base / "closed").mkdir(mode=0o755)
+        cases[base / "closed"] = b"may write to"
+        owner.user.own(base / "full")
+    before = owner.files()
+    for place, words in cases.items():
+        result = owner.instance.command.run("-C", owner.instance.path, "mount", *owner.key(), place)
+        assert result.returncode == 2, describe(result)
+        assert b"the mount point will not do" in result.stderr
+        assert words in result.stderr, describe(result)
+    assert owner.files() == before
+
+
+def test_a_mount_point_may_be_named_mount_and_be_relative(root_owner: Owner) -> None:
+    root_owner.place("mount")
+    mounted = root_owner.start(at=Path("mount"))
+    try:
+        assert is_mounted(root_owner.base / "mount")
+        assert (root_owner.base / "mount/etc/greeting").read_text() == "hello\n"
+    finally:
+        done = mounted.end()
+    assert done.returncode == 0, describe(done)
+    assert b"mount: mounted union" in done.stderr
+
+
+def test_a_link_to_a_directory_is_followed_once(root_owner: Owner) -> None:
+    link = root_owner.base / "link"
+    link.symlink_to(root_owner.place())
+    mounted = root_owner.start(at=link)
+    try:
+        assert is_mounted(root_owner.place())
+    finally:
+        assert mounted.end().returncode == 0
+    assert not is_mounted(root_owner.place())
+
+
+def test_a_live_mount_is_no_place_for_another(root_owner: Owner) -> None:
+    mounted = root_owner.start()
+    result = root_owner.instance.command.run(
+        "-C", root_owner.instance.path, "mount", *root_owner.key(), mounted.path
+    )
+    assert result.returncode == 2, describe(result)
+    assert b"found a mount" in result.stderr
+    assert mounted.end().returncode == 0
+
+
+def test_an_instance_that_was_not_built_is_said(root_owner: Owner) -> None:
+    path = root_owner.base / "raw"
+    root_owner.instance.command.ok("new", path)
+    result = root_owner.instance.command.run("-C", path, "mount", root_owner.place())
+    assert result.returncode == 2, describe(result)
+    assert b"has not been built" in result.stderr
+
+
+def test_without_fusermount3_an_ordinary_user_is_told(user_owner: Owner) -> None:
+    tools = user_owner.base / "tools"
+    tools.mkdir(mode=0o755)
+    assert user_owner.user is not None
+    prefix = list(user_owner.command)
+    if user_owner.user.prefix:
+        prefix[0] = shutil.which(prefix[0]) or prefix[0]
+    command = Command({**user_owner.instance.command.env, "PATH": str(tools)}, tuple(prefix))
+    before = user_owner.files()
+    result = command.run(
+        "-C", user_owner.instance.path, "mount", *user_owner.key(), user_owner.place()
+    )
+    assert result.returncode == 6, describe(result)
+    assert b"fusermount3" in result.stderr
+    assert b"fuse3" in result.stderr
+    assert user_owner.files() == before
+
+
+def test_letting_others_in_needs_the_administrators_word(user_owner: Owner) -> None:
+    settings = Path("/etc/fuse.conf")
+    text = settings.read_text() if settings.exists() else ""
+    if "user_allow_other" in (line.strip() for line in text.splitlines()):
+        mounted = user_owner.start("--allow-other")
+        assert (mounted.path / "etc/greeting").read_text() == "hello\n"
+        assert mounted.end().returncode == 0
+        return
+    before = user_owner.files()
+    refused = user_owner.refused("--allow-other")
+    assert refused.returncode == 6, describe(refused)
+    assert b"user_allow_other" in refused.stderr
+    assert user_owner.files() == before
+
+
+def test_nobody_else_gets_into_the_mount_of_an_ordinary_user(user_owner: Owner) -> None:
+    mounted = user_owner.start()
+    if os.geteuid() == 0:
+        with pytest.raises(PermissionError):
+            os.listdir(mounted.path)
+    assert mounted.end().returncode == 0
+
+
+def test_a_descriptor_that_is_not_there_is_refused(root_owner: Owner) -> None:
+    for number in ("77", "-1", "99999999999999"):
+        refused = root_owner.refused("--ready-fd", number)
+        assert refused.returncode == 2, describe(refused)
+        assert b"--ready-fd" in refused.stderr
+
+
+def test_standard_output_may_be_the_descriptor(root_owner: Owner) -> None:
+    process = root_owner.instance.command.popen(
+        "-C", root_owner.instance.path, "-q", "mount", *root_owner.key(), "--ready-fd", "1",
+        root_owner.place(),
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        assert process.stdout.read() == b"ready\n"  # to its end
+        assert is_mounted(root_owner.place())
+    finally:
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, b"")
