@@ -32,6 +32,7 @@ from serdab.instance.layout import Instance
 from serdab.instance.locks import lock_run
 from serdab.keys import Key
 from serdab.libos.begin import Begun
+from serdab.libos.caller import current_umask, open_descriptors, terminal
 from serdab.libos.channel import Channel, close_all
 from serdab.libos.messages import Value
 from serdab.libos.request import BootRequest, Freshness
@@ -249,7 +250,7 @@ class Pal:
         with self._condition:
             number = self._next
             self._next += 1
-        descriptors = _open_descriptors((stdin, stdout, stderr))
+        descriptors = open_descriptors((stdin, stdout, stderr))
         try:
             self._send(
                 {
@@ -259,7 +260,7 @@ class Pal:
                     "argv": raw,
                     "env": environment,
                     "cwd": os.fsencode(cwd),
-                    "umask": _current_umask(),
+                    "umask": current_umask(),
                 },
                 descriptors.fds,
             )
@@ -349,48 +350,6 @@ class Pal:
         self.destroy()
 
 
-@dataclass(frozen=True, slots=True)
-class _Descriptors:
-    fds: tuple[int, int, int]
-    opened: tuple[int, ...]
-
-    def close(self) -> None:
-        close_all(self.opened)
-
-
-def _open_descriptors(wanted: tuple[int, int, int]) -> _Descriptors:
-    """Return the three descriptors, with /dev/null in place of what is closed here."""
-    fds: list[int] = []
-    opened: list[int] = []
-    for fd in wanted:
-        try:
-            os.fstat(fd)
-        except OSError:
-            opened.append(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
-            fds.append(opened[-1])
-        else:
-            fds.append(fd)
-    return _Descriptors((fds[0], fds[1], fds[2]), tuple(opened))
-
-
-def _current_umask() -> int:
-    # umask(2) can only be read by setting it; /proc says it without that race.
-    with open("/proc/self/status", "rb") as file:
-        for line in file:
-            if line.startswith(b"Umask:"):
-                return int(line.split()[1], 8)
-    return 0o022
-
-
-def _terminal() -> str | None:
-    for fd in (0, 1, 2):
-        try:
-            return os.ttyname(fd)
-        except OSError:
-            continue
-    return None
-
-
 def _log_to_stderr(level: str) -> Callable[[str, str], None]:
     most = LEVELS.index(level) if level in LEVELS else 1
 
@@ -477,16 +436,16 @@ def _init(
             rootfs=place.at(layout.IMAGE),
             private=(*_private_directories(), *map(os.path.realpath, private)),
             environment=tuple(name + b"=" + value for name, value in os.environb.items()),
-            umask=_current_umask(),
+            umask=current_umask(),
             image_key=None if image_key is None else image_key.raw(),
             expect_signer=expect_signer,
             expect_root=expect_root,
-            terminal=_terminal(),
+            terminal=terminal(),
             previous=place.at(layout.PREVIOUS) if previous else None,
             freshness=freshness,
         )
         pal = Pal(begun, say, lock.hand_use_on())
-        descriptors = _open_descriptors(stdio)
+        descriptors = open_descriptors(stdio)
         try:
             if on_started is not None:
                 on_started(pal)
