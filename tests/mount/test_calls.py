@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""mount(2) and umount2(2) of programs: the table of errors, and what a mount is good for."""
+"""mount(2) and umount2(2) of programs: what a mount is good for. Errors: test_errors.py."""
 
 from __future__ import annotations
 
@@ -8,110 +8,6 @@ import pytest
 from tests.mount.conftest import KEY, OTHER_KEY, Mounter
 
 pytestmark = [pytest.mark.fuse, pytest.mark.userns]
-
-MOUNTS = [
-    # source, then target
-    (("NULL", "NULL", "NULL", "512", "NULL"), "EINVAL"),
-    (("BAD", "NULL", "sefs", "0", "dir=s"), "EFAULT"),
-    (("KERNEL", "/mnt", "sefs", "0", "dir=s"), "EFAULT"),
-    (("none", "NULL", "sefs", "0", "dir=s"), "EINVAL"),
-    (("none", "BAD", "sefs", "0", "dir=s"), "EFAULT"),
-    (("none", "", "nosuch", "512", "dir=s"), "ENOENT"),
-    (("none", "long:4096", "nosuch", "512", "dir=s"), "ENAMETOOLONG"),
-    # flags before type, type before options
-    (("none", "/mnt", "ramfs", "512", "NULL"), "EINVAL"),
-    (("none", "/mnt", "NULL", "0", "dir=s"), "EINVAL"),
-    (("none", "/mnt", "BAD", "0", "dir=s"), "EFAULT"),
-    (("none", "/mnt", "tmpfs", "0", ""), "EINVAL"),
-    (("none", "/mnt", "long:100000", "0", ""), "EINVAL"),
-    (("none", "/mnt", "procfs", "0", "NULL"), "EINVAL"),
-    (("none", "/mnt", "devfs", "0", "NULL"), "EINVAL"),
-    (("none", "/mnt", "ext2", "0", "NULL"), "EINVAL"),
-    (("none", "/mnt", "sefs", "0", "NULL"), "EINVAL"),
-    (("none", "/mnt", "unionfs", "0", "NULL"), "EINVAL"),
-    (("none", "/mnt", "hostfs", "0", "NULL"), "EINVAL"),
-    (("none", "/mnt", "sefs", "0", "BAD"), "EFAULT"),
-    (("none", "/mnt", "sefs", "0", "long:1000000"), "EINVAL"),
-    # options, before the target /
-    (("none", "/", "sefs", "0", ""), "EINVAL"),
-    (("none", "/mnt", "sefs", "0", "dir=s,dir=s"), "EINVAL"),
-    (("none", "/mnt", "sefs", "0", "dir=s,what=1"), "EINVAL"),
-    (("none", "/mnt", "sefs", "0", "dir=s,key=1-2"), "EINVAL"),
-    (("none", "/mnt", "sefs", "0", "dir=s,key=" + "-".join(["zz"] * 16)), "EINVAL"),
-    (("none", "/mnt", "sefs", "0", "dir=s,mac=1"), "EINVAL"),
-    (("none", "/mnt", "sefs", "0", "dir=s,key=@nosuch"), "EINVAL"),
-    (("none", "/mnt", "unionfs", "0", "lowerdir=s"), "EINVAL"),
-    (("none", "/mnt", "unionfs", "0", "upperdir=s"), "EINVAL"),
-    (("none", "/mnt", "hostfs", "0", f"dir=s,key={KEY}"), "EINVAL"),
-    # the root, before flags that are no new mount
-    (("none", "/", "ramfs", "4096", "NULL"), "EPERM"),
-    (("none", "//", "ramfs", "0", "NULL"), "EPERM"),
-    (("none", "/.", "ramfs", "0", "NULL"), "EPERM"),
-    (("none", "/mnt/..", "ramfs", "0", "NULL"), "EPERM"),
-    *(
-        (("none", "/nosuch", "ramfs", str(flag), "NULL"), "EINVAL")
-        for flag in (32, 4096, 8192, 1 << 17, 1 << 18, 1 << 19, 1 << 20)
-    ),
-    # the target, before the file system
-    (("none", "/nosuch", "sefs", "0", "dir=nosuch"), "ENOENT"),
-    (("none", "/file", "sefs", "0", "dir=nosuch"), "ENOTDIR"),
-    (("none", "/loop", "sefs", "0", "dir=nosuch"), "ELOOP"),
-    (("none", "/link", "ramfs", "256", "NULL"), "ENOTDIR"),
-    # the host directory
-    (("none", "/mnt", "sefs", "0", "dir=nosuch"), "EIO"),
-    (("none", "/mnt", "sefs", "0", "dir=Occlum.json"), "EIO"),
-    (("none", "/mnt", "sefs", "0", "dir=full"), "EIO"),
-    (("none", "/mnt", "unionfs", "0", "lowerdir=nosuch,upperdir=s"), "EIO"),
-    (("none", "/mnt", "hostfs", "0", "dir=nosuch"), "EINVAL"),
-    (("none", "/mnt", "hostfs", "0", "dir=Occlum.json"), "EINVAL"),
-    (("none", "/mnt", "hostfs", "0", "dir=/etc"), "EPERM"),
-    (("none", "/mnt", "hostfs", "0", "dir=.."), "EPERM"),
-    (("none", "/mnt", "hostfs", "0", "dir=out"), "EPERM"),
-    (("none", "/mnt", "hostfs", "0", "dir=run"), "EPERM"),
-    (("none", "/mnt", "sefs", "0", "dir=run/mount/__ROOT"), "EPERM"),
-]
-UMOUNTS = [
-    (("NULL", "16"), "EINVAL"),
-    (("BAD", "0"), "EFAULT"),
-    (("", "0"), "ENOENT"),
-    (("long:4096", "0"), "ENAMETOOLONG"),
-    (("/mnt", "16"), "EINVAL"),
-    (("/mnt", "5"), "EINVAL"),
-    (("/mnt", "6"), "EINVAL"),
-    (("/", "0"), "EPERM"),
-    (("/mnt/..", "0"), "EPERM"),
-    (("/nosuch", "0"), "ENOENT"),
-    (("/file", "0"), "ENOTDIR"),
-    (("/mnt", "0"), "EINVAL"),
-    (("/proc", "0"), "EPERM"),
-    (("/dev", "2"), "EPERM"),
-    (("/host", "0"), "EPERM"),
-]
-
-
-def _every_refusal(mounter: Mounter, program: str) -> None:
-    (mounter.folder("full") / "something").write_text("in the way")
-    mounter.folder("s")
-    (mounter.path / "out").symlink_to("/etc")
-    words: list[str] = []
-    for arguments, _ in MOUNTS:
-        words += ["mount", *arguments]
-    for target, _ in UMOUNTS:
-        words += ["umount", *target]
-    expected = [*MOUNTS, *UMOUNTS]
-    found = mounter.calls(*words, program=program)
-    wrong = [
-        f"{arguments}: {code}, expected {wanted}"
-        for (arguments, wanted), code in zip(expected, found, strict=True)
-        if code != wanted
-    ]
-    assert not wrong, "\n".join(wrong)
-    assert [path.name for path in (mounter.path / "full").iterdir()] == ["something"]
-    assert not list((mounter.path / "s").iterdir())
-
-
-def test_every_refusal_has_its_errno_and_changes_nothing(mounter: Mounter) -> None:
-    _every_refusal(mounter, "/bin/mounter")
 
 
 def test_the_operator_reads_why(mounter: Mounter) -> None:
