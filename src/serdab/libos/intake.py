@@ -41,7 +41,7 @@ from serdab.linux.seccomp import Listener, Memory, Notification
 #: What a look returns; None for calls that have none.
 Copied: TypeAlias = MountCall | UmountCall | None
 
-READ_DEADLINE_S: Final = 30.0
+READ_DEADLINE_S: Final = 10.0
 _TICK_S: Final = 0.02
 _MAX_LATE: Final = 32
 _PTRACE_SCOPE: Final = "/proc/sys/kernel/yama/ptrace_scope"
@@ -102,9 +102,9 @@ class _Front:
 class Intake:
     """All listeners of an instance.
 
-    ``accept(listener, notification, copied)`` runs in the loop for calls that were not refused here
-    (``copied`` is what the look returned, None for calls without one); ``log(level, line)`` is the
-    operator's.
+    ``owner``: a user and a group of the instance; ``accept(listener, notification, copied)`` runs
+    in the loop for calls that were not refused here (``copied`` is what the look returned, None for
+    calls without one); ``log(level, line)`` is the operator's.
     """
 
     def __init__(
@@ -112,11 +112,13 @@ class Intake:
         loop: Loop,
         looks: Mapping[int, Look],
         *,
+        owner: tuple[int, int],
         accept: Callable[[Listener, Notification, Copied], None],
         log: Callable[[str, str], None],
     ) -> None:
         self._loop = loop
         self._looks = looks
+        self._owner = owner
         self._accept = accept
         self._log = log
         self._listeners: dict[int, Listener] = {}
@@ -265,7 +267,7 @@ class Intake:
                 errno.EAGAIN, f"{look.name}: the memory of {_MAX_LATE} callers is slow already"
             )
         try:
-            memory = Memory(notification.thread)
+            memory = Memory(notification.thread, self._owner)
         except (FileNotFoundError, ProcessLookupError):
             raise CallerDied from None
         except PermissionError:

@@ -73,6 +73,8 @@ class Kernel:
             on_device=_raise_read_ahead,
             log=self._log,
         )
+        ids = self._sandbox.ids
+        owner = (ids.uids[0][1], ids.gids[0][1])
         numbers = call_filter.options_for(os.uname().machine).numbers
         self._notifications = Notifications(
             loop,
@@ -85,10 +87,10 @@ class Kernel:
                 umount=self._mounts.umount,
                 sync=self._sync,
             ),
+            owner=owner,
             log=self._log,
         )
-        ids = self._sandbox.ids
-        self._streams = Streams(ids.uids[0][1], ids.gids[0][1])
+        self._streams = Streams(*owner)
         loop.watch(channel.fileno(), self._readable)
 
     def _new_server(self, name: str) -> FsServer:

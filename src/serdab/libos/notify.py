@@ -39,8 +39,15 @@ T = TypeVar("T")
 class Caller:
     """The thread that made a call: its memory, and whether it still waits."""
 
-    def __init__(self, loop: Loop, listener: Listener, notification: Notification) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        listener: Listener,
+        notification: Notification,
+        owner: tuple[int, int],
+    ) -> None:
         self._loop = loop
+        self._owner = owner
         self._listener = listener
         self.notification = notification
 
@@ -67,7 +74,7 @@ class Caller:
             CallerDied: the caller was gone before it could be sure whose memory this is.
         """
         try:
-            memory = Memory(self.notification.thread)
+            memory = Memory(self.notification.thread, self._owner)
         except (FileNotFoundError, ProcessLookupError):
             raise CallerDied from None
         except PermissionError:
@@ -125,7 +132,10 @@ class Handlers:
 
 
 class Notifications:
-    """All calls that the filter hands over. ``log(level, line)`` is the operator's."""
+    """All calls that the filter hands over.
+
+    ``owner`` is a user and a group of the instance, ``log(level, line)`` is the operator's.
+    """
 
     def __init__(
         self,
@@ -133,19 +143,22 @@ class Notifications:
         numbers: Numbers,
         *,
         handlers: Handlers,
+        owner: tuple[int, int],
         log: Callable[[str, str], None],
     ) -> None:
         self._loop = loop
         self._numbers = numbers
         self._do = handlers
+        self._owner = owner
         self._log = log
         looks = {numbers.mount: handlers.look_at_mount, numbers.umount2: handlers.look_at_umount}
-        self._intake = Intake(loop, looks, accept=self._accept, log=log)
+        self._intake = Intake(loop, looks, owner=owner, accept=self._accept, log=log)
         self.add = self._intake.add
         self.flush = self._intake.flush
 
     def _accept(self, listener: Listener, notification: Notification, copied: Copied) -> None:
-        self._loop.start(self._handle(Caller(self._loop, listener, notification), copied))
+        caller = Caller(self._loop, listener, notification, self._owner)
+        self._loop.start(self._handle(caller, copied))
 
     async def _handle(self, caller: Caller, copied: Copied) -> None:
         code = 0

@@ -6,6 +6,8 @@ from __future__ import annotations
 import fcntl
 import os
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 _PR_SET_DUMPABLE: Final = 4
@@ -29,6 +31,26 @@ def hide_memory() -> None:
 
     zero = ctypes.c_ulong(0)
     check(libc.prctl(_PR_SET_DUMPABLE, zero, zero, zero, zero), "prctl(PR_SET_DUMPABLE)")
+
+
+@contextmanager
+def file_access_as(uid: int, gid: int) -> Iterator[None]:
+    """Let the calling thread alone reach files as another user (setfsuid(2)); only root can.
+
+    Where it may not, nothing changes. A process that was non-dumpable is so afterwards.
+    """
+    from serdab.linux.libc import libc
+
+    previous_gid = libc.setfsgid(gid)
+    previous_uid = libc.setfsuid(uid)
+    # Both reset the flag to what fs.suid_dumpable says (proc_sys_fs(5)).
+    hide_memory()
+    try:
+        yield
+    finally:
+        libc.setfsuid(previous_uid)
+        libc.setfsgid(previous_gid)
+        hide_memory()
 
 
 def forbid_core() -> None:

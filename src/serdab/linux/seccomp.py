@@ -19,6 +19,8 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
+from serdab.linux.process import file_access_as
+
 RET_KILL_PROCESS: Final = 0x80000000
 RET_ERRNO: Final = 0x00050000
 RET_USER_NOTIF: Final = 0x7FC00000
@@ -115,9 +117,11 @@ class Memory:
     stays bound to that address space, whoever gets the thread id later.
     """
 
-    __slots__ = ("_fd",)
+    __slots__ = ("_fd", "_owner")
 
-    def __init__(self, thread: int) -> None:
+    def __init__(self, thread: int, owner: tuple[int, int]) -> None:
+        """``owner``: user and group whom the caller's user namespace knows, see ``_part``."""
+        self._owner = owner
         self._fd = os.open(f"/proc/{thread}/mem", os.O_RDONLY | os.O_CLOEXEC)
 
     def read(self, address: int, length: int) -> bytes:
@@ -130,16 +134,31 @@ class Memory:
             raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
         out = b""
         while len(out) < length:
-            try:
-                part = os.pread(self._fd, length - len(out), address + len(out))
-            except OSError as exc:
-                if exc.errno == errno.EIO:  # how /proc/PID/mem says "nothing mapped there"
-                    raise OSError(errno.EFAULT, os.strerror(errno.EFAULT)) from None
-                raise
+            part = self._part(address + len(out), length - len(out))
             if not part:
                 raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
             out += part
         return out
+
+    def _part(self, address: int, length: int) -> bytes:
+        """Read once.
+
+        A page of a file that is not in memory yet is asked for in our name, and a FUSE mount of a
+        user namespace answers nobody whom that namespace does not know (fuse_get_req() in Linux
+        6.18): the second attempt is made as somebody it knows.
+        """
+        try:
+            return os.pread(self._fd, length, address)
+        except OSError as exc:
+            if exc.errno != errno.EIO:  # how /proc/PID/mem says "nothing mapped there"
+                raise
+        try:
+            with file_access_as(*self._owner):
+                return os.pread(self._fd, length, address)
+        except OSError as exc:
+            if exc.errno != errno.EIO:
+                raise
+            raise OSError(errno.EFAULT, os.strerror(errno.EFAULT)) from None
 
     def text(self, address: int, limit: int = _PATH_MAX) -> bytes:
         """Return the bytes before the next NUL.
