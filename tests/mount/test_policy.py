@@ -22,7 +22,7 @@ def configure(mounter: Mounter, **policy: object) -> None:
     mounter.instance.command.ok("-C", mounter.path, "build")
 
 
-@pytest.mark.parametrize("mounter", ["root"], indirect=True)
+@pytest.mark.parametrize("new_mounter", ["root"], indirect=True)
 class TestPolicy:
     def test_types_are_narrowed(self, mounter: Mounter) -> None:
         configure(mounter, types=["ramfs"])
