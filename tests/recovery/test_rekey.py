@@ -7,6 +7,7 @@ itself at one of them; what then happens is done by the real code on the real fi
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -17,12 +18,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 
 import pytest
 
 from serdab.errors import EnvironmentRefused, RollbackError, WrongKeyError
-from serdab.instance import publish
+from serdab.instance import publish, rekeystage, switch
 from serdab.instance.build import BuildRequest, build
 from serdab.instance.create import new_instance
 from serdab.instance.layout import IMAGE, UPPER, Instance
@@ -30,7 +32,7 @@ from serdab.instance.locks import is_switch_cut_off, lock_run
 from serdab.instance.rekey import RekeyRequest, RekeyResult, rekey
 from serdab.instance.sealedroot import layer_keys, verified_chain
 from serdab.keys import Key
-from serdab.linux.rename import exchange
+from serdab.sefs import volumecopy
 from serdab.sefs.image import open_image
 from serdab.sefs.volume import Volume
 from serdab.trust.freshness import Watch, open_watched
@@ -129,6 +131,11 @@ def make_place(base: Path, saved: Path, monkeypatch: pytest.MonkeyPatch) -> Plac
 # Kills ------------------------------------------------------------------------------------
 
 
+def no_exchange(*_: object) -> None:
+    """As on a file system that cannot do it."""
+    raise OSError(errno.EINVAL, "no exchange")
+
+
 def in_child(act: Callable[[], object], *, kill_at: int) -> int | None:
     """Do it in a child that is killed before a change; None: it was, else how many it made."""
     out, into = os.pipe()
@@ -169,7 +176,7 @@ def _count_changes(kill_at: int) -> list[int]:
 
     for name in CHANGES:
         setattr(os, name, counted(getattr(os, name)))
-    vars(publish)["exchange"] = counted(exchange)
+    vars(publish)["exchange"] = counted(vars(publish)["exchange"])
     return count
 
 
@@ -226,6 +233,14 @@ def test_a_kill_anywhere_leaves_what_one_key_opens_and_is_completed(place: Place
     # The switch is in the last part; what comes before is one long preparation.
     points = sorted({*chance.sample(range(total - 30), 10), *range(total - 30, total, 2)})
     assert check_kills(place, points) == {True, False}
+
+
+def test_a_kill_where_directories_cannot_be_exchanged(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish, "exchange", no_exchange)
+    total = count_changes(place)
+    assert check_kills(place, list(range(total - 28, total - 8))) == {True, False}
 
 
 @pytest.mark.soak
@@ -354,4 +369,98 @@ def test_file_data_is_written_once(place: Place) -> None:
     image = Path(place.instance.at(IMAGE), "image.sefs").stat().st_size
     data = (40 << 20) + image
     assert written_by(lambda: do_rekey(place.instance)) < 1.05 * data
+    assert use(place.instance, NEW) == before
+
+
+# Going on ---------------------------------------------------------------------------------
+
+
+def die_before(module: ModuleType, name: str) -> None:
+    vars(module)[name] = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_an_image_that_was_sealed_is_not_sealed_again(place: Place) -> None:
+    def cut_off() -> None:
+        die_before(rekeystage, "copy_volume")
+        do_rekey(place.instance)
+
+    assert in_child(cut_off, kill_at=-1) is None
+    staged = Path(place.instance.at(".rekey-staging/mount/__ROOT/image.sefs")).stat()
+    result = do_rekey(place.instance)
+    now = Path(place.instance.at(IMAGE), "image.sefs").stat()
+    assert (now.st_ino, now.st_mtime_ns) == (staged.st_ino, staged.st_mtime_ns)
+    assert not result.was_done
+    assert use(place.instance, NEW) == place.before
+    assert not list((place.base / "state/serdab/rekeys").iterdir())
+
+
+def test_an_attempt_with_another_new_key_begins_anew(place: Place) -> None:
+    def cut_off() -> None:
+        die_before(switch, "decide")
+        do_rekey(place.instance)
+
+    assert in_child(cut_off, kill_at=-1) is None
+    third = Key(b"t" * 16)
+    do_rekey(place.instance, OLD, third)
+    assert use(place.instance, third) == place.before
+    with pytest.raises(WrongKeyError):
+        use(place.instance, NEW)
+
+
+def test_a_staged_image_that_the_storage_changed_is_sealed_again(place: Place) -> None:
+    def cut_off() -> None:
+        die_before(switch, "decide")
+        do_rekey(place.instance)
+
+    assert in_child(cut_off, kill_at=-1) is None
+    file = Path(place.instance.at(".rekey-staging/mount/__ROOT/image.sefs"))
+    shutil.copyfile(Path(place.instance.at("build/initfs/__ROOT/image.sefs")), file)
+    do_rekey(place.instance)
+    assert use(place.instance, NEW) == place.before
+
+
+def test_the_copy_of_a_layer_goes_on_where_it_was_cut_off(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(volumecopy, "_BATCH_CONTENT", 4 << 20)
+
+    def add(fs: Union, _: Volume) -> None:
+        for name in (b"bulk", b"more"):
+            inode = fs.mknod(1, name, 0o100644, 0, 0, 0)
+            block = memoryview(os.urandom(1 << 20))
+            for number in range(16):
+                fs.write(inode.ino, number << 20, block, kill_suidgid=False)
+
+    before = use(place.instance, OLD, add)
+
+    def cut_off() -> None:
+        def count(label: str, done: int) -> None:
+            if label == "writable layer" and done > 24 << 20:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        request = RekeyRequest(load_signer(str(PEM)), old=OLD, new=NEW)
+        rekey(place.instance, request, say=lambda _: None, progress=count)
+
+    assert in_child(cut_off, kill_at=-1) is None
+    # 24 of 33 MiB were done, the last 4 of them behind the last checkpoint.
+    assert written_by(lambda: do_rekey(place.instance)) < 14 << 20
+    assert use(place.instance, NEW) == before
+
+
+def test_a_copy_of_an_older_state_is_not_gone_on_with(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The storage brings back the work of an attempt that was given up before the layer went on."""
+    monkeypatch.setattr(volumecopy, "_BATCH_CONTENT", 64 << 10)
+
+    def cut_off() -> None:
+        die_before(switch, "stage_layer")
+        do_rekey(place.instance)
+
+    assert in_child(cut_off, kill_at=-1) is None
+    kept = tmp_path / "kept"
+    shutil.copytree(place.instance.at("run/.rekey"), kept)
+    before = use(place.instance, OLD, change_again)
+    shutil.copytree(kept, place.instance.at("run/.rekey"))
+    do_rekey(place.instance)
     assert use(place.instance, NEW) == before

@@ -27,7 +27,9 @@ INITFS: Final = "build/initfs/__ROOT"
 PREVIOUS: Final = "build/previous"
 UPPER: Final = "run/mount/__ROOT"
 REKEY_BUILD: Final = ".rekey-staging"
+REKEY_ASIDE: Final = ".rekey-staging-old"
 REKEY_VOLUME: Final = "run/.rekey"
+REKEY_PATHS: Final = (REKEY_VOLUME, REKEY_BUILD, REKEY_ASIDE)
 INIT: Final = "bin/init"
 MAX_FILE_BYTES: Final = 1 << 20
 

@@ -29,7 +29,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from serdab.errors import BusyError, UsageError
-from serdab.instance.layout import REKEY_BUILD, REKEY_VOLUME, RUN, Instance
+from serdab.instance.layout import REKEY_PATHS, RUN, Instance
 
 _FLOCK: Final = struct.Struct("hhqqi4x")  # struct flock, fcntl(2)
 _CLOSING_PATIENCE_S: Final = 60.0
@@ -81,10 +81,16 @@ class DirectoryLock:
         self.close()
 
 
-def lock_run(instance: Instance, *, on_wait: Callable[[str], None] | None = None) -> DirectoryLock:
+def lock_run(
+    instance: Instance,
+    *,
+    on_wait: Callable[[str], None] | None = None,
+    resume_rekey: bool = False,
+) -> DirectoryLock:
     """Lock the writable side of an instance; makes ``run/`` if it is missing.
 
-    ``on_wait(line)`` hears of it when the last user takes long to close.
+    ``on_wait(line)`` hears of it when the last user takes long to close. ``resume_rekey`` leaves
+    the work of an attempt to change the key that was cut off.
 
     Raises:
         BusyError: another process holds it; the message names it.
@@ -119,7 +125,7 @@ def lock_run(instance: Instance, *, on_wait: Callable[[str], None] | None = None
                 if is_switch_cut_off(instance):
                     from serdab.instance.switch import settle
 
-                    settle(instance)
+                    settle(instance, keep_undecided=resume_rekey)
             except BaseException:
                 lock.close()
                 raise
@@ -128,7 +134,7 @@ def lock_run(instance: Instance, *, on_wait: Callable[[str], None] | None = None
 
 def is_switch_cut_off(instance: Instance) -> bool:
     """Return whether something of a change of the key lies about."""
-    return os.path.lexists(instance.at(REKEY_BUILD)) or os.path.lexists(instance.at(REKEY_VOLUME))
+    return any(map(os.path.lexists, map(instance.at, REKEY_PATHS)))
 
 
 def settle_switch(instance: Instance) -> None:

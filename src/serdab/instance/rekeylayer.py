@@ -17,6 +17,7 @@ from serdab.instance.layout import PREVIOUS, RUN, Instance
 from serdab.instance.sealedroot import LayerKeys
 from serdab.instance.switch import find_layer
 from serdab.keys import Key
+from serdab.libos.keysource import explaining
 from serdab.sefs.anchor import ANCHOR_NAME
 from serdab.sefs.image import Image, open_image
 from serdab.sefs.imageformat import IMAGE_NAME
@@ -73,11 +74,14 @@ def find_writable(
     _check_place(instance, path)
     volume_key = Key(keys.volume.key)
     try:
-        lower = _lower_image(instance, path, volume_key, keys.image, image, stack)
-        watched = open_watched(
-            Path(path), watch, key=volume_key, lower=lower, source=keys.volume.source
-        )
+        with explaining(Path(path), keys.volume.source):
+            lower = _lower_image(instance, path, volume_key, keys.image, image, stack)
+            watched = open_watched(
+                Path(path), watch, key=volume_key, lower=lower, source=keys.volume.source
+            )
     except WrongKeyError as exc:
+        if chain.config.builtin_image_key:
+            raise  # what differs is the platform or the signer, and was said
         raise WrongKeyError(
             "the key opens the image, but not its writable layer",
             subject=exc.subject,

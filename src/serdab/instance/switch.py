@@ -7,17 +7,19 @@ and the moment that counts is the exchange of ``build/``. What lies on disk is t
 
     .rekey-staging  run/.rekey/  build/  layer      what it is              what settle() does
     --------------  -----------  ------  ---------  ----------------------  -------------------
-    (any)           new          old     old        being written           removes both
-    new             <conf MAC>   old     old        whole, not decided      removes both
+    (any)           new          old     old        being written           removes both (1)
+    new             <conf MAC>   old     old        whole, not decided      removes both (1)
     old             <conf MAC>   new     old        decided                 moves the layer in
     old             <MAC>, old   new     (nothing)  layer moved aside       moves the layer in
     old             old          new     new        layer in place          removes both
+
+(1) but for another ``rekey``, which goes on from there (``take_up``).
 
 <conf MAC> is the SHA-256 of the new protected configuration: "decided" is that ``build/`` holds
 that one. Before it the old key opens everything, from it on the new key does, since everybody who
 locks ``run/`` settles first (``locks``), and so does ``build``.
 
-Above: ``locks``, ``rekey``. Below: ``layout``, ``publish``.
+Above: ``locks``, ``rekey``, ``rekeystage``. Below: ``layout``, ``publish``.
 
 Security: nothing here is verified, and nothing needs to be: the storage could have moved and
 removed these directories as well. So no path is followed out of the instance: a link is left alone.
@@ -40,7 +42,9 @@ from serdab.instance import publish
 from serdab.instance.layout import (
     BUILD,
     PROTECTED_CONFIG,
+    REKEY_ASIDE,
     REKEY_BUILD,
+    REKEY_PATHS,
     REKEY_VOLUME,
     RUN,
     Instance,
@@ -50,8 +54,11 @@ _NEW: Final = "new"
 _OLD: Final = "old"
 
 
-def settle(instance: Instance) -> None:
-    """Bring a switch that was cut off to its end, or take it back. Caller holds ``run/``."""
+def settle(instance: Instance, *, keep_undecided: bool = False) -> None:
+    """Bring a switch that was cut off to its end, or take it back. Caller holds ``run/``.
+
+    ``keep_undecided``: leave what is no more than work for who is to go on with it.
+    """
     _put_build_back(instance)
     try:
         raw = instance.read(PROTECTED_CONFIG)
@@ -69,18 +76,31 @@ def settle(instance: Instance) -> None:
         if is_directory(aside):
             os.rename(aside, layer)
             sync_directory(os.path.dirname(layer))
+    elif keep_undecided:
+        return
     remove_staged(instance)
 
 
-def begin(instance: Instance, *, with_layer: bool) -> tuple[str, str]:
-    """Return two fresh, empty directories: for ``build/`` and, on its file system, for the layer.
+def take_up(instance: Instance, *, with_layer: bool) -> tuple[str, str]:
+    """Return two directories to write to: for ``build/`` and, on its file system, for the layer.
 
-    Caller holds both locks, and removed what was there.
+    They hold what an earlier attempt left, of which nothing is known. Caller holds both locks.
     """
-    build, volume = instance.at(REKEY_BUILD), os.path.join(instance.at(REKEY_VOLUME), _NEW)
-    os.mkdir(build, 0o755)
+    build, staged = instance.at(REKEY_BUILD), instance.at(REKEY_VOLUME)
+    volume = os.path.join(staged, _NEW)
+    for path in (build, staged):
+        if not is_directory(path):
+            _remove(path)
+    _remove(instance.at(REKEY_ASIDE))
+    os.makedirs(build, 0o755, exist_ok=True)
     if with_layer:
-        os.makedirs(volume, 0o700)
+        os.makedirs(staged, 0o700, exist_ok=True)
+        names = os.listdir(staged)
+        if len(names) == 1 and names != [_NEW]:
+            os.rename(os.path.join(staged, names[0]), volume)  # it was waiting already
+        elif names not in ([], [_NEW]):
+            shutil.rmtree(staged)
+        os.makedirs(volume, 0o700, exist_ok=True)
     return build, volume
 
 
@@ -105,15 +125,15 @@ def decide(instance: Instance, raw_config: bytes, layer: str | None) -> None:
 
 def remove_staged(instance: Instance) -> None:
     """Remove what a switch leaves: its work before it was decided, the old data afterwards."""
-    for path in (
-        instance.at(REKEY_VOLUME),
-        instance.at(REKEY_BUILD),
-        instance.at(REKEY_BUILD) + publish.ASIDE,
-    ):
-        if is_directory(path):
-            shutil.rmtree(path)
-        elif os.path.lexists(path):
-            os.unlink(path)
+    for path in map(instance.at, REKEY_PATHS):
+        _remove(path)
+
+
+def _remove(path: str) -> None:
+    if is_directory(path):
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        os.unlink(path)
 
 
 def is_directory(path: str) -> bool:
@@ -147,7 +167,7 @@ def _waiting(instance: Instance, raw_config: bytes) -> str:
 
 def _put_build_back(instance: Instance) -> None:
     """Where directories cannot be exchanged: undo the first of two renames (``publish``)."""
-    aside = instance.at(REKEY_BUILD) + publish.ASIDE
+    aside = instance.at(REKEY_ASIDE)
     if is_directory(aside) and not os.path.lexists(instance.at(BUILD)):
         os.rename(aside, instance.at(BUILD))
         sync_directory(instance.path)

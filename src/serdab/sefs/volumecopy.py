@@ -13,25 +13,35 @@ number (:func:`close_for_copy` sees to it that it can). To whoever remembers the
 remembered, an older one. Had the original been written to in the meantime, both would claim the
 same number: that is a fork, and refused.
 
+A copy that was cut off goes on behind its last checkpoint: it holds all items of the original up to
+a key, and says, sealed, which state of which volume it is a copy of.
+
 Security: the copy's key is another one, so the same uuid brings no pair of key and nonce back.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from serdab.errors import AuthenticationError, FormatError
+from serdab.errors import AuthenticationError, Error, FormatError
 from serdab.keys import Key
 from serdab.sefs import keyspace as ks
+from serdab.sefs.anchor import ANCHOR_NAME
+from serdab.sefs.position import Position
 from serdab.sefs.segment import POINTER_BYTES
+from serdab.sefs.tree import Tree, load_child
 from serdab.sefs.volume import Volume, open_volume
 from serdab.vfs.layer import Layer
 
 _BATCH_BYTES: Final = 32 << 20
-"""So much waits in memory; then a checkpoint of the copy takes it."""
+_BATCH_CONTENT: Final = 1 << 30
+"""So much of items in memory, or of content in segments: then a checkpoint of the copy takes it."""
 _OVERHEAD: Final = 512
+_ATTEMPTS: Final = 16
 _PUT_AS_THEY_ARE: Final = frozenset((ks.T_INODE, ks.T_INLINE, ks.T_XATTR, ks.T_DIRENT, ks.T_ORPHAN))
 _FIRST: Final = b""
 _LAST: Final = b"\xff" * 9
@@ -40,18 +50,27 @@ Progress = Callable[[int], None]
 
 
 class _Batches:
-    """Says where the copy of a volume makes its checkpoints: the same places for the same items."""
+    """Says where the copy of a volume makes its checkpoints."""
 
-    def __init__(self) -> None:
-        self._bytes = 0
+    def __init__(self, chunk_size: int) -> None:
+        self._chunk_size = chunk_size
+        self._bytes = self._content = 0
 
-    def is_full_with(self, value: bytes) -> bool:
+    def is_full_with(self, key: bytes, value: bytes) -> bool:
         """Count an item; return whether a checkpoint is due after it."""
         self._bytes += len(value) + _OVERHEAD
-        if self._bytes < _BATCH_BYTES:
+        if key[8] == ks.T_EXTENTS:
+            self._content += len(value) // POINTER_BYTES * self._chunk_size
+        if self._bytes < _BATCH_BYTES and self._content < _BATCH_CONTENT:
             return False
-        self._bytes = 0
+        self._bytes = self._content = 0
         return True
+
+
+def _count_batches(original: Volume, start: bytes) -> int:
+    batches = _Batches(original.state.chunk_size)
+    items = original.tree.scan(start, _LAST)
+    return sum(batches.is_full_with(key, value) for key, value in items)
 
 
 def close_for_copy(original: Volume) -> None:
@@ -65,8 +84,8 @@ def close_for_copy(original: Volume) -> None:
     """
     if original.durable_mac != original.root_mac or original.state.log:
         original.checkpoint()
-    batches = _Batches()
-    least = 1 + sum(batches.is_full_with(value) for _, value in original.tree.scan(_FIRST, _LAST))
+    batches = _count_batches(original, _FIRST)
+    least = 2 * batches + _ATTEMPTS if batches else 1
     if original.state.epoch < least:
         original.checkpoint(above_epoch=least)
     original.close()
@@ -81,9 +100,10 @@ def copy_volume(
     source: bytes,
     progress: Progress | None = None,
 ) -> None:
-    """Copy a volume that was closed into the empty host directory ``into``; durable on return.
+    """Copy a volume that was closed into the host directory ``into``; durable on return.
 
-    ``source`` says where the key comes from. ``progress`` is called with the content bytes done.
+    What the directory holds is a part of the same copy, or removed. ``source`` says where the key
+    comes from. ``progress`` is called with the content bytes done.
 
     Raises:
         AuthenticationError, FormatError: something of the original does not verify.
@@ -94,40 +114,83 @@ def copy_volume(
         raise FormatError(
             "a volume that was not closed cannot be copied", expected="no commit after its tree"
         )
-    copy = open_volume(
-        into,
-        key=key,
-        lower=lower,
-        create=True,
-        source=source,
-        chunk_size=original.state.chunk_size,
-        page_size=original.state.page_size,
-        heir_of=position,
-    )
+    copy = _take_up(original, position, into, key=key, lower=lower)
+    if copy is None:
+        shutil.rmtree(into)
+        into.mkdir(0o700)
+        copy = open_volume(
+            into,
+            key=key,
+            lower=lower,
+            create=True,
+            source=source,
+            chunk_size=original.state.chunk_size,
+            page_size=original.state.page_size,
+            heir_of=position,
+        )
     try:
-        _copy_items(original, copy, progress)
-        copy.restore_counter(original.max_ino + 1)
-        copy.checkpoint(above_epoch=position.epoch)
+        if copy.state.epoch <= position.epoch:
+            _copy_items(original, copy, progress)
+            copy.restore_counter(original.max_ino + 1)
+            copy.checkpoint(above_epoch=position.epoch)
     except BaseException:
         copy.abandon()
         raise
     copy.close()
 
 
+def _take_up(
+    original: Volume, position: Position, into: Path, *, key: Key, lower: Layer | None
+) -> Volume | None:
+    """Return a copy of just this state that was cut off, if there is one worth going on with."""
+    if not os.path.lexists(into / ANCHOR_NAME):
+        return None
+    try:
+        copy = open_volume(into, key=key, lower=lower)
+    except (Error, OSError):
+        return None  # whatever it is, it is no work of ours
+    state = copy.state
+    is_of_this = (copy.uuid, state.sequence, state.chain) == (
+        position.uuid,
+        position.sequence,
+        position.chain,
+    )
+    left = _count_batches(original, _reached(copy.tree))
+    if is_of_this and (state.epoch > position.epoch or state.epoch + left < position.epoch):
+        return copy
+    copy.abandon()
+    return None
+
+
+def _reached(tree: Tree) -> bytes:
+    """Return the last key of the original that a copy holds."""
+    if not tree.root.pointer:
+        return _FIRST
+    page = tree.store.load_page(tree.root.pointer, level=tree.root.level)
+    while page.level:
+        page = load_child(tree.store, page, len(page.keys) - 1)
+    # Without an inode: the copy's own notes, or what is put again at no cost.
+    return page.keys[-1] if any(page.keys[-1][:8]) else _FIRST
+
+
 def _copy_items(original: Volume, copy: Volume, progress: Progress | None) -> None:
-    batches = _Batches()
+    chunk_size = original.state.chunk_size
+    batches = _Batches(chunk_size)
     done = 0
-    for key, value in original.tree.scan(_FIRST, _LAST):
+    reached = _reached(copy.tree)
+    for key, value in original.tree.scan(reached, _LAST):
+        if key == reached:
+            continue
         kind = key[8]
         if kind in _PUT_AS_THEY_ARE:
             copy.restore_item(key, value)
         elif kind == ks.T_EXTENTS:
             _copy_chunks(original, copy, key)
-            done += len(value) // POINTER_BYTES * original.state.chunk_size
+            done += len(value) // POINTER_BYTES * chunk_size
             if progress is not None:
                 progress(done)
         # Who owns the records of a segment is written anew with the records themselves.
-        if batches.is_full_with(value):
+        if batches.is_full_with(key, value):
             copy.checkpoint()
 
 
