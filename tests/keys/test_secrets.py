@@ -32,7 +32,12 @@ SCRIPT: Final = (
 
 
 def prepare(
-    make_instance: MakeInstance, dump: Path, vault: Path, *, encrypted: bool, production: bool
+    make_instance: MakeInstance,
+    dump: Path,
+    vault: Path,
+    *,
+    encrypted: bool,
+    user: OrdinaryUser | None = None,
 ) -> BuiltInstance:
     """Return an instance with /bin/dump and the key ``vault`` for mounts at run time."""
 
@@ -40,15 +45,18 @@ def prepare(
         (image / "mnt").mkdir()
         (image / "bin/mount").symlink_to("busybox")
 
-    instance = make_instance(encrypted=encrypted, programs={"/bin/dump": dump}, fill=fill)
+    instance = make_instance(
+        encrypted=encrypted, programs={"/bin/dump": dump}, fill=fill, user=user
+    )
     instance.command.ok("gen-image-key", vault)
     (instance.path / "vol").mkdir()
     path = instance.path / "Occlum.json"
     config = json.loads(path.read_text())
-    config["metadata"]["debuggable"] = not production
     keys = [{"name": "vault", "source": str(vault)}, {"name": "auto", "source": "automatic"}]
     config["serdab"] = {"runtime_mounts": {"keys": keys}}
     path.write_text(json.dumps(config))
+    if user:
+        user.own(instance.path)
     key = ("--image-key", instance.key) if instance.key else ()
     instance.command.ok("-C", instance.path, "build", *key)
     return instance
@@ -137,9 +145,7 @@ def test_a_key_is_seen_nowhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     vault = tmp_path / "inst/vault.key"  # in a directory that programs see, and yet not shown
-    instance = prepare(
-        make_instance, dump_program, vault, encrypted=kind != "automatic", production=False
-    )
+    instance = prepare(make_instance, dump_program, vault, encrypted=kind != "automatic")
     secrets = [Secret.of_file("vault", vault)]
     options: tuple[str | Path, ...] = ()
     stdin = b""
@@ -175,13 +181,30 @@ def test_a_key_is_seen_nowhere(
 _DIRECTORIES: Final = ("STATE_HOME", "CACHE_HOME", "CONFIG_HOME", "RUNTIME_DIR")
 
 
+def test_a_program_of_an_ordinary_user_sees_no_key(
+    make_instance: MakeInstance, dump_program: Path, as_user: OrdinaryUser
+) -> None:
+    """The host's directories are bind mounts then: other code hides the files in them."""
+    vault = as_user.home / "inst/vault.key"
+    instance = prepare(make_instance, dump_program, vault, encrypted=True, user=as_user)
+    assert instance.key is not None
+    inside = instance.path / "image.key"
+    inside.write_bytes(instance.key.read_bytes())
+    as_user.own(instance.path)
+    secrets = [Secret.of_file("vault", vault), Secret.of_file("image key", inside)]
+    with running(instance, "--image-key", inside) as process:
+        seen, said = process.communicate(b"go\n", timeout=60)
+        assert process.returncode == 0, said
+    assert MARK in seen
+    assert b'"serdab": {"runtime_mounts"' in seen, "the host directory is not shown at all"
+    assert [spelling for one in secrets for spelling in one.where(seen + said)] == []
+
+
 @pytest.mark.root
 def test_a_program_attaches_to_nothing_but_its_like(
     make_instance: MakeInstance, dump_program: Path, tmp_path: Path
 ) -> None:
-    instance = prepare(
-        make_instance, dump_program, tmp_path / "vault.key", encrypted=False, production=False
-    )
+    instance = prepare(make_instance, dump_program, tmp_path / "vault.key", encrypted=False)
     result = instance.run("/bin/sh", "-c", "sleep 100 & echo $!; exec /bin/dump >/dev/null")
     assert result.returncode == 0, describe(result)
     sibling = result.stdout.decode().strip()
