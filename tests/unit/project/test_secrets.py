@@ -13,7 +13,6 @@ import pytest
 import serdab
 from serdab.keys import Key
 
-
 # Commitments and names, no keys.
 _PUBLIC = ("key_separation", "key_check")
 
