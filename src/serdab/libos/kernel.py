@@ -13,8 +13,10 @@ instance down in order and ends.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import signal
+import time
 import traceback
 from typing import Final, NoReturn
 
@@ -38,6 +40,7 @@ from serdab.libos.streams import Streams
 
 _CLOSE_PATIENCE_S: Final = 600.0
 _TERM_PATIENCE_S: Final = 5.0
+_LOOK_EVERY_S: Final = 0.01
 
 
 class Kernel:
@@ -51,6 +54,8 @@ class Kernel:
         self._programs: dict[int, Program] = {}
         self._boot: Boot | None = None
         self._is_going_down = False
+        self._is_booted = False
+        self._last_moment = math.inf
         self._lock_fds: list[int] = []
         # Everything that takes time to start is started before anything is verified: none of it
         # holds a secret, and none of it acts before it is told to.
@@ -98,14 +103,14 @@ class Kernel:
         self._all_servers.append(server)
         return server
 
-    def _tell(self, record: dict[str, Value]) -> None:
+    def _tell(self, record: dict[str, Value], fds: tuple[int, ...] = ()) -> None:
         # What was refused before comes before: a program's end is told after its refusals.
         self._notifications.flush()
-        self._send(record)
+        self._send(record, fds)
 
-    def _send(self, record: dict[str, Value]) -> None:
+    def _send(self, record: dict[str, Value], fds: tuple[int, ...] = ()) -> None:
         try:
-            self._channel.send(record)
+            self._channel.send(record, fds)
         except OSError:
             pass  # the caller is gone: _readable hears it and takes the instance down
 
@@ -175,6 +180,9 @@ class Kernel:
                 self._loop.start(self._run_boot(record, (fds[0], fds[1], fds[2])))
             case "spawn" if len(fds) == 3:
                 self._loop.start(self._run_spawn(record, (fds[0], fds[1], fds[2])))
+            case "terminal":
+                close_all(fds)
+                self._loop.start(self._run_terminal(number(record, "id")))
             case "kill":
                 close_all(fds)
                 self._kill(record)
@@ -207,8 +215,10 @@ class Kernel:
             self._report_defect(exc)
             self._start_down(0)
         else:
+            self._is_booted = True
             lines: list[Value] = [list(line) for line in measured_lines(self._boot.chain)]
-            self._tell({"op": "booted", "measured": lines, "pid": self._sandbox.pid})
+            names = list(self._boot.chain.config.env_untrusted)
+            self._tell({"op": "booted", "measured": lines, "untrusted": names})
         finally:
             close_all(stdio)
 
@@ -230,17 +240,34 @@ class Kernel:
         finally:
             close_all(stdio)
         self._programs[serial] = program
+        program.on_stop = lambda sent: self._tell({"op": "stopped", "id": serial, "signal": sent})
         self._tell({"op": "spawned", "id": serial})
         status = await program.ended
         self._programs.pop(serial, None)
         self._tell({"op": "exited", "id": serial, "status": status})
 
+    async def _run_terminal(self, serial: int) -> None:
+        try:
+            if self._boot is None or self._is_going_down:
+                raise _not_running()
+            master = await self._sandbox.open_terminal()
+        except Error as exc:
+            self._tell({"op": "refused", "id": serial, **_fields(exc)})
+            return
+        try:
+            self._tell({"op": "terminal", "id": serial}, (master,))
+        finally:
+            os.close(master)
+
     async def _spawn(self, record: dict[str, Value], stdio: tuple[int, int, int]) -> Program:
         if self._boot is None or self._is_going_down:
-            raise Error("the instance is not running", stage="app")
+            raise _not_running()
+        own_session = record.get("own_session") is True
         path = raw(record, "path")
         check_entry_point(os.fsdecode(path), self._boot.entry_points)
-        self._streams.admit(stdio)
+        # A terminal is lent for as long as the instance lives: to a program of ours in the
+        # foreground, not to one of many.
+        self._streams.admit(stdio, lend=not own_session)
         return await self._sandbox.spawn(
             SpawnRequest(
                 path=path,
@@ -249,6 +276,8 @@ class Kernel:
                 env=self._boot.environment_for(byte_strings(record, "env")),
                 umask=number(record, "umask"),
                 fds=stdio,
+                own_session=own_session,
+                terminal=number(record, "terminal"),
             )
         )
 
@@ -261,11 +290,14 @@ class Kernel:
         if which == 0:
             self._sandbox.kill(sent)
         elif which in self._programs:
-            self._sandbox.kill(sent, self._programs[which])
+            group = record.get("group") is True
+            self._sandbox.kill(sent, self._programs[which], group=group)
 
     # Going down -----------------------------------------------------------------------------
 
     def _start_down(self, patience_s: float) -> None:
+        # Whoever asks for the second time may have less patience, never more.
+        self._last_moment = min(self._last_moment, time.monotonic() + patience_s)
         if not self._is_going_down:
             self._is_going_down = True
             self._loop.start(self._go_down(patience_s))
@@ -273,17 +305,19 @@ class Kernel:
     def _on_gone(self) -> None:
         self._start_down(0)
 
+    async def _ask_to_end(self) -> None:
+        """Let every process inside end by itself, those too that programs left behind."""
+        self._sandbox.kill(signal.SIGTERM)
+        self._sandbox.kill(signal.SIGCONT)  # one that is stopped hears nothing else
+        while not await self._sandbox.is_empty() and time.monotonic() < self._last_moment:
+            await self._loop.sleep(_LOOK_EVERY_S)
+
     async def _go_down(self, patience_s: float) -> None:
         """Ask programs to end, end the sandbox, wait until every volume is durable."""
         problems: list[Value] = []
         try:
-            running = [program.ended for program in self._programs.values()]
-            if running and patience_s > 0:
-                self._sandbox.kill(signal.SIGTERM)
-                timer_over = self._loop.future()
-                self._loop.call_later(patience_s, lambda: timer_over.set_result(None))
-                for ended in running:
-                    await self._loop.first(ended, timer_over, timeout_s=patience_s + 1)
+            if patience_s > 0 and self._is_booted and not self._sandbox.is_gone:
+                await self._ask_to_end()
             self._sandbox.end()
             await self._sandbox.gone
             self._mounts.end()
@@ -302,6 +336,10 @@ class Kernel:
             self._report_defect(exc)
         self._tell({"op": "down", "problems": problems})
         self._loop.stop()
+
+
+def _not_running() -> Error:
+    return Error("the instance is not running", stage="app")
 
 
 def signal_of_group(sent: int, sender: int) -> bool:

@@ -11,6 +11,7 @@ shares its memory image with nothing the application runs, but it is the nearest
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Callable
@@ -28,8 +29,14 @@ SETUP: Final = struct.Struct("<QIIIII")
 LIMIT: Final = struct.Struct("<IIQQ")
 SPAWN_FAILURE: Final = struct.Struct("<iI")
 
-_SETUP, _PLAN, _SPAWN, _KILL, _SYNC = 1, 2, 3, 4, 5
+_SETUP, _PLAN, _SPAWN, _KILL, _SYNC, _TERMINAL = range(1, 7)
 _STARTED, _READY, _FUSE, _DONE, _SPAWNED, _LISTENER, _EXITED, _SYNCED = range(64, 72)
+_TERMINAL_OPEN, _STOPPED, _KILLED = range(72, 75)
+#: Answers that say which request they belong to.
+_NUMBERED: Final = frozenset({_SPAWNED, _SYNCED, _TERMINAL_OPEN})
+
+_SPAWN_SESSION, _SPAWN_TERMINAL = 1, 2
+_KILL_GROUP, _KILL_TELL = 1, 2
 
 FEATURE_LANDLOCK_SCOPE: Final = 1
 
@@ -72,7 +79,11 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class SpawnRequest:
-    """A program to start: strings as bytes, three descriptors, a status pipe."""
+    """A program to start: strings as bytes, three descriptors, a status pipe.
+
+    ``own_session``: not in the session and process group of whoever started the instance.
+    ``terminal``: which of ``fds`` controls that session (-1: none).
+    """
 
     path: bytes
     cwd: bytes
@@ -80,6 +91,8 @@ class SpawnRequest:
     env: tuple[bytes, ...]
     umask: int
     fds: tuple[int, int, int]
+    own_session: bool = False
+    terminal: int = -1
 
 
 def dump_setup(setup: Setup) -> bytes:
@@ -110,12 +123,19 @@ def dump_strings(request: SpawnRequest) -> bytes:
     return head + b"".join(text + b"\0" for text in strings)
 
 
+def _session_flags(request: SpawnRequest) -> int:
+    if request.terminal >= 0:
+        return _SPAWN_TERMINAL
+    return _SPAWN_SESSION if request.own_session else 0
+
+
 class Launcher:
     """Speaks with pid 1 of an instance, from the launcher's start on.
 
     ``on_listener(serial, fd)`` takes over the seccomp listener of a program, ``on_fuse(index, fd,
     device)`` the descriptor of a mount that was just made, ``on_exit(serial, status)`` hears of a
-    program's end, ``on_gone()`` that pid 1 is no more.
+    program's end, ``on_stop(serial, signal)`` that one with a terminal was stopped, ``on_gone()``
+    that pid 1 is no more.
     """
 
     def __init__(
@@ -126,10 +146,11 @@ class Launcher:
         on_listener: Callable[[int, int], None],
         on_fuse: Callable[[int, int, int], None],
         on_exit: Callable[[int, int], None],
+        on_stop: Callable[[int, int], None],
         on_gone: Callable[[], None],
     ) -> None:
         self._loop = loop
-        self._on = {_LISTENER: on_listener, _EXITED: on_exit}
+        self._on = {_LISTENER: on_listener, _EXITED: on_exit, _STOPPED: on_stop}
         self._on_fuse = on_fuse
         self._on_gone = on_gone
         self._waiting: dict[tuple[int, int], Future[Any]] = {}
@@ -160,12 +181,18 @@ class Launcher:
             self._on[op](serial, fds[0])
         elif op == _FUSE and len(fds) == 1:
             self._on_fuse(serial, fds[0], value)
+        elif op == _TERMINAL_OPEN and len(fds) == 1:
+            waiting = self._waiting.pop((op, serial), None)
+            if waiting is None:
+                close_all(fds)
+            else:
+                waiting.set_result((serial, 0, fds[0]))
         else:
             close_all(fds)
-            if op == _EXITED:
+            if op in (_EXITED, _STOPPED):
                 self._on[op](serial, value)
                 return
-            key = (op, serial if op in (_SPAWNED, _SYNCED) else 0)
+            key = (op, serial if op in _NUMBERED else 0)
             future = self._waiting.pop(key, None)
             if future is not None:
                 future.set_result((serial, result, value))
@@ -247,7 +274,12 @@ class Launcher:
         strings = sealed_file("program", dump_strings(request))
         try:
             self._send(
-                _SPAWN, serial=serial, value=request.umask, fds=(strings, *request.fds, status_fd)
+                _SPAWN,
+                flags=_session_flags(request),
+                serial=serial,
+                result=max(request.terminal, 0),
+                value=request.umask,
+                fds=(strings, *request.fds, status_fd),
             )
         finally:
             os.close(strings)
@@ -256,9 +288,34 @@ class Launcher:
             raise OSError(-result, os.strerror(-result), "starting a process")
         return serial
 
-    def kill(self, serial: int, signal_number: int) -> None:
-        """Signal a program (0: every process inside); one that has ended is not an error."""
-        self._send(_KILL, serial=serial, result=signal_number)
+    def kill(self, serial: int, signal_number: int, *, group: bool = False) -> None:
+        """Signal a program (0: every process inside); one that has ended is not an error.
+
+        ``group``: its process group, if it was started in a session of its own.
+        """
+        flags = _KILL_GROUP if group else 0
+        self._send(_KILL, flags=flags, serial=serial, result=signal_number)
+
+    async def is_empty(self) -> bool:
+        """Return whether no process is left inside but pid 1."""
+        future = self._expect(_KILLED, 0)
+        self._send(_KILL, flags=_KILL_TELL)
+        _, result, _ = await future
+        return int(result) == -errno.ESRCH
+
+    async def open_terminal(self) -> int:
+        """Return the master side of a new pseudo-terminal of the instance.
+
+        Raises:
+            OSError: there is none, or programs have put something else in its place.
+        """
+        self._serial += 1
+        future = self._expect(_TERMINAL_OPEN, self._serial)
+        self._send(_TERMINAL, serial=self._serial)
+        _, result, fd = await future
+        if result < 0:
+            raise OSError(-result, os.strerror(-result))
+        return int(fd)
 
     async def sync(self) -> None:
         """Let dirty pages of the root go to its fs server.
@@ -277,6 +334,7 @@ class Launcher:
         self,
         op: int,
         *,
+        flags: int = 0,
         serial: int = 0,
         result: int = 0,
         value: int = 0,
@@ -284,7 +342,7 @@ class Launcher:
         fds: tuple[int, ...] = (),
     ) -> None:
         try:
-            send_raw(self._end, HEADER.pack(op, 0, serial, result, value) + body, fds)
+            send_raw(self._end, HEADER.pack(op, flags, serial, result, value) + body, fds)
         except (BrokenPipeError, ConnectionResetError):
             # The end of file is told by _readable; whoever waits for an answer hears it there.
             pass

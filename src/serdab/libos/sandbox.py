@@ -66,13 +66,17 @@ class Listeners:
 
 
 class Program:
-    """A program that was started. ``ended`` gives its wait status."""
+    """A program that was started. ``ended`` gives its wait status.
 
-    __slots__ = ("ended", "serial")
+    ``on_stop(signal)`` hears that it was stopped; only one with a terminal is watched for that.
+    """
+
+    __slots__ = ("ended", "on_stop", "serial")
 
     def __init__(self, serial: int, ended: Future[int]) -> None:
         self.serial = serial
         self.ended = ended
+        self.on_stop: Callable[[int], None] = lambda _: None
 
 
 class Sandbox:
@@ -81,7 +85,7 @@ class Sandbox:
     def __init__(self, loop: Loop, started: Started, listeners: Listeners) -> None:
         self._loop = loop
         self._listeners = listeners
-        self._ended: dict[int, Future[int]] = {}
+        self._programs: dict[int, Program] = {}
         self._group: limits.ControlGroup | None = None
         self._pidfd = -1
         #: Its user and mount namespace, open from when they exist until pid 1 has ended.
@@ -98,6 +102,7 @@ class Sandbox:
             on_listener=lambda _, fd: listeners.on_listener(fd),
             on_fuse=listeners.on_fuse,
             on_exit=self._on_exit,
+            on_stop=self._on_stop,
             on_gone=self._on_gone,
         )
 
@@ -189,15 +194,14 @@ class Sandbox:
                 ) from None
             finally:
                 os.close(writer)
-            ended: Future[int] = self._loop.future()
-            self._ended[serial] = ended
+            program = self._programs[serial] = Program(serial, self._loop.future())
             outcome = await self._read_status(reader)
         finally:
             os.close(reader)
         if len(outcome) == SPAWN_FAILURE.size:
             code, stage = SPAWN_FAILURE.unpack(outcome)
             raise _spawn_error(request, code, stage)
-        return Program(serial, ended)
+        return program
 
     async def _read_status(self, reader: int) -> bytes:
         """Return what the child wrote before it ended; nothing when it became the program."""
@@ -210,10 +214,39 @@ class Sandbox:
         self._loop.watch(reader, readable)
         return bytes(await done)
 
-    def kill(self, signal_number: int, program: Program | None = None) -> None:
-        """Signal one program, or every process inside."""
+    def kill(
+        self, signal_number: int, program: Program | None = None, *, group: bool = False
+    ) -> None:
+        """Signal one program or its process group, or every process inside."""
         if not self.is_gone:
-            self._launcher.kill(0 if program is None else program.serial, signal_number)
+            serial = 0 if program is None else program.serial
+            self._launcher.kill(serial, signal_number, group=group)
+
+    async def is_empty(self) -> bool:
+        """Return whether no process is left inside but pid 1."""
+        try:
+            return self.is_gone or await self._launcher.is_empty()
+        except Error:
+            return True  # pid 1 has ended, and took everybody along
+
+    async def open_terminal(self) -> int:
+        """Return the master side of a new pseudo-terminal of the instance's own devpts.
+
+        Raises:
+            Error: there is none to be had.
+        """
+        try:
+            return await self._launcher.open_terminal()
+        except OSError as exc:
+            raise Error(
+                "no terminal can be made in the instance",
+                stage="app",
+                subject="/dev/pts/ptmx",
+                expected="the instance's devpts",
+                found=os.strerror(exc.errno or 0),
+                hint="a program may have mounted something over /dev/pts; kernel.pty.max limits "
+                "how many there are",
+            ) from None
 
     async def write_back(self) -> None:
         """Let dirty pages go to the root's fs server.
@@ -232,9 +265,13 @@ class Sandbox:
             self._on_gone()
 
     def _on_exit(self, serial: int, status: int) -> None:
-        future = self._ended.pop(serial, None)
-        if future is not None:
-            future.set_result(status)
+        program = self._programs.pop(serial, None)
+        if program is not None:
+            program.ended.set_result(status)
+
+    def _on_stop(self, serial: int, number: int) -> None:
+        if serial in self._programs:
+            self._programs[serial].on_stop(number)
 
     def _on_death(self) -> None:
         # First of all: a mount namespace that somebody holds keeps its mounts.
@@ -254,9 +291,9 @@ class Sandbox:
         self.is_gone = True
         if self._group is not None:
             self._group.remove()
-        for future in self._ended.values():
-            future.set_result(9)  # as if killed: pid 1 took it along
-        self._ended.clear()
+        for program in self._programs.values():
+            program.ended.set_result(9)  # as if killed: pid 1 took it along
+        self._programs.clear()
         self.gone.set_result(None)
         self._listeners.on_gone()
 

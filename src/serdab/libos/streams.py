@@ -21,8 +21,8 @@ class Streams:
         self._gid = gid
         self._lent: dict[tuple[int, int], tuple[int, os.stat_result]] = {}
 
-    def admit(self, fds: tuple[int, ...]) -> None:
-        """Let the inner root open these again; only host root can."""
+    def admit(self, fds: tuple[int, ...], *, lend: bool) -> None:
+        """Let the inner root open these again; only host root can. ``lend``: terminals, too."""
         if os.geteuid() != 0:
             return
         for fd in fds:
@@ -33,7 +33,7 @@ class Streams:
                 if stat.S_ISFIFO(status.st_mode):
                     if os.readlink(f"/proc/self/fd/{fd}").startswith("pipe:["):
                         os.fchown(fd, self._uid, self._gid)
-                elif stat.S_ISCHR(status.st_mode) and os.isatty(fd):
+                elif lend and stat.S_ISCHR(status.st_mode) and os.isatty(fd):
                     self._lend(fd, status)
             except OSError:
                 continue  # it stays as it is: only opening it again will be refused

@@ -16,6 +16,7 @@
 #define SIGNAL_SET_BYTES 8
 #define SIG_KILL 9
 #define SIG_CHLD 17
+#define PROGRAM_SLOTS 4096
 
 #define NR_MOUNT_SETATTR 442
 #define NR_OPENAT2 437
@@ -46,6 +47,15 @@ long new_mount(const char *type, const char *options, const char *fd_text, u64 a
 
 /* worker.c */
 __attribute__((noreturn)) void work(void);
+
+/* sessions.c */
+struct follower {
+	volatile int pid; /* of the program below a leader, 0 once it was reaped */
+	volatile int status, is_over;
+};
+struct follower *follower_of(int slot);
+long lead(const struct message *m, struct follower *follower);
+void open_terminal(const struct header *h);
 
 /* programs.c */
 extern struct setup given;

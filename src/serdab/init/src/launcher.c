@@ -164,6 +164,9 @@ __attribute__((noreturn)) static void serve(void)
 		case OP_SYNC:
 			sync_root(m.header);
 			break;
+		case OP_TERMINAL:
+			open_terminal(m.header);
+			break;
 		default:
 			die("launcher: unknown message\n", 0);
 		}

@@ -13,7 +13,6 @@
 
 #include "common.h"
 
-#define PROGRAM_SLOTS 4096
 #define FILTER_MAX 4096
 #define LIMIT_SLOTS 16
 #define FD_NEEDED 5
@@ -40,7 +39,8 @@ static struct sock_filter_ filter[FILTER_MAX];
 
 static struct {
 	u32 serial;
-	int pid;
+	int pid;                   /* of the program, or of the leader above it */
+	struct follower *follower; /* the program, if it has a leader */
 } programs[PROGRAM_SLOTS];
 
 void keep_setup(const struct message *m)
@@ -148,13 +148,20 @@ static long load_strings(int fd, char **path, char **cwd, char ***argv, char ***
 	return 0;
 }
 
-__attribute__((noreturn)) static void become(const struct message *m, const u64 *mask)
+__attribute__((noreturn)) static void become(const struct message *m, const u64 *mask,
+						   struct follower *follower)
 {
 	static const u64 none;
 	char *path, *cwd, **argv, **envp;
 	int status = m->fds[4];
 	long r;
 
+	if (follower)
+		r = lead(m, follower);
+	else
+		r = m->header->flags & SPAWN_SESSION ? SYS0(__NR_setsid) : 0;
+	if (r < 0)
+		give_up(status, r, SPAWN_SETUP);
 	for (int i = 0; i < 3; i++)
 		if ((r = SYS3(__NR_dup3, m->fds[1 + i], i, 0)) < 0)
 			give_up(status, r, SPAWN_SETUP);
@@ -182,20 +189,29 @@ __attribute__((noreturn)) static void become(const struct message *m, const u64 
 void spawn(const struct message *m, const u64 *inherited_mask)
 {
 	struct header h;
+	struct follower *follower = 0;
 	long pid = -EAGAIN;
 	int slot = 0;
 
 	while (slot < PROGRAM_SLOTS && programs[slot].pid)
 		slot++;
-	if (m->fd_count != FD_NEEDED)
+	if (slot < PROGRAM_SLOTS && m->header->flags & SPAWN_TERMINAL) {
+		follower = follower_of(slot);
+		if (follower)
+			memset(follower, 0, sizeof(*follower));
+		else
+			slot = PROGRAM_SLOTS;
+	}
+	if (m->fd_count != FD_NEEDED || (follower && (u32)m->header->result > 2))
 		pid = -EBADMSG;
 	else if (slot < PROGRAM_SLOTS)
 		pid = SYS5(__NR_clone, SIG_CHLD, 0, 0, 0, 0);
 	if (pid == 0)
-		become(m, inherited_mask);
+		become(m, inherited_mask, follower);
 	if (pid > 0) {
 		programs[slot].serial = m->header->serial;
 		programs[slot].pid = (int)pid;
+		programs[slot].follower = follower;
 	}
 	memset(&h, 0, sizeof(h));
 	h.op = OP_SPAWNED;
@@ -214,12 +230,14 @@ void reap(void)
 
 	while ((pid = SYS4(__NR_wait4, -1, &status, WAIT_NOHANG, 0)) > 0) {
 		for (int i = 0; i < PROGRAM_SLOTS; i++) {
+			struct follower *follower = programs[i].follower;
+
 			if (programs[i].pid != (int)pid)
 				continue;
 			memset(&h, 0, sizeof(h));
 			h.op = OP_EXITED;
 			h.serial = programs[i].serial;
-			h.value = (u32)status;
+			h.value = (u32)(follower && follower->is_over ? follower->status : status);
 			programs[i].pid = 0;
 			send(&h, -1);
 			break;
@@ -227,16 +245,31 @@ void reap(void)
 	}
 }
 
-/* A program that ended but was not reaped still owns its process id, so this never hits another. */
+/* A program that ended but was not reaped still owns its process id, so this never hits another.
+ * Below a leader it may be reaped between the look and the call; its id is then as fresh as any and
+ * not given out again before all others were. */
 void kill_program(const struct header *req)
 {
-	if (req->serial == 0) {
-		SYS2(__NR_kill, -1, req->result);
-		return;
+	struct header h;
+	long r = 0;
+	int pid;
+
+	if (req->serial == 0)
+		r = SYS2(__NR_kill, -1, req->result);
+	for (int i = 0; i < PROGRAM_SLOTS && req->serial; i++) {
+		if (!programs[i].pid || programs[i].serial != req->serial)
+			continue;
+		pid = programs[i].follower ? programs[i].follower->pid : programs[i].pid;
+		if (pid)
+			SYS2(__NR_kill, req->flags & KILL_GROUP ? -pid : pid, req->result);
 	}
-	for (int i = 0; i < PROGRAM_SLOTS; i++)
-		if (programs[i].pid && programs[i].serial == req->serial)
-			SYS2(__NR_kill, programs[i].pid, req->result);
+	if (!(req->flags & KILL_TELL))
+		return;
+	memset(&h, 0, sizeof(h));
+	h.op = OP_KILLED;
+	h.serial = req->serial;
+	h.result = (s32)(r < 0 ? r : 0);
+	send(&h, -1);
 }
 
 /* In a child: it waits for the fs server, and pid 1 must stay able to answer meanwhile. */

@@ -25,9 +25,11 @@ struct header {
 enum {
 	OP_SETUP = 1, /* struct setup, limits, filter: once, after the id maps were written */
 	OP_PLAN = 2,  /* struct step ...: build and switch mounts */
-	OP_SPAWN = 3, /* value: umask; descriptors: strings, stdin, stdout, stderr, status pipe */
-	OP_KILL = 4,  /* serial 0: every process of the instance */
+	OP_SPAWN = 3, /* flags: SPAWN_*; value: umask; descriptors: strings, stdin, stdout, stderr,
+		       * status pipe; result: which of the three is the terminal */
+	OP_KILL = 4,  /* flags: KILL_*; serial 0: every process of the instance */
 	OP_SYNC = 5,  /* write back the dirty pages of the root */
+	OP_TERMINAL = 6, /* a new pseudo-terminal */
 };
 
 /* launcher to kernel process */
@@ -40,7 +42,16 @@ enum {
 	OP_LISTENER = 69, /* descriptor: the seccomp listener of program `serial` */
 	OP_EXITED = 70,  /* program `serial` ended; value: wait status */
 	OP_SYNCED = 71,  /* answer to OP_SYNC */
+	OP_TERMINAL_OPEN = 72, /* answer to OP_TERMINAL; descriptor: the master side */
+	OP_STOPPED = 73, /* program `serial`, which has a terminal, was stopped; value: the signal */
+	OP_KILLED = 74,  /* answer to OP_KILL with KILL_TELL; result: -ESRCH if nobody is left */
 };
+
+#define SPAWN_SESSION 1u  /* a session of its own, without a terminal */
+#define SPAWN_TERMINAL 2u /* one with a terminal in control */
+
+#define KILL_GROUP 1u /* the program's process group; only for one in a session of its own */
+#define KILL_TELL 2u
 
 /* kernel process to worker; one worker serves one mount(2) or umount2(2) */
 enum {
