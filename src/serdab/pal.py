@@ -26,13 +26,13 @@ from types import TracebackType
 from typing import Final, Self
 
 from serdab.config.dirs import cache_dir, runtime_dir, state_dir
-from serdab.errors import Error, InternalError, UsageError, from_dict
+from serdab.errors import Error, InternalError, from_dict
 from serdab.instance import layout
 from serdab.instance.layout import Instance
 from serdab.instance.locks import lock_run
 from serdab.keys import Key
 from serdab.libos.begin import Begun
-from serdab.libos.caller import current_umask, open_descriptors, terminal
+from serdab.libos.caller import current_umask, open_descriptors, spawn_record, terminal
 from serdab.libos.channel import Channel, close_all
 from serdab.libos.messages import Value
 from serdab.libos.request import BootRequest, Freshness
@@ -119,6 +119,8 @@ class Pal:
         self._problems: list[str] = []
         self._defect = ""
         self.measured: tuple[Measured, ...] = ()
+        #: The names of the environment that the measured configuration lets callers set.
+        self.untrusted_names: tuple[str, ...] = ()
 
     # Messages -------------------------------------------------------------------------------
 
@@ -131,6 +133,9 @@ class Pal:
                 lines = record.get("measured")
                 if isinstance(lines, list):
                     self.measured = tuple(Measured(*map(str, line)) for line in lines)
+                names = record.get("untrusted")
+                if isinstance(names, list):
+                    self.untrusted_names = tuple(map(str, names))
                 self._is_booted = True
             case "failed":
                 self._boot_answer = from_dict(dict(record))
@@ -240,30 +245,15 @@ class Pal:
             NotAllowedError: not an entry point, or not executable.
             NotFoundError: no such program.
         """
-        if not argv:
-            raise UsageError("no program to start", stage="app")
         items = os.environ if env is None else env
-        raw = [os.fsencode(item) for item in argv]
         environment = [os.fsencode(f"{name}={value}") for name, value in items.items()]
-        if any(b"\0" in item for item in (*raw, *environment, os.fsencode(cwd))):
-            raise UsageError("an argument holds a NUL byte", stage="app", subject=argv[0])
         with self._condition:
             number = self._next
             self._next += 1
+        request = spawn_record(number, argv, environment, cwd=cwd, umask=current_umask())
         descriptors = open_descriptors((stdin, stdout, stderr))
         try:
-            self._send(
-                {
-                    "op": "spawn",
-                    "id": number,
-                    "path": raw[0],
-                    "argv": raw,
-                    "env": environment,
-                    "cwd": os.fsencode(cwd),
-                    "umask": current_umask(),
-                },
-                descriptors.fds,
-            )
+            self._send(request, descriptors.fds)
         finally:
             descriptors.close()
         self._wait_until(lambda: number in self._answers)
@@ -338,6 +328,27 @@ class Pal:
                 found="; ".join(self._problems),
             )
 
+    def hand_over(self) -> Channel:
+        """Return the control channel; from here on only the caller reads it.
+
+        For ``service.server``, which serves many and waits for none. At the channel's end it calls
+        :meth:`ended`.
+        """
+        return self._channel
+
+    def end_use(self) -> None:
+        """Let the next user of the instance wait for its end, instead of being refused."""
+        self._end_use()
+
+    def ended(self) -> None:
+        """Wait for the processes whose channel was handed over and has ended."""
+        self._ended()
+        self._channel.close()
+
+    def abort(self) -> None:
+        """End a boot that is under way, from another thread than the one that waits for it."""
+        self._send({"op": "destroy", "patience_ms": 0})
+
     def __enter__(self) -> Self:
         return self
 
@@ -350,7 +361,8 @@ class Pal:
         self.destroy()
 
 
-def _log_to_stderr(level: str) -> Callable[[str, str], None]:
+def log_to_stderr(level: str) -> Callable[[str, str], None]:
+    """Return a function that shows lines for the operator, up to a level."""
     most = LEVELS.index(level) if level in LEVELS else 1
 
     def log(kind: str, line: str) -> None:
@@ -373,6 +385,7 @@ def init(
     log_level: str = "notice",
     log: Callable[[str, str], None] | None = None,
     stdio: tuple[int, int, int] = (0, 1, 2),
+    env: Mapping[str, str] | None = None,
     on_started: Callable[[Pal], None] | None = None,
     begun: Begun | None = None,
 ) -> Pal:
@@ -384,8 +397,9 @@ def init(
     elsewhere.
     ``previous`` boots the image that the writable layer belongs to instead of the newest one.
     ``log(level, line)`` gets lines for the operator (default: standard error, up to ``log_level``).
-    ``stdio`` is init's. ``on_started`` hears of the instance before it has booted, so that another
-    thread can end it. ``begun``: processes that were started earlier; they are ours from here on.
+    ``stdio`` and ``env`` (default: this process's) are init's. ``on_started`` hears of the instance
+    before it has booted, so that another thread can end it. ``begun``: processes that were started
+    earlier; they are ours from here on.
 
     Raises:
         Error: refused; kind and stage say where and why.
@@ -401,8 +415,9 @@ def init(
             expect_root=expect_root,
             freshness=freshness,
             previous=previous,
-            say=log or _log_to_stderr(log_level),
+            say=log or log_to_stderr(log_level),
             stdio=stdio,
+            env=env,
             on_started=on_started,
         )
     except BaseException:
@@ -422,6 +437,7 @@ def _init(
     previous: bool,
     say: Callable[[str, str], None],
     stdio: tuple[int, int, int],
+    env: Mapping[str, str] | None,
     on_started: Callable[[Pal], None] | None,
 ) -> Pal:
     place = Instance.open_built(instance)
@@ -435,7 +451,10 @@ def _init(
             initfs=place.at(layout.INITFS),
             rootfs=place.at(layout.IMAGE),
             private=(*_private_directories(), *map(os.path.realpath, private)),
-            environment=tuple(name + b"=" + value for name, value in os.environb.items()),
+            environment=tuple(
+                os.fsencode(f"{name}={value}")
+                for name, value in (os.environ if env is None else env).items()
+            ),
             umask=current_umask(),
             image_key=None if image_key is None else image_key.raw(),
             expect_signer=expect_signer,

@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a program inside takes over from the process that starts it: streams, umask, terminal.
+The request to start one.
 
-Above: ``pal``. Below: ``channel``.
+Above: ``pal``, ``service``. Below: ``channel``. The kernel process checks what is asked for.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from serdab.errors import UsageError
 from serdab.libos.channel import close_all
+from serdab.libos.messages import Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +61,40 @@ def terminal() -> str | None:
         except OSError:
             continue
     return None
+
+
+def spawn_record(
+    number: int,
+    argv: Sequence[str],
+    environment: Iterable[bytes],
+    *,
+    cwd: str,
+    umask: int,
+    own_session: bool = False,
+    terminal: int = -1,
+) -> dict[str, Value]:
+    """Return the request to start a program; its three descriptors travel beside it.
+
+    ``own_session``: a session of its own, controlled by the terminal among its descriptors whose
+    place ``terminal`` is (-1: by none).
+
+    Raises:
+        UsageError: there is no program, or a NUL byte in what it would get.
+    """
+    if not argv:
+        raise UsageError("no program to start", stage="app")
+    raw = [os.fsencode(item) for item in argv]
+    items = list(environment)
+    if any(b"\0" in item for item in (*raw, *items, os.fsencode(cwd))):
+        raise UsageError("an argument holds a NUL byte", stage="app", subject=argv[0])
+    return {
+        "op": "spawn",
+        "id": number,
+        "path": raw[0],
+        "argv": raw,
+        "env": items,
+        "cwd": os.fsencode(cwd),
+        "umask": umask,
+        "own_session": own_session,
+        "terminal": terminal,
+    }
