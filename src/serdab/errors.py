@@ -17,6 +17,7 @@
      + WrongKeyError           exit 4   the key does not open the volume
      + BusyError               exit 5   in use by another process
      + EnvironmentRefused      exit 6   this machine lacks something
+     + NotRunningError         exit 1   the instance has no service
      + NotAllowedError         exit 126 an entry point refused, or not executable
      + NotFoundError           exit 127 the program does not exist
 
@@ -167,6 +168,12 @@ class EnvironmentRefused(Error):
 
     exit_code = 6
     kind = "environment"
+
+
+class NotRunningError(Error):
+    """The instance is not running as a service."""
+
+    kind = "not-running"
 
 
 class NotAllowedError(Error):

@@ -83,6 +83,22 @@ def signer_of(args: argparse.Namespace) -> Signer | None:
     return existing_development_signer()
 
 
+def add_boot(parser: argparse.ArgumentParser) -> None:
+    """Add what says which instance is to be booted, and with what."""
+    parser.add_argument(
+        "--image-key", metavar="FILE", help="hand this key to init; - reads standard input"
+    )
+    parser.add_argument("--expect-signer", metavar="HEX", help="the signer (mrsigner) to require")
+    parser.add_argument("--expect-root", metavar="HEX", help="the root FS (root-mac) to require")
+    parser.add_argument(
+        "--previous",
+        action="store_true",
+        help="boot the image that the writable layer belongs to, not the one built since",
+    )
+    add_freshness(parser)
+    add_occlum(parser, "--config-id", "--config-svn")
+
+
 def add_freshness(parser: argparse.ArgumentParser) -> None:
     """Add what says which state of the writable layer is wanted."""
     parser.add_argument(
@@ -111,6 +127,25 @@ def freshness_of(args: argparse.Namespace) -> Freshness:
         pin_command=args.pin_command,
         expect_upper=args.expect_upper,
     )
+
+
+def program_of(args: argparse.Namespace, usage: str) -> list[str]:
+    """Return the program and its arguments, the rest of the command line.
+
+    Raises:
+        UsageError: there is none.
+    """
+    command: list[str] = args.command
+    if command[:1] == ["--"]:
+        del command[0]
+    if not command:
+        raise UsageError(
+            f"{usage.partition(' ')[0]}: no program",
+            expected="the absolute path of a program inside",
+            found="nothing",
+            hint=f"usage: serdab {usage} PROGRAM [ARG ...]",
+        )
+    return command
 
 
 def add_occlum(parser: argparse.ArgumentParser, *options: str) -> None:

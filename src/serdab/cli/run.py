@@ -7,8 +7,8 @@ import argparse
 from typing import TYPE_CHECKING, Final
 
 from serdab.cli.messages import Context
-from serdab.cli.parsing import add_freshness, add_occlum, freshness_of, read_key, say_occlum
-from serdab.errors import UsageError
+from serdab.cli.parsing import add_boot, freshness_of, program_of, read_key, say_occlum
+from serdab.errors import BusyError
 
 if TYPE_CHECKING:
     from serdab.libos.begin import Begun
@@ -18,34 +18,14 @@ SUMMARY: Final = "boot the instance, run a program in it, shut down"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument(
-        "--image-key", metavar="FILE", help="hand this key to init; - reads standard input"
-    )
-    parser.add_argument("--expect-signer", metavar="HEX", help="the signer (mrsigner) to require")
-    parser.add_argument("--expect-root", metavar="HEX", help="the root FS (root-mac) to require")
-    parser.add_argument(
-        "--previous",
-        action="store_true",
-        help="boot the image that the writable layer belongs to, not the one built since",
-    )
-    add_freshness(parser)
-    add_occlum(parser, "--config-id", "--config-svn")
+    add_boot(parser)
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="PROGRAM [ARG ...]")
 
 
 def main(args: argparse.Namespace, context: Context) -> int:
     """Run it; the exit code is the program's."""
     say_occlum(args, context)
-    command = args.command
-    if command[:1] == ["--"]:
-        del command[0]
-    if not command:
-        raise UsageError(
-            "run: no program",
-            expected="the absolute path of a program inside",
-            found="nothing",
-            hint="usage: serdab run [--image-key FILE|-] [--expect-signer HEX] PROGRAM [ARG ...]",
-        )
+    command = program_of(args, "run [--image-key FILE|-] [--expect-signer HEX]")
     from serdab.instance.layout import Instance
 
     instance = Instance.open_built(context.instance)
@@ -55,6 +35,10 @@ def main(args: argparse.Namespace, context: Context) -> int:
     begun = Begun()
     try:
         return _run(args, context, instance.path, command, begun)
+    except BusyError as exc:
+        begun.abandon()
+        _name_service(exc, instance.path)
+        raise
     except BaseException:
         begun.abandon()
         raise
@@ -77,12 +61,23 @@ def _run(
         expect_root=args.expect_root,
         freshness=freshness_of(args),
         previous=args.previous,
-        log_level=_log_level(context),
+        log_level=log_level_of(context),
         begun=begun,
     )
 
 
-def _log_level(context: Context) -> str:
+def log_level_of(context: Context) -> str:
+    """Return up to which level lines for the operator are shown."""
     if context.verbose:
         return "debug"
     return "error" if context.quiet and context.log_level == "notice" else context.log_level
+
+
+def _name_service(error: BusyError, instance: str) -> None:
+    """Say that it is the instance's own service that has it, if it is."""
+    from serdab.service.client import ask_status
+
+    status = ask_status(instance)
+    if status is not None:
+        error.found = f"its service, process {status.pid}, {status.state} since {status.since()}"
+        error.hint = "`serdab exec PROGRAM` runs a program in it, `serdab stop` ends it"

@@ -65,6 +65,17 @@ def runtime_dir() -> str:
     return os.path.join(state_dir(), "run")
 
 
+def runtime_dirs() -> tuple[str, ...]:
+    """Return where sockets of this user may be, :func:`runtime_dir` first.
+
+    A service that cron or a system unit started has no XDG_RUNTIME_DIR, the shell that looks for it
+    has one, or the other way round.
+    """
+    fallback = "/run/serdab" if os.geteuid() == 0 else os.path.join(state_dir(), "run")
+    usual = f"/run/user/{os.geteuid()}/serdab"
+    return tuple(dict.fromkeys((runtime_dir(), usual, fallback)))
+
+
 def make_private(path: str) -> str:
     """Create ``path`` (mode 0700, parents too) and return it.
 

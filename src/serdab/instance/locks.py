@@ -198,7 +198,20 @@ def _lock(path: str, message: str) -> DirectoryLock:
     return DirectoryLock(fd)
 
 
+def run_holder(instance: str) -> str | None:
+    """Return who holds the writable side of an instance, None if nobody is known to."""
+    try:
+        return _find_holder(os.stat(os.path.join(instance, RUN)))
+    except OSError:
+        return None
+
+
 def _holder(status: os.stat_result) -> str:
+    # Some file systems (btrfs, overlayfs) show another device number there than stat(2) does.
+    return _find_holder(status) or "another process"
+
+
+def _find_holder(status: os.stat_result) -> str | None:
     """Return the process that holds a flock on the inode, as /proc/locks tells (proc(5))."""
     wanted = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     try:
@@ -210,8 +223,7 @@ def _holder(status: os.stat_result) -> str:
         fields = line.split()
         if len(fields) >= 6 and fields[1] == "FLOCK" and fields[5] == wanted:
             return _describe(fields[4])
-    # Some file systems (btrfs, overlayfs) show another device number there than stat(2) does.
-    return "another process"
+    return None
 
 
 def _describe(pid: str) -> str:

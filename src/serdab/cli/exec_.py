@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``serdab exec PROGRAM [ARG...]``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Final
+
+from serdab.cli.messages import Context
+from serdab.cli.parsing import program_of
+
+SUMMARY: Final = "run a program in the instance's service"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="PROGRAM [ARG ...]")
+
+
+def main(args: argparse.Namespace, context: Context) -> int:
+    """Run it; the exit code is the program's."""
+    command = program_of(args, "exec")
+    from serdab.instance.layout import Instance
+    from serdab.service.client import execute
+
+    return execute(Instance.open(context.instance).path, command)

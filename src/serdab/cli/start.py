@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``serdab start [--foreground]``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Final
+
+from serdab.cli.messages import Context
+from serdab.cli.parsing import add_boot, freshness_of, read_key, say_occlum
+from serdab.cli.run import log_level_of
+
+SUMMARY: Final = "boot the instance as a service, for many programs"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    add_boot(parser)
+    parser.add_argument(
+        "--foreground", action="store_true", help="be the service, as service managers want it"
+    )
+
+
+def main(args: argparse.Namespace, context: Context) -> int:
+    """Boot; return when the instance is ready, or, in the foreground, when it is down."""
+    say_occlum(args, context)
+    from serdab.instance.layout import Instance
+
+    instance = Instance.open_built(context.instance).path
+    from serdab.linux.process import hide_memory
+    from serdab.service import starter
+
+    starter.refuse_second(instance)
+    if args.image_key is not None:
+        hide_memory()  # before there is a key in it
+    key = None if args.image_key is None else read_key(args.image_key)
+    request = starter.request_for(
+        instance,
+        image_key=key,
+        private=() if args.image_key in (None, "-") else (os.path.realpath(args.image_key),),
+        expect_signer=args.expect_signer,
+        expect_root=args.expect_root,
+        freshness=freshness_of(args).placed_outside(instance),
+        previous=args.previous,
+    )
+    from serdab.pal import log_to_stderr
+
+    say = log_to_stderr(log_level_of(context))
+    if args.foreground:
+        from serdab.service.foreground import serve
+
+        return serve(request, say)
+    pid = starter.start(request, say)
+    context.result({"state": "running", "pid": pid}, "")
+    context.say(f"{instance} is running, process {pid}")
+    return 0

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A service in the background: the process that ``starter`` executes.
+
+Above: ``starter``, at the other end of its channel. Below: ``server``, ``log``.
+
+It has a session of its own and nothing of its starter's: standard streams are /dev/null and the
+log file, every other descriptor is closed. Until the instance is ready the starter hears what the
+operator is to know, and what init writes; afterwards the log does.
+"""
+
+from __future__ import annotations
+
+import _socket
+import _thread
+import os
+import signal
+from typing import Final
+
+from serdab.errors import Error, InternalError
+from serdab.libos.channel import Channel, close_all
+from serdab.linux.process import hide_memory
+from serdab.service.log import LogFile
+from serdab.service.place import Place
+from serdab.service.protocol import StartRequest, error_fields
+from serdab.service.server import Reporter, Server, default_signals
+
+_CHUNK: Final = 4096
+
+
+class _Background(Reporter):
+    """Tells the log, and the starter as long as it is there."""
+
+    def __init__(self, starter: Channel, log: LogFile) -> None:
+        self._starter: Channel | None = starter
+        self._log = log
+        self.server: Server | None = None
+
+    def log(self, level: str, line: str) -> None:
+        self._log.write(level, line)
+        self._tell({"op": "log", "level": level, "line": line})
+
+    def output(self, written: bytes) -> None:
+        """Pass on what init, or somebody it left behind, wrote."""
+        for line in written.decode("utf-8", "backslashreplace").splitlines():
+            self._log.write("init", line)
+        self._tell({"op": "output", "bytes": written})
+
+    def ready(self) -> None:
+        self._log.write("notice", "the instance is ready")
+        self._tell({"op": "ready", "pid": os.getpid()})
+        self._let_starter_go()
+
+    def failed(self, error: Error | InternalError) -> None:
+        if isinstance(error, Error):
+            self._log.write("error", str(error))
+            self._tell({"op": "failed", **error_fields(error)})
+        else:
+            self._log.write("error", str(error))
+            self._tell({"op": "defect", "trace": str(error)})
+        self._let_starter_go()
+
+    def stopping(self) -> None:
+        self._log.write("notice", "stopping")
+
+    def starter_went(self) -> None:
+        """The starter was ended before the instance was ready: nobody wants it any more."""
+        self._let_starter_go()
+        if self.server is not None:
+            self.server.stop(0)
+
+    def _let_starter_go(self) -> None:
+        if self._starter is not None:
+            if self.server is not None:
+                self.server.loop.unwatch(self._starter.fileno())
+            self._starter.close()
+            self._starter = None
+
+    def _tell(self, record: dict[str, object]) -> None:
+        if self._starter is not None:
+            try:
+                self._starter.send(record)  # type: ignore[arg-type]
+            except OSError:
+                pass  # its end is heard by the loop
+
+
+def main(fd: int, _path: list[str]) -> None:
+    """Be the service whose starter is at the other end of ``fd``."""
+    os.closerange(fd + 1, 65536)
+    os.chdir("/")
+    os.set_inheritable(fd, False)
+    hide_memory()  # before the first message, which may hold a key
+    default_signals()
+    starter = Channel(_socket.socket(fileno=fd))
+    message = starter.receive()
+    if message is None:
+        os._exit(1)
+    record, fds = message
+    close_all(fds)
+    request = StartRequest.parse(record)
+    record.clear()
+    os.umask(request.umask)
+    try:
+        log = LogFile(Place.of(request.instance).log)
+    except Error as exc:
+        starter.send({"op": "failed", **error_fields(exc)})
+        os._exit(1)
+    os.dup2(log.fileno(), 2)
+    out = _Background(starter, log)
+    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    server = out.server = Server(request, (null, writer, os.dup(writer)), out)
+    del request
+    server.loop.watch(starter.fileno(), out.starter_went)
+    _thread.start_new_thread(_read_output, (reader, server, out))
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        is_fine = server.run()
+    except BaseException:
+        import traceback
+
+        log.write("error", traceback.format_exc())
+        raise
+    log.write("notice", "ended")
+    os._exit(0 if is_fine else 1)
+
+
+def _read_output(reader: int, server: Server, out: _Background) -> None:
+    """Read what init writes, until the last process that holds the other end has ended."""
+    while piece := os.read(reader, _CHUNK):
+        server.loop.call_from_thread(lambda piece=piece: out.output(piece))  # type: ignore[misc]
+    os.close(reader)

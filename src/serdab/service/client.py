@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands say to a service: ``exec``, ``status``, ``stop``.
+
+Above: ``cli``. Below: ``place``, ``protocol``, ``terminal``. ``exec`` stands for its program: the
+program gets our standard streams, or a terminal of the instance that we relay to ours; signals that
+reach us are passed on; our exit status is the program's. Of the environment only those variables
+are sent that the measured configuration lets through; the kernel process filters them again.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from serdab.errors import Error, FormatError, InternalError, from_dict
+from serdab.libos.callers import current_umask, open_descriptors
+from serdab.libos.channel import Channel, close_all
+from serdab.libos.fields import many, number, text
+from serdab.libos.messages import Value
+from serdab.service import place
+from serdab.service.protocol import ExecRequest, Hello
+from serdab.service.signals import Signals
+from serdab.service.terminal import NoTerminal, Relay, find
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramStatus:
+    """A program that runs. ``client`` is the process it belongs to, 0 if that went away."""
+
+    path: str
+    client: int
+    since_ms: int
+    has_terminal: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What a service tells about itself. ``measured``: stage, subject, digest."""
+
+    state: str
+    pid: int
+    since_ms: int
+    log: str
+    measured: tuple[tuple[str, str, str], ...]
+    programs: tuple[ProgramStatus, ...]
+
+    def since(self) -> str:
+        """Return when it booted, in the local time."""
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since_ms / 1000))
+
+
+def _greeted(end: place.Connected) -> tuple[Channel, Hello]:
+    channel = Channel(end)
+    message = channel.receive()
+    if message is None:
+        raise Error("the service does not answer", hint="it may be stopping, or have no room")
+    record, fds = message
+    close_all(fds)
+    return channel, Hello.parse(record)
+
+
+def ask_status(instance: str) -> Status | None:
+    """Return what the instance's service says; None if it has none."""
+    end = place.connect(place.Place.of(instance))
+    if end is None:
+        return None
+    channel, _ = _greeted(end)
+    try:
+        channel.send({"op": "status"})
+        message = channel.receive()
+    finally:
+        channel.close()
+    if message is None:
+        return None  # it ended at this very moment
+    record, fds = message
+    close_all(fds)
+    programs = []
+    for item in many(record, "programs"):
+        if not isinstance(item, dict):
+            raise FormatError("a program's status is no record")
+        path = item.get("path")
+        programs.append(
+            ProgramStatus(
+                os.fsdecode(path) if isinstance(path, bytes) else "",
+                number(item, "client"),
+                number(item, "since_ms"),
+                item.get("terminal") is True,
+            )
+        )
+    measured = []
+    for line in many(record, "measured"):
+        if not isinstance(line, list) or len(line) != 3:
+            raise FormatError("a measurement is no triple")
+        measured.append((str(line[0]), str(line[1]), str(line[2])))
+    return Status(
+        text(record, "state"),
+        number(record, "pid"),
+        number(record, "since_ms"),
+        text(record, "log"),
+        tuple(measured),
+        tuple(programs),
+    )
+
+
+def stop(instance: str, patience_s: float) -> None:
+    """Stop the instance's service; returns when everything is durable and the lock is free.
+
+    Raises:
+        NotRunningError: it has none.
+        Error: a volume could not be closed as it should.
+    """
+    where = place.Place.of(instance)
+    channel, _ = _greeted(place.require(where, "stop"))
+    problems: list[str] = []
+    has_ended = False
+    try:
+        channel.send({"op": "stop", "patience_ms": int(patience_s * 1000)})
+        while (message := channel.receive()) is not None:
+            record, fds = message
+            close_all(fds)
+            if record.get("op") == "down":
+                has_ended = True
+                problems = [str(item) for item in many(record, "problems")]
+    finally:
+        channel.close()
+    place.wait_until_free(where)
+    if not has_ended:
+        problems.append(f"the service was killed; its log is {where.log}")
+    if problems:
+        raise Error(
+            "the instance did not close as it should",
+            stage="stop",
+            subject=where.instance,
+            found="; ".join(problems),
+            hint="what was synced is safe; `serdab fsck` verifies the volume",
+        )
+
+
+def execute(instance: str, argv: Sequence[str]) -> int:
+    """Run a program in the instance's service; return its exit status as a shell shows it.
+
+    Raises:
+        NotRunningError: the instance has no service.
+        Error: the program was not started, or the instance ended without telling how it ended.
+    """
+    where = place.Place.of(instance)
+    channel, hello = _greeted(place.require(where, "exec"))
+    return _Foreground(where, channel, hello).run(argv)
+
+
+class _Foreground:
+    """A client that stands for its program."""
+
+    def __init__(self, where: place.Place, channel: Channel, hello: Hello) -> None:
+        self._where = where
+        self._channel = channel
+        self._hello = hello
+        self._status: int | None = None
+        self._terminal: Relay | NoTerminal = NoTerminal()
+
+    def run(self, argv: Sequence[str]) -> int:
+        streams = open_descriptors((0, 1, 2))
+        found = find(streams.fds)
+        fds = list(streams.fds)
+        slave = -1
+        # From here on no signal ends us: what ends the program does.
+        signals = Signals()
+        if found is not None:
+            master = self._ask_for_terminal()
+            relay = self._terminal = Relay(found, master)
+            slave = relay.open_slave()
+            for index in found.places:
+                fds[index] = slave
+        request = ExecRequest(
+            argv=tuple(os.fsencode(item) for item in argv),
+            environment=_environment(self._hello.names),
+            umask=current_umask(),
+            terminal=-1 if found is None else found.places[0],
+        )
+        try:
+            self._send(request.dump(), (fds[0], fds[1], fds[2]))
+            self._expect("started")
+        finally:
+            streams.close()
+            if slave >= 0:
+                os.close(slave)
+        try:
+            self._terminal.begin()
+            self._serve(signals)
+        finally:
+            self._terminal.end()
+        if self._status is None:
+            self._lost()
+        code = os.waitstatus_to_exitcode(self._status)
+        return 128 - code if code < 0 else code
+
+    def _ask_for_terminal(self) -> int:
+        self._send({"op": "terminal"})
+        _, fds = self._expect("terminal")
+        if len(fds) != 1:
+            close_all(fds)
+            raise FormatError("a terminal came without its descriptor")
+        return fds[0]
+
+    def _send(self, record: dict[str, Value], fds: tuple[int, ...] = ()) -> None:
+        try:
+            self._channel.send(record, fds)
+        except OSError:
+            pass  # it is gone: whoever waits for its answer hears so
+
+    def _expect(self, op: str) -> tuple[dict[str, Value], list[int]]:
+        message = self._channel.receive()
+        if message is None:
+            self._lost()
+        record, fds = message
+        if record.get("op") == "refused":
+            close_all(fds)
+            raise from_dict(dict(record))
+        if record.get("op") != op:
+            close_all(fds)
+            raise InternalError(f"the service said {record.get('op')} instead of {op}")
+        return record, fds
+
+    def _lost(self) -> NoReturn:
+        raise Error(
+            "the instance ended, and did not tell how the program did",
+            stage="exec",
+            subject=self._where.instance,
+            expected="the program's exit status",
+            found="the end of the connection",
+            hint=f"its log is {self._where.log}; what was synced is safe",
+        )
+
+    def _serve(self, signals: Signals) -> None:
+        """Relay until the program has ended."""
+        from select import POLLIN, poll
+
+        while self._status is None:
+            waiting = poll()
+            waiting.register(self._channel.fileno(), POLLIN)
+            waiting.register(signals.fileno(), POLLIN)
+            for fd, events in self._terminal.interests():
+                waiting.register(fd, events)
+            ready = dict(waiting.poll(self._terminal.patience_ms()))
+            if signals.fileno() in ready:
+                for sent in signals.take():
+                    self._hear_signal(sent.number, is_of_kernel=sent.is_of_kernel)
+            self._terminal.relay(ready)
+            if self._channel.fileno() in ready and not self._hear_service():
+                return
+            if self._terminal.has_hung_up():
+                # What the program reads is at its end, and the kernel tells it so.
+                self._terminal.hang_up()
+
+    def _hear_signal(self, sent: int, *, is_of_kernel: bool) -> None:
+        from signal import SIGCONT, SIGHUP, SIGSTOP, SIGTSTP, SIGWINCH
+
+        if sent == SIGWINCH:
+            self._terminal.resize()
+        elif sent == SIGCONT:
+            self._resume()
+        elif sent == SIGTSTP:
+            self._signal(SIGSTOP, group=True)
+            self._suspend()
+        else:
+            if sent == SIGHUP and is_of_kernel:
+                self._terminal.hang_up()
+            # The terminal means the whole job; somebody who names us means the program.
+            self._signal(sent, group=is_of_kernel)
+
+    def _signal(self, sent: int, *, group: bool) -> None:
+        self._send({"op": "signal", "signal": int(sent), "group": group})
+
+    def _hear_service(self) -> bool:
+        message = self._channel.receive()
+        if message is None:
+            return False
+        record, fds = message
+        close_all(fds)
+        match record.get("op"):
+            case "exited":
+                self._status = number(record, "status")
+            case "stopped":
+                self._suspend()
+        return True
+
+    def _suspend(self) -> None:
+        """Stop as the program did; go on with it."""
+        from serdab.service.signals import stop_ourselves
+
+        self._terminal.leave()
+        stop_ourselves()
+        self._resume()
+
+    def _resume(self) -> None:
+        from signal import SIGCONT
+
+        self._terminal.enter()
+        self._signal(SIGCONT, group=True)
+
+
+def _environment(names: tuple[str, ...]) -> tuple[bytes, ...]:
+    wanted = {os.fsencode(name) for name in names}
+    return tuple(name + b"=" + value for name, value in os.environb.items() if name in wanted)

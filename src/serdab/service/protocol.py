@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a service, its starter and its clients say to each other. Pure.
+
+Above: ``server``, ``starter``, ``client``. Below: ``libos.messages`` (how records travel). All
+ends ship together, but a service may be older than its client: the first record names the version
+of the conversation, and another one is refused.
+
+The conversation, each line a record with descriptors in brackets::
+
+    server: hello {version, state, pid, names}            names: what the environment may bring
+    client: terminal {}                                   optional
+    server: terminal {} [master side]                     or refused
+    client: exec {argv, env, umask, terminal} [0, 1, 2]
+    server: started {}                                    or refused
+    client: signal {signal, group}                        any number
+    server: stopped {signal}                              any number; only with a terminal
+    server: exited {status}
+
+    client: status {}            server: status {...}
+    client: stop {patience_ms}   server: down {problems}, when everything is durable
+
+A client that goes away hangs up on its program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from serdab.errors import Error, FormatError
+from serdab.libos.fields import byte_strings, many, number, optional_text, raw, text
+from serdab.libos.messages import Value
+from serdab.libos.request import Freshness
+
+VERSION: Final = 1
+NOTHING_PINNED: Final = Freshness()
+
+STARTING: Final = "starting"
+RUNNING: Final = "running"
+STOPPING: Final = "stopping"
+STOPPED: Final = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class StartRequest:
+    """What ``start`` asks the new process for. ``instance`` is absolute.
+
+    ``environment`` is init's, ``NAME=value``; ``image_key`` sixteen bytes. ``private`` are paths
+    that are never shown inside.
+    """
+
+    instance: str
+    environment: tuple[bytes, ...]
+    umask: int
+    image_key: bytes | None = field(default=None, repr=False)
+    private: tuple[str, ...] = ()
+    expect_signer: str | None = None
+    expect_root: str | None = None
+    previous: bool = False
+    freshness: Freshness = NOTHING_PINNED
+
+    def dump(self) -> dict[str, Value]:
+        """Return the record."""
+        return {
+            "op": "start",
+            "instance": self.instance,
+            "environment": list(self.environment),
+            "umask": self.umask,
+            "image_key": self.image_key,
+            "private": list(self.private),
+            "expect_signer": self.expect_signer,
+            "expect_root": self.expect_root,
+            "previous": self.previous,
+            "accept_rollback": self.freshness.accept_rollback,
+            "pin_file": self.freshness.pin_file,
+            "pin_command": self.freshness.pin_command,
+            "expect_upper": self.freshness.expect_upper,
+        }
+
+    @classmethod
+    def parse(cls, record: Mapping[str, Value]) -> StartRequest:
+        """Return the request in a record.
+
+        Raises:
+            FormatError: it is not what :meth:`dump` makes.
+        """
+        return cls(
+            instance=text(record, "instance"),
+            environment=byte_strings(record, "environment"),
+            umask=number(record, "umask"),
+            image_key=raw(record, "image_key") if record.get("image_key") is not None else None,
+            private=tuple(str(item) for item in many(record, "private")),
+            expect_signer=optional_text(record, "expect_signer"),
+            expect_root=optional_text(record, "expect_root"),
+            previous=record.get("previous") is True,
+            freshness=Freshness(
+                accept_rollback=record.get("accept_rollback") is True,
+                pin_file=optional_text(record, "pin_file"),
+                pin_command=optional_text(record, "pin_command"),
+                expect_upper=optional_text(record, "expect_upper"),
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ExecRequest:
+    """A program to start. ``terminal``: which of the three descriptors is it (-1: none)."""
+
+    argv: tuple[bytes, ...]
+    environment: tuple[bytes, ...]
+    umask: int
+    terminal: int = -1
+
+    def dump(self) -> dict[str, Value]:
+        """Return the record; the three descriptors travel beside it."""
+        return {
+            "op": "exec",
+            "argv": list(self.argv),
+            "env": list(self.environment),
+            "umask": self.umask,
+            "terminal": self.terminal,
+        }
+
+    @classmethod
+    def parse(cls, record: Mapping[str, Value]) -> ExecRequest:
+        """Return the request in a record.
+
+        Raises:
+            FormatError: it is not what :meth:`dump` makes.
+        """
+        request = cls(
+            byte_strings(record, "argv"),
+            byte_strings(record, "env"),
+            number(record, "umask"),
+            number(record, "terminal"),
+        )
+        if not request.argv or not -1 <= request.terminal <= 2 or not 0 <= request.umask <= 0o777:
+            raise FormatError("a request to start a program is out of bounds")
+        return request
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """How a server greets: its state, and the names of the environment that may be sent."""
+
+    state: str
+    pid: int
+    names: tuple[str, ...]
+
+    def dump(self) -> dict[str, Value]:
+        """Return the record."""
+        return {
+            "op": "hello",
+            "version": VERSION,
+            "state": self.state,
+            "pid": self.pid,
+            "names": list(self.names),
+        }
+
+    @classmethod
+    def parse(cls, record: Mapping[str, Value]) -> Hello:
+        """Return the greeting in a record.
+
+        Raises:
+            Error: the server speaks another version.
+            FormatError: it is no greeting.
+        """
+        if record.get("op") != "hello":
+            raise FormatError("a service did not greet")
+        if record.get("version") != VERSION:
+            raise Error(
+                "the service is of another version of Serdab",
+                expected=f"protocol {VERSION}",
+                found=f"protocol {record.get('version')}",
+                hint="stop it with the Serdab that started it, or send SIGTERM to process "
+                f"{record.get('pid')}",
+            )
+        names = tuple(str(name) for name in many(record, "names"))
+        return cls(text(record, "state"), number(record, "pid"), names)
+
+
+def error_fields(exc: Error) -> dict[str, Value]:
+    """Return an error's fields as they travel; ``errors.from_dict`` reads them."""
+    return {
+        name: value if isinstance(value, int) else str(value)
+        for name, value in exc.as_dict().items()
+    }
