@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from serdab.errors import Error, FormatError, InternalError, from_dict
-from serdab.libos.callers import current_umask, open_descriptors
+from serdab.libos.caller import current_umask, open_descriptors
 from serdab.libos.channel import Channel, close_all
 from serdab.libos.fields import many, number, text
 from serdab.libos.messages import Value

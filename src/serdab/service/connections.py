@@ -18,7 +18,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from serdab.errors import Error, FormatError
-from serdab.libos.callers import spawn_record
+from serdab.libos.caller import spawn_record
 from serdab.libos.channel import Channel, close_all
 from serdab.libos.fields import number
 from serdab.libos.messages import Value

@@ -19,7 +19,7 @@ from serdab.errors import BusyError, Error, InternalError, from_dict
 from serdab.instance.layout import PROTECTED_CONFIG, Instance
 from serdab.keys import Key
 from serdab.libos.bytecode import byte_code_cache
-from serdab.libos.callers import current_umask
+from serdab.libos.caller import current_umask
 from serdab.libos.channel import Channel, socket_pair
 from serdab.libos.interpreter import import_path, start_python
 from serdab.libos.request import Freshness
