@@ -25,7 +25,7 @@ A client that goes away hangs up on its program.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from serdab.errors import Error, FormatError
@@ -53,12 +53,15 @@ class StartRequest:
     instance: str
     environment: tuple[bytes, ...]
     umask: int
-    image_key: bytes | None = field(default=None, repr=False)
+    image_key: bytes | None = None
     private: tuple[str, ...] = ()
     expect_signer: str | None = None
     expect_root: str | None = None
     previous: bool = False
     freshness: Freshness = NOTHING_PINNED
+
+    def __repr__(self) -> str:
+        return f"StartRequest(instance={self.instance!r})"
 
     def dump(self) -> dict[str, Value]:
         """Return the record."""
