@@ -94,6 +94,8 @@ int main(void)
 			c.target = w + 7;
 		else if (!strncmp(w, "upper=", 6))
 			c.upper = w + 6;
+		else if (!strncmp(w, "lower=", 6))
+			c.lower = w + 6;
 		else if (!strcmp(w, "secret")) {
 			fd = open("/root/secret", O_WRONLY | O_CREAT | O_TRUNC, 0600);
 			say(w, fd < 0 ? -1 : write(fd, "from init\n", 10));
