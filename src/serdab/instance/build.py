@@ -48,7 +48,7 @@ from serdab.instance.layout import (
     PROTECTED_CONFIG,
     Instance,
 )
-from serdab.instance.locks import lock_build, settle_switch
+from serdab.instance.locks import is_in_use, lock_build, settle_switch
 from serdab.instance.owners import Owner, load_owners
 from serdab.keys import Key
 from serdab.sefs.imagebuild import ImageOptions, build_image
@@ -174,15 +174,21 @@ def _build(
     )
     if line is not None:
         say(line)  # before anything is replaced
-    keep = _replaced_image(instance, config, root_mac)
+    old_image = _replaced_image(instance, root_mac)
+    kept = False
     if not sealer.sealed and _is_published(instance, protected, signed):
         publish.abandon(staging)
     else:
         sealer.take_over_unchanged()
-        publish.swap_in(instance, staging, keep_image=keep)
+        kept = publish.swap_in(
+            instance,
+            staging,
+            old_image=old_image,
+            is_needed=lambda: _has_writable_layer(instance, config),
+        )
     store_record(instance.path, sealer.outcome)
     _remember_signer(instance, mrsigner, say)
-    if keep is not None:
+    if kept:
         say(
             "the writable layer belongs to the image before this one, which is kept: "
             "`serdab reset` gives both up"
@@ -409,19 +415,27 @@ def _is_published(instance: Instance, protected: bytes, signed: bytes) -> bool:
         return False
 
 
-def _replaced_image(instance: Instance, config: InstanceConfig, root_mac: bytes) -> str | None:
-    """Return the root MAC of the image that goes, if a writable layer may refer to it.
+def _replaced_image(instance: Instance, root_mac: bytes) -> str | None:
+    """Return the root MAC of the image that goes, or None if it stays.
 
     It comes from untrusted bytes and serves as a directory name only.
     """
     try:
-        with os.scandir(instance.at(config.upper.source)) as listing:
-            if not any(True for _ in listing):
-                return None
         old = parse_boot_config(instance.read(PROTECTED_CONFIG)).root_mac
     except (OSError, Error):
         return None
     return None if old == root_mac else old.hex()
+
+
+def _has_writable_layer(instance: Instance, config: InstanceConfig) -> bool:
+    """Return whether there is a writable layer, or a session that may begin one any moment."""
+    if is_in_use(instance):
+        return True
+    try:
+        with os.scandir(instance.at(config.upper.source)) as listing:
+            return any(True for _ in listing)
+    except OSError:
+        return False
 
 
 def _remember_signer(instance: Instance, signer: Digest, say: Say) -> None:

@@ -132,6 +132,17 @@ def lock_run(
             return lock
 
 
+def is_in_use(instance: Instance) -> bool:
+    """Return whether somebody holds the lock of ``run/`` at this moment."""
+    try:
+        _lock(instance.at(RUN), "the instance is in use").close()
+    except BusyError:
+        return True
+    except FileNotFoundError:
+        pass  # whoever uses it makes it first
+    return False
+
+
 def is_switch_cut_off(instance: Instance) -> bool:
     """Return whether something of a change of the key lies about."""
     return any(map(os.path.lexists, map(instance.at, REKEY_PATHS)))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Callable
 from typing import Final
 
 from serdab.config.dirs import sync_directory
@@ -19,6 +20,7 @@ from serdab.linux.rename import exchange
 from serdab.sefs.imageformat import IMAGE_NAME
 
 _STAGING: Final = ".build-staging"
+_NOTE: Final = ".image-root"
 ASIDE: Final = "-old"
 """Ends the name of what was in use where two directories cannot be exchanged."""
 
@@ -76,22 +78,30 @@ def copy_sealed(source: str, target: str) -> None:
         os.fsync(writer.fileno())
 
 
-def swap_in(instance: Instance, staging: str, *, keep_image: str | None) -> None:
-    """Make the staging directory ``build/``.
+def swap_in(
+    instance: Instance, staging: str, *, old_image: str | None, is_needed: Callable[[], bool]
+) -> bool:
+    """Make the staging directory ``build/``; return whether the old image was kept.
 
-    ``keep_image`` is the root MAC (hex) of the old image when a writable layer may refer to it.
+    ``old_image`` is the root MAC (hex) of an image that goes. ``is_needed`` says whether a writable
+    layer refers to it, or may yet: it is asked when nobody can open it any more as the newest one.
     """
     build = instance.at(BUILD)
-    if keep_image is not None and os.path.lexists(build):
+    if old_image is not None and os.path.lexists(build):
         # Named before the swap, so that a kill right after it loses nothing (see begin).
-        note = os.path.join(build, ".image-root")
+        note = os.path.join(build, _NOTE)
         if os.path.lexists(note):
             os.unlink(note)
-        write_file(note, keep_image.encode("ascii"))
+        write_file(note, old_image.encode("ascii"))
     put_in_place(instance, staging)
+    kept = old_image is not None and is_needed()
     if os.path.lexists(staging):
+        note = os.path.join(staging, _NOTE)
+        if not kept and os.path.lexists(note):
+            os.unlink(note)
         _rescue_previous(instance, staging)
         shutil.rmtree(staging)
+    return kept
 
 
 def put_in_place(instance: Instance, staging: str) -> None:
@@ -122,7 +132,7 @@ def _rescue_previous(instance: Instance, old: str) -> None:
     for mac in _listing(os.path.join(old, "previous")):
         moves.append((os.path.join(old, "previous", mac), mac))
     try:
-        with open(os.path.join(old, ".image-root"), encoding="ascii") as file:
+        with open(os.path.join(old, _NOTE), encoding="ascii") as file:
             name = file.read(65)
         if len(name) == 64 and all(c in "0123456789abcdef" for c in name):
             moves.append((os.path.join(old, os.path.relpath(IMAGE, BUILD)), name))
