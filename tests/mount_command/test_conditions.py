@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from serdab.cli import mount
+from serdab.cli.parsing import VerbParser
 from tests.harness.command import Command, describe
 from tests.harness.instances import BuiltInstance, MakeInstance
 from tests.mount_command.mounted import Owner, wait_until
@@ -37,6 +39,59 @@ def test_in_use_by_a_mount_names_the_holder(owner: Owner) -> None:
     assert b"[busy]" in run.stderr
     assert owner.files() == before
     assert mounted.end().returncode == 0
+
+
+def test_nobody_touches_the_layers_while_they_are_mounted(root_owner: Owner) -> None:
+    root_owner.inside("/bin/sh", "-c", "echo kept > /root/file")
+    mounted = root_owner.start()
+    before = root_owner.files()
+    command, key = root_owner.instance.command, root_owner.key()
+    new = root_owner.base / "new.key"
+    command.ok("gen-image-key", new)
+    for words in (("fsck", *key), ("reset", "--yes"), ("rekey", *key, "--new-image-key", str(new))):
+        result = command.run("-C", root_owner.instance.path, *words)
+        assert result.returncode == 5, describe(result)
+    assert root_owner.files() == before
+    assert mounted.end().returncode == 0
+
+
+def test_a_build_meanwhile_leaves_what_is_mounted(root_owner: Owner) -> None:
+    mounted = root_owner.start()
+    (root_owner.instance.path / "image/etc/greeting").write_text("new image\n")
+    root_owner.instance.command.ok("-C", root_owner.instance.path, "build", *root_owner.key())
+    assert (mounted.path / "etc/greeting").read_text() == "hello\n"
+    (mounted.path / "root/file").write_text("over the old one\n")
+    assert mounted.end().returncode == 0
+    shown = root_owner.instance.run("--previous", "/bin/cat", "/root/file")
+    assert shown.stdout == b"over the old one\n", describe(shown)
+
+
+def test_a_pin_elsewhere_is_asked_and_told(root_owner: Owner) -> None:
+    pin = root_owner.base / "pin"
+    root_owner.inside("/bin/sh", "-c", "echo kept > /root/file")
+    mounted = root_owner.start("--pin-file", str(pin))
+    (mounted.path / "root/file").write_text("changed\n")
+    assert mounted.end().returncode == 0
+    told = pin.read_text()
+    uuid, epoch, *rest = told.split()
+    pin.write_text(" ".join((uuid, str(int(epoch) + 5), *rest)) + "\n")
+    refused = root_owner.refused("--pin-file", pin)
+    assert refused.returncode == 3, describe(refused)
+    assert b"older state" in refused.stderr
+    inside = root_owner.refused("--pin-file", root_owner.instance.path / "pin")
+    assert inside.returncode == 2, describe(inside)
+
+
+def test_every_option_is_documented() -> None:
+    parser = VerbParser("mount", mount.SUMMARY)
+    mount.configure(parser)
+    docs = Path(__file__).parents[2] / "docs"
+    for name in ("mount.md", "cli-abi.md"):
+        text = (docs / name).read_text()
+        for action in parser._actions:
+            for option in action.option_strings:
+                known = option in ("-h", "--help", "--sgx-mode")
+                assert known or f"`{option}" in text, f"{option} in {name}"
 
 
 def test_in_use_by_a_run_names_the_holder(root_owner: Owner) -> None:

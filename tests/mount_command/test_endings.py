@@ -158,6 +158,30 @@ def test_what_was_stored_through_a_mapping_is_there(root_owner: Owner) -> None:
     assert shown == "store"
 
 
+def test_a_copy_in_another_mount_namespace_does_not_keep_it_up(root_owner: Owner) -> None:
+    mounted = root_owner.start()
+    keeper = subprocess.Popen(
+        ["unshare", "-m", "--propagation", "private", "sh", "-c", "echo in; read -r word"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    with keeper:
+        assert keeper.stdout is not None
+        assert keeper.stdout.readline() == b"in\n"
+        (mounted.path / "root/file").write_bytes(b"kept\n")
+        mounted.process.send_signal(signal.SIGINT)
+        wait_until(lambda: not is_mounted(mounted.path), "unmounted here")
+
+        def is_over() -> bool:
+            mounted.process.send_signal(signal.SIGINT)
+            return mounted.process.poll() is not None
+
+        wait_until(is_over, "the end")
+        done = mounted.wait()
+        assert done.returncode == 0, describe(done)
+        keeper.communicate(b"\n")
+    assert root_owner.inside("/bin/cat", "/root/file") == "kept\n"
+
+
 def test_a_lazy_umount_ends_it_with_its_last_user(root_owner: Owner) -> None:
     mounted = root_owner.start()
     with hold(mounted) as holder:

@@ -225,16 +225,13 @@ class _HostMount:
 
     def _unmount(self) -> None:
         try:
-            if self._device in [item.device for item in mounts_at(self._target)]:
-                if _device_on_top(self._target) != self._device:
-                    raise OSError(errno.EBUSY, "something else is mounted over it")
-                if self._try_unmount():
-                    return
-                self._detach()
-            # Else somebody has detached it, and we are left with those who still use it.
+            detached = self._leave_tree()
         except OSError as exc:
             self.failure = self._not_unmounted(_words(exc))
             self._session.stop()
+            return
+        # Unmounted here is not gone while another mount namespace has a copy (mount_namespaces(7)).
+        if not detached and self._over.wait(_SAME_S):
             return
         self._log(
             "notice",
@@ -243,6 +240,17 @@ class _HostMount:
         )
         if not self._over.wait(GRACE_S):
             self._session.stop()
+
+    def _leave_tree(self) -> bool:
+        """Take the mount off the directory tree; return whether it is in use there."""
+        if self._device not in [item.device for item in mounts_at(self._target)]:
+            return True  # somebody was here before
+        if _device_on_top(self._target) != self._device:
+            raise OSError(errno.EBUSY, "something else is mounted over it")
+        if self._try_unmount():
+            return False
+        self._detach()
+        return True
 
     def _try_unmount(self) -> bool:
         try:
