@@ -23,4 +23,4 @@ def main(args: argparse.Namespace, context: Context) -> int:
     from serdab.instance.layout import Instance
     from serdab.service.client import execute
 
-    return execute(Instance.open(context.instance).path, command)
+    return execute(Instance.open(context.instance, sources=False).path, command)

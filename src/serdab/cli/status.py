@@ -26,7 +26,7 @@ def main(args: argparse.Namespace, context: Context) -> int:
     from serdab.instance.locks import run_holder
     from serdab.service.client import ask_status
 
-    instance = Instance.open(context.instance).path
+    instance = Instance.open(context.instance, sources=False).path
     status = ask_status(instance)
     if status is None:
         holder = run_holder(instance)

@@ -39,7 +39,7 @@ def main(args: argparse.Namespace, context: Context) -> int:
     from serdab.instance.layout import Instance
     from serdab.service.client import stop
 
-    instance = Instance.open(context.instance).path
+    instance = Instance.open(context.instance, sources=False).path
     stop(instance, args.patience)
     context.result({"state": "stopped"}, "")
     return 0

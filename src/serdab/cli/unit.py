@@ -37,23 +37,39 @@ def main(args: argparse.Namespace, context: Context) -> int:
         _command(),
         None if args.image_key is None else os.path.abspath(args.image_key),
         is_user=args.user or (not args.system and os.geteuid() != 0),
-        environment={name: os.environ[name] for name in _KEPT if os.environ.get(name)},
+        environment=_environment(),
     )
     text = text_of(unit)
     context.result({"unit": text}, text.rstrip("\n"))
     return 0
 
 
+def _environment() -> dict[str, str]:
+    """Return the variables that say where our directories are, and which Python this is."""
+    from serdab.instance.layout import package_parts
+    from serdab.trust.codetree import package_root
+
+    kept = {name: os.environ[name] for name in _KEPT if os.environ.get(name)}
+    if package_parts(os.path.realpath(package_root())):
+        # The launcher of a package looks on the PATH, and that of a service manager is another.
+        kept["SERDAB_PYTHON"] = sys.executable
+    return kept
+
+
 def _command() -> list[str]:
     """Return how this Serdab is called from anywhere, isolated from what lies there."""
     import site
 
+    from serdab.instance.layout import package_parts
     from serdab.libos.interpreter import import_path
     from serdab.trust.codetree import package_root
 
-    home = os.path.dirname(os.path.realpath(package_root()))
+    root = os.path.realpath(package_root())
+    if parts := package_parts(root):
+        return [parts[-1]]
+    home = os.path.dirname(root)
     if home in map(os.path.realpath, site.getsitepackages()):
         return [sys.executable, "-I", "-m", "serdab"]
-    # A checkout or a package: the interpreter does not find it by itself.
+    # A checkout: the interpreter does not find it by itself.
     code = f"import sys; sys.path[:0] = {import_path()!r}; from serdab.cli.main import main"
     return [sys.executable, "-I", "-c", f"{code}; sys.exit(main())"]
