@@ -389,6 +389,31 @@ class TestUnpacked:
         assert receiver.run("app/serdab", "reset", "--yes").returncode == 0
         assert receiver.run("./app/serdab", "run", "/bin/cat", "/root/note").returncode == 1
 
+    def test_it_runs_as_a_service(self, receiver: Receiver, made: Path) -> None:
+        receiver.unpack(made)
+        assert receiver.run("app/serdab", "status").returncode != 0
+        started = receiver.run("app/serdab", "start")
+        try:
+            assert started.returncode == 0, describe(started)
+            for word in (b"one", b"two"):
+                result = receiver.run(
+                    "app/serdab", "exec", "/bin/sh", "-c", f"echo {word.decode()}"
+                )
+                assert result.stdout == word + b"\n", describe(result)
+            assert receiver.run("app/serdab", "status").returncode == 0
+        finally:
+            stopped = receiver.run("app/serdab", "stop")
+        assert stopped.returncode == 0, describe(stopped)
+
+    def test_its_unit_starts_the_launcher(self, receiver: Receiver, made: Path) -> None:
+        receiver.unpack(made)
+        result = receiver.run("app/serdab", "unit")
+        assert result.returncode == 0, describe(result)
+        text = result.stdout.decode()
+        launcher = os.path.realpath(receiver.home / "app/serdab")
+        assert re.search(rf'^ExecStart="?{re.escape(launcher)}"? ', text, re.MULTILINE), text
+        assert "SERDAB_PYTHON=" in text
+
     def test_another_signer_is_refused(self, receiver: Receiver, made: Path) -> None:
         receiver.unpack(made)
         result = receiver.run("app/serdab", "run", "--expect-signer", "0" * 64, "/bin/ls")
