@@ -30,12 +30,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serdab.config.boot import ENCRYPTED, BootConfig
-from serdab.errors import UsageError, WrongKeyError
+from serdab.config.occlum import parse
+from serdab.errors import Error, UsageError, WrongKeyError
 from serdab.instance import switch
 from serdab.instance.fingerprint import load_record, store_record
-from serdab.instance.layout import IMAGE, Instance
+from serdab.instance.layout import CONFIG, IMAGE, Instance
 from serdab.instance.locks import lock_build, lock_run
-from serdab.instance.rekeylayer import WritableLayer, find_writable, remember
+from serdab.instance.rekeylayer import (
+    WritableLayer,
+    find_writable,
+    refuse_others,
+    remember,
+)
 from serdab.instance.rekeystage import Progress, Staged, Staging, check_room, no_room
 from serdab.instance.sealedroot import layer_keys, prove_owner, verified_chain
 from serdab.keys import Key
@@ -101,9 +107,9 @@ def rekey(
         image = _open_image(instance, chain, request, stack)
         if image is None:
             return _done_before(instance, chain, request.new, say)
-        layer = find_writable(
-            instance, chain, layer_keys(chain, request.old), image, stack, say=say
-        )
+        keys = layer_keys(chain, request.old)
+        refuse_others(instance, chain, Key(keys.volume.key))
+        layer = find_writable(instance, chain, keys, image, stack, say=say)
         check_room(instance, image, layer)
         staging = Staging(instance, chain, request.signer, request.new, progress)
         try:
@@ -119,6 +125,7 @@ def rekey(
             record_signer(instance.path, chain.signer)
         switch.remove_staged(instance)
         staging.forget()
+        _warn_of_reference(instance, staged.config, say)
         return _result(staged.descriptor, chain.signer, staged.config, layer, was_done=False)
 
 
@@ -206,6 +213,16 @@ def _result(
         has_layer=layer is not None,
         was_done=was_done,
     )
+
+
+def _warn_of_reference(instance: Instance, config: BootConfig, say: Say) -> None:
+    """Say that the next build will refuse, where the sources name the old root MAC."""
+    try:
+        required = parse(instance.read(CONFIG)).image_mac
+    except Error:
+        return  # a package has none, and one that cannot be read is the next build's business
+    if required and not config.root_mac.startswith(required):
+        say(f"{CONFIG} requires the root MAC {required.hex()}: name the new one before you build")
 
 
 def _forget_image(instance: Instance, *, keep_initfs: bool) -> None:

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from serdab.errors import UsageError, WrongKeyError
+from serdab.errors import Error, UsageError, WrongKeyError
 from serdab.instance.layout import PREVIOUS, RUN, Instance
 from serdab.instance.sealedroot import LayerKeys
 from serdab.instance.switch import find_layer
@@ -123,6 +123,32 @@ def _misplaced(path: str, found: str) -> UsageError:
         found=found,
         hint=f"make {RUN}/ itself what lies elsewhere, or a link to it",
     )
+
+
+def refuse_others(instance: Instance, chain: BootChain, key: Key) -> None:
+    """Refuse if an init put another layer above the image: it would be left without both.
+
+    Only what this user remembers is known; the key of the configured layer is that of all of them.
+
+    Raises:
+        UsageError: there is one.
+    """
+    ours = os.path.realpath(instance.at(chain.config.upper.source))
+    for path in records.known_below(instance.path):
+        if path == ours:
+            continue
+        try:
+            bound = bound_lower(Path(path), key)
+        except (Error, OSError):
+            continue  # gone, or of another key: no matter of ours
+        if bound == chain.config.root_mac:
+            raise UsageError(
+                "another writable layer belongs to the image",
+                subject=path,
+                expected=f"{chain.config.upper.source} alone",
+                found="one that an init named",
+                hint="copy out what is to be kept, and remove it",
+            )
 
 
 def _lower_image(

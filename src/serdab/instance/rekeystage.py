@@ -89,10 +89,12 @@ class Staging:
         """
         build, volume = switch.take_up(self._instance, with_layer=layer is not None)
         has_previous = layer is not None and layer.image is not image
-        kept = (os.path.dirname(_within(IMAGE)), *((_within(PREVIOUS),) if has_previous else ()))
-        _clear(build, but=kept)
+        image_path = os.path.join(build, _within(IMAGE))
+        _clear(build, but=os.path.dirname(image_path))
+        if not switch.is_directory(image_path):
+            _clear(build, but="")  # a link there would lead out of the instance
         old = self._chain.config
-        root_mac = self._reseal("image", image, os.path.join(build, _within(IMAGE)))
+        root_mac = self._reseal("image", image, image_path)
         lower, lower_mac = IMAGE, root_mac
         if layer is not None and has_previous:
             lower, lower_mac = self._reseal_previous(layer.image, build)
@@ -124,8 +126,6 @@ class Staging:
         """Seal an image under the new key, or take what an earlier attempt made of it."""
         mac = self._note.sealed(image.root_mac)
         if mac is None or not self._opens(out, mac):
-            if os.path.lexists(out):
-                shutil.rmtree(out)
             progress = self._labelled(label)
             mac = reseal_image(image, Path(out), key=self._key, progress=progress).root_mac
             self._note.add(image.root_mac, mac)
@@ -141,13 +141,8 @@ class Staging:
     def _reseal_previous(self, image: Image, build: str) -> tuple[str, bytes]:
         """Seal the image that the layer belongs to, which is not the present one."""
         folder = os.path.join(build, _within(PREVIOUS))
-        known = self._note.sealed(image.root_mac)
-        out = os.path.join(folder, "new" if known is None else known.hex())
-        mac = self._reseal("previous image", image, out)
-        final = os.path.join(folder, mac.hex())
-        if out != final:
-            os.rename(out, final)
-        _clear(folder, but=(mac.hex(),))
+        mac = self._reseal("previous image", image, os.path.join(folder, "new"))
+        os.rename(os.path.join(folder, "new"), os.path.join(folder, mac.hex()))
         return os.path.join(PREVIOUS, mac.hex()), mac
 
     def _init_fs(self, config: BootConfig, out: str) -> bytes:
@@ -188,16 +183,14 @@ def _within(path: str) -> str:
     return os.path.relpath(path, BUILD)
 
 
-def _clear(folder: str, *, but: tuple[str, ...]) -> None:
-    """Remove what a directory holds, but for some names."""
+def _clear(folder: str, *, but: str) -> None:
+    """Remove what a directory holds, but for the directory ``but``."""
     for name in os.listdir(folder):
         path = os.path.join(folder, name)
-        if name in but:
-            continue
-        if switch.is_directory(path):
-            shutil.rmtree(path)
-        else:
+        if not switch.is_directory(path):
             os.unlink(path)
+        elif path != but:
+            shutil.rmtree(path)
 
 
 def check_room(instance: Instance, image: Image, layer: WritableLayer | None) -> None:

@@ -65,19 +65,16 @@ def settle(instance: Instance, *, keep_undecided: bool = False) -> None:
         source = parse_boot_config(raw).upper.source
     except Error:
         return  # what was decided cannot be told: everything stays as it is
-    waiting = _waiting(instance, raw)
     layer = find_layer(instance, source)
-    if is_directory(waiting):
+    waiting = _waiting(instance, raw)
+    if is_directory(instance.at(REKEY_VOLUME)) and is_directory(waiting):
         if layer is None:
             return
         _move_in(instance, waiting, layer)
-    elif layer is not None and not os.path.lexists(layer):
-        aside = os.path.join(instance.at(REKEY_VOLUME), _OLD)
-        if is_directory(aside):
-            os.rename(aside, layer)
-            sync_directory(os.path.dirname(layer))
-    elif keep_undecided:
-        return
+    else:
+        _put_layer_back(instance, layer)
+        if keep_undecided:
+            return
     remove_staged(instance)
 
 
@@ -98,8 +95,10 @@ def take_up(instance: Instance, *, with_layer: bool) -> tuple[str, str]:
         names = os.listdir(staged)
         if len(names) == 1 and names != [_NEW]:
             os.rename(os.path.join(staged, names[0]), volume)  # it was waiting already
-        elif names not in ([], [_NEW]):
-            shutil.rmtree(staged)
+        elif names != [_NEW]:
+            _remove(staged)
+        if not is_directory(volume):
+            _remove(volume)
         os.makedirs(volume, 0o700, exist_ok=True)
     return build, volume
 
@@ -171,6 +170,16 @@ def _put_build_back(instance: Instance) -> None:
     if is_directory(aside) and not os.path.lexists(instance.at(BUILD)):
         os.rename(aside, instance.at(BUILD))
         sync_directory(instance.path)
+
+
+def _put_layer_back(instance: Instance, layer: str | None) -> None:
+    """Nothing waits for the place of the layer that was moved aside: it was its own."""
+    aside = os.path.join(instance.at(REKEY_VOLUME), _OLD)
+    if layer is None or os.path.lexists(layer):
+        return
+    if is_directory(instance.at(REKEY_VOLUME)) and is_directory(aside):
+        os.rename(aside, layer)
+        sync_directory(os.path.dirname(layer))
 
 
 def _move_in(instance: Instance, waiting: str, layer: str) -> None:

@@ -172,6 +172,13 @@ def discard(path: str) -> bool:
 
 def missing_below(directory: str, marker: str) -> list[str]:
     """Return the remembered paths below a directory where there is no file ``marker`` any more."""
+    return [
+        path for path in known_below(directory) if not os.path.lexists(os.path.join(path, marker))
+    ]
+
+
+def known_below(directory: str) -> list[str]:
+    """Return the paths below a directory where volumes are remembered."""
     inside = os.path.realpath(directory) + os.sep
     found = []
     with contextlib.suppress(FileNotFoundError):
@@ -181,7 +188,7 @@ def missing_below(directory: str, marker: str) -> list[str]:
             with contextlib.suppress(VerificationError):
                 top = _load(entry.path)
                 path = "" if top is None else top.text("path")
-                if path.startswith(inside) and not os.path.lexists(os.path.join(path, marker)):
+                if path.startswith(inside):
                     found.append(path)
     return sorted(found)
 
