@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.command import Command, describe
+from tests.harness.instances import MakeInstance
 from tests.mount_command.mounted import Owner, is_mounted
 
 pytestmark = [pytest.mark.fuse, pytest.mark.userns, pytest.mark.root]
@@ -66,13 +67,18 @@ def test_a_link_to_a_directory_is_followed_once(root_owner: Owner) -> None:
     assert not is_mounted(root_owner.place())
 
 
-def test_a_live_mount_is_no_place_for_another(root_owner: Owner) -> None:
+def test_a_live_mount_is_no_place_for_another(
+    root_owner: Owner, make_instance: MakeInstance
+) -> None:
     mounted = root_owner.start()
-    result = root_owner.instance.command.run(
-        "-C", root_owner.instance.path, "mount", *root_owner.key(), mounted.path
-    )
+    other = make_instance(encrypted=False, name="other")
+    result = other.command.run("-C", other.path, "mount", mounted.path)
     assert result.returncode == 2, describe(result)
     assert b"found a mount" in result.stderr
+    again = root_owner.instance.command.run(
+        "-C", root_owner.instance.path, "mount", *root_owner.key(), mounted.path
+    )
+    assert again.returncode == 5, describe(again)
     assert mounted.end().returncode == 0
 
 

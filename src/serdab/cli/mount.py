@@ -74,14 +74,15 @@ def main(args: argparse.Namespace, context: Context) -> int:
     say_occlum(args, context)
     _check_ready_fd(args.ready_fd)
     instance = Instance.open_built(context.instance)
-    target = usable_mount_point(args.path, instance.path, say=context.say)
-    check_available(allow_other=args.allow_other)
     handler = _Printer(context)
     log = logging.getLogger("serdab")
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:
         with lock_run(instance, on_wait=context.say) as lock:
+            # After the lock: the same command once more is in use, not a bad mount point.
+            target = usable_mount_point(args.path, instance.path, say=context.say)
+            check_available(allow_other=args.allow_other)
             _mount(args, context, instance, target, handler, lock.end_use)
     finally:
         log.removeHandler(handler)

@@ -95,5 +95,9 @@ def _words(exc: OSError) -> str:
 
 def _unfit(path: str, expected: str, found: str, hint: str) -> UsageError:
     return UsageError(
-        "the mount point will not do", subject=path, expected=expected, found=found, hint=hint
+        "the mount point will not do",
+        subject=os.path.abspath(path),
+        expected=expected,
+        found=found,
+        hint=hint,
     )

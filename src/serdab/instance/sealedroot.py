@@ -89,9 +89,14 @@ def prove_owner(chain: BootChain, signer: Signer | None) -> None:
             stage="signed",
             subject=signer.origin,
             expected=f"a signature by {built_by}",
-            found=exc.found if isinstance(exc, UsageError) else "one that does not verify",
+            found=f"exit status {exc.found}"
+            if isinstance(exc, SignToolError)
+            else "one that does not verify",
             hint="the key fits; give the --sign-tool that signs with its private half",
         ) from exc
+    except UsageError as exc:
+        exc.stage = "signed"
+        raise
 
 
 def layer_keys(chain: BootChain, image_key: Key | None) -> LayerKeys:

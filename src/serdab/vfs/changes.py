@@ -46,14 +46,15 @@ class Changes:
 
     def _walk(self) -> None:
         """Find what is shown: what changed, then the way to it."""
-        names: dict[int, tuple[int, bytes]] = {}
+        names: dict[int, tuple[int, bytes]] = {ROOT_INO: (ROOT_INO, b"")}
         pending = [ROOT_INO]
         changed: list[int] = []
         while pending:
             ino = pending.pop()
             found = dict(self._changed_names(ino))
             for _, name, entry in self._merged.entries(ino, 0):
-                if entry.dtype == _DIRECTORY:
+                # A directory with two names is damage: following it could go round for ever.
+                if entry.dtype == _DIRECTORY and entry.ino not in names:
                     names[entry.ino] = (ino, name)
                     pending.append(entry.ino)
                 if name not in found and self._merged.upper.inode(entry.ino) is not None:
