@@ -45,10 +45,12 @@ unit: $(SET_UP) ## the tests that need no privilege
 bench: $(SET_UP) ## side by side with gocryptfs and securefs
 	@tools/setup system bench
 	@$(PY) -m bench.run
+	@$(PY) -m bench.calls
 
 bench-short: $(SET_UP) ## the same, small, in two minutes
 	@tools/setup system bench
 	@$(PY) -m bench.run --short
+	@$(PY) -m bench.calls --short
 
 fuzz: $(SET_UP) ## random input for SERDAB_FUZZ_SECONDS (600) a target
 	@tools/setup system test
