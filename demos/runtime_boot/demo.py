@@ -130,6 +130,16 @@ def show_state(demo: Demo) -> None:
     claim("the host directories hold neither content nor names", holds=bool(control))
 
 
+def show_again(demo: Demo) -> None:
+    """Somebody throws all of it away and starts anew, in the same place."""
+    for name in ("bash_instance", "gen_rootfs_instance", "boot_instance"):
+        shutil.rmtree(demo.work / name)
+    (demo.work / "gen.key").unlink()
+    demo.build()
+    out = demo.boot("/bin/bash", "-c", "test ! -e /root/note && echo as new")
+    claim("thrown away and generated again, it boots as new", holds=out.strip() == "as new")
+
+
 def show_wrong_key(demo: Demo) -> None:
     demo.build(INIT_FLAGS=WRONG_KEY)
     done = demo.execute("occlum", "run", "/bin/busybox", "true", folder="boot_instance")
@@ -151,7 +161,9 @@ def main(argv: list[str]) -> int:
         print("2  The same with an init in Python", flush=True)
         demo.build("python")
         show_boot(demo, "Python")
-        print("3  The wrong key", flush=True)
+        print("3  Generated again", flush=True)
+        show_again(demo)
+        print("4  The wrong key", flush=True)
         show_wrong_key(demo)
     except Failure as exc:
         print(f"\n{exc}", file=sys.stderr)

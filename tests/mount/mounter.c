@@ -3,7 +3,7 @@
  *
  *   mount SOURCE TARGET TYPE FLAGS OPTIONS     NULL and BAD stand for pointers
  *   umount TARGET FLAGS
- *   write PATH TEXT    read PATH    cd PATH    mkdir PATH    sync    big N (options of N bytes)
+ *   open PATH (as descriptor 9)    write PATH TEXT    read PATH    cd PATH    mkdir PATH    sync    big N (options of N bytes)
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -79,6 +79,8 @@ int main(int argc, char **argv)
 			}
 			if (fd >= 0)
 				close(fd);
+		} else if (!strcmp(op, "open")) {
+			told(op, dup2(open(argv[i++], O_RDONLY), 9));
 		} else if (!strcmp(op, "cd")) {
 			told(op, chdir(argv[i++]));
 		} else if (!strcmp(op, "mkdir")) {

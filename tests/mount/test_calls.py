@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from tests.mount.conftest import KEY, OTHER_KEY, Mounter
@@ -53,6 +55,50 @@ class TestSealed:
         mounter.calls("mount", "none", "/mnt", "sefs", "0", "dir=s", "write", "/mnt/f", "auto")
         out = mounter.calls("mount", "none", "/mnt", "sefs", "0", "dir=s", "read", "/mnt/f")
         assert out == ["ok", "auto"]
+
+
+class TestGone:
+    """A volume that is remembered is never begun anew unless somebody says so."""
+
+    @pytest.mark.parametrize("new_mounter", ["root"], indirect=True)
+    def test_an_emptied_volume_is_refused_until_it_is_reset(self, mounter: Mounter) -> None:
+        folder = mounter.folder("s")
+        words = ("mount", "none", "/mnt", "sefs", "0", "dir=s")
+        assert mounter.calls(*words, "write", "/mnt/f", "old") == ["ok", "ok"]
+        shutil.rmtree(folder)
+        folder.mkdir()
+        assert "serdab reset --volume" in mounter.told(*words)
+        assert mounter.calls(*words) == ["EIO"]
+        assert not list(folder.iterdir())
+        command = mounter.instance.command
+        command.ok("-C", mounter.path, "reset", "--yes", "--volume", "s")
+        assert mounter.calls(*words, "read", "/mnt/f") == ["ok", "ENOENT"]
+        # And one that is still there is thrown away, with nothing else.
+        mounter.calls(*words, "write", "/mnt/f", "again", "write", "/root/kept", "kept")
+        command.ok("-C", mounter.path, "reset", "--yes", "--volume", "s")
+        found = mounter.calls(*words, "read", "/mnt/f", "read", "/root/kept")
+        assert found == ["ok", "ENOENT", "kept"]
+        full = mounter.folder("full")
+        (full / "mine").write_text("mine")
+        done = command.run("-C", mounter.path, "reset", "--yes", "--volume", "full")
+        assert done.returncode == 2
+        assert (full / "mine").read_text() == "mine"
+
+    @pytest.mark.parametrize("new_mounter", ["root"], indirect=True)
+    def test_an_older_volume_is_accepted_when_asked(self, mounter: Mounter) -> None:
+        folder = mounter.folder("s")
+        words = ("mount", "none", "/mnt", "sefs", "0", "dir=s")
+        mounter.calls(*words, "write", "/mnt/f", "old")
+        shutil.copytree(folder, mounter.path / "kept")
+        mounter.calls(*words, "write", "/mnt/f", "new")
+        shutil.rmtree(folder)
+        (mounter.path / "kept").rename(folder)
+        assert mounter.calls(*words) == ["EIO"]
+        done = mounter.instance.command.run(
+            *("-C", mounter.path, "run", "--accept-rollback", "/bin/mounter"),
+            *(*words, "read", "/mnt/f"),
+        )
+        assert done.stdout.decode().splitlines() == ["mount ok", "read old"]
 
 
 class TestUnion:
@@ -106,6 +152,19 @@ class TestPlaces:
             *("umount", "/link/inner", "0", "umount", "/mnt/inner", "0"),
         )
         assert out == ["ok", "ok", "ok", "ok", "ok", "ok", "deep", "ok", "ok", "ok", "EINVAL"]
+
+    def test_the_callers_own_links_lead_where_it_is(self, mounter: Mounter) -> None:
+        out = mounter.calls(
+            *("cd", "/mnt", "mount", "none", "/proc/self/cwd/inner", "ramfs", "0", "NULL"),
+            *("write", "inner/f", "x", "umount", "//proc/self/root/mnt/inner", "0"),
+            *("open", "/mnt2", "mount", "none", "/proc/thread-self/fd/9", "ramfs", "0", "NULL"),
+            *("write", "/mnt2/f", "x", "umount", "/mnt2", "0"),
+            *("mount", "none", "/proc/self/fd/99", "ramfs", "0", "NULL"),
+            *("mount", "none", "/proc/self/root", "ramfs", "0", "NULL"),
+            *("mount", "none", "/proc/1/cwd", "ramfs", "0", "NULL"),
+        )
+        assert out[:8] == ["ok"] * 8
+        assert out[8:] == ["ENOENT", "EPERM", "EACCES"]
 
     def test_flags_take_effect(self, mounter: Mounter) -> None:
         mounter.folder("d")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``serdab reset [--yes]``."""
+"""``serdab reset [--yes] [--volume DIR]``."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ SUMMARY: Final = "throw the writable layer away"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.add_argument(
+        "--volume", metavar="DIR", help="throw away only the volume that programs mount from DIR"
+    )
 
 
 def main(args: argparse.Namespace, context: Context) -> int:
     """Ask, then remove."""
     from serdab.instance.layout import Instance
-    from serdab.instance.reset import reset
+    from serdab.instance.reset import reset, reset_volume
 
     instance = Instance.open(context.instance, sources=False)
     if not args.yes:
@@ -32,11 +35,12 @@ def main(args: argparse.Namespace, context: Context) -> int:
                 found="neither",
                 hint="add --yes if that is what you want",
             )
-        print(f"throw away everything that programs wrote in {instance.path}? [y/N] ", end="")
+        what = f"the volume in {args.volume}" if args.volume else "everything that programs wrote"
+        print(f"throw away {what} (instance {instance.path})? [y/N] ", end="")
         sys.stdout.flush()
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             raise UsageError("reset: not confirmed, nothing was done", hint="y confirms")
-    removed = reset(instance)
+    removed = reset(instance) if args.volume is None else reset_volume(instance, args.volume)
     context.result(
         {"removed": removed}, "removed " + ", ".join(removed) if removed else "nothing to remove"
     )

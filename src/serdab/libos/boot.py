@@ -116,6 +116,7 @@ class Boot:
                 instance=self._request.instance,
                 private=self._private(),
                 one_owner=self._parts.sandbox.ids.is_single,
+                accept_rollback=self._request.freshness.accept_rollback,
                 log=self._parts.log,
             )
         return self._mount_rules

@@ -30,6 +30,7 @@ def make_rules(
     instance: str,
     private: tuple[str, ...],
     one_owner: bool,
+    accept_rollback: bool,
     log: Callable[[str, str], None],
 ) -> Rules:
     """Return what holds while init runs.
@@ -61,6 +62,7 @@ def make_rules(
         private,
         one_owner,
         config.freshness,
+        accept_rollback,
         chain.descriptor.conf_mac.value,
         key.key,
         key.source,

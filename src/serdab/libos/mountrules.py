@@ -55,6 +55,7 @@ class Rules:
     private: tuple[str, ...]
     one_owner: bool
     freshness: str
+    accept_rollback: bool
     conf_mac: bytes
     automatic_key: bytes
     automatic_source: bytes
@@ -133,6 +134,7 @@ def orders(rules: Rules, call: MountCall, *, patience_ms: int) -> Orders | None:
         source=source,
         one_owner=rules.one_owner,
         freshness=rules.freshness,
+        accept_rollback=rules.accept_rollback,
         conf_mac=rules.conf_mac,
         fence=Fence(rules.instance, rules.layer_roots, rules.private),
         patience_ms=patience_ms,

@@ -25,7 +25,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from serdab.errors import Error
@@ -180,9 +180,10 @@ class RuntimeMounts:
         self, worker: Worker, where: _Where, path: bytes, *, nofollow: bool, fuse: bool
     ) -> Target:
         try:
+            rest = where.enter(path)
             return await worker.resolve(
                 where.place,
-                path,
+                rest,
                 nofollow=nofollow,
                 fuse=fuse,
                 drop_groups=self._sandbox.ids.drop_groups,
@@ -208,7 +209,8 @@ class RuntimeMounts:
                 await server.open(orders, stage="mount")
             except Error as exc:
                 server.dismiss()
-                raise CallError(mountrules.refusal_code(exc.kind, call.type), str(exc)) from None
+                reason = f"{exc}; hint: {exc.hint}" if exc.hint else str(exc)
+                raise CallError(mountrules.refusal_code(exc.kind, call.type), reason) from None
             if server.is_read_only:
                 attributes |= mountrules.READ_ONLY
         try:
@@ -322,6 +324,28 @@ async def _nothing(*, delivered: bool) -> None:
     """Nothing is left to do, whether the caller heard of it or not."""
 
 
+def _own_link(path: bytes, thread: int) -> tuple[str, bytes] | None:
+    """Split a path through one of the caller's own magic links into the link and what follows.
+
+    The worker follows no magic links (proc_pid_cwd(5), proc_pid_fd(5)): to it they would be its
+    own, and those of others lead out of what the caller can reach. The caller's own lead where it
+    is already, so they are opened here, by the thread that called. None: no such path.
+    """
+    parts = [part for part in path.split(b"/") if part not in (b"", b".")]
+    if not path.startswith(b"/") or len(parts) < 3 or parts[0] != b"proc":
+        return None
+    if parts[1] not in (b"self", b"thread-self"):
+        return None
+    if parts[2] in (b"cwd", b"root"):
+        count = 3
+    elif parts[2] == b"fd" and len(parts) > 3 and parts[3].isdigit():
+        count = 4
+    else:
+        return None
+    link = "/".join(part.decode("ascii") for part in parts[2:count])
+    return f"/proc/{thread}/{link}", b"/".join(parts[count:]) or b"."
+
+
 class _Where:
     """The caller's root, directory and program, opened before it is checked to be still there.
 
@@ -331,7 +355,7 @@ class _Where:
 
     def __init__(self, what: str, namespaces: tuple[int, ...], caller: Caller) -> None:
         self._fds: list[int] = []
-        thread = caller.notification.thread
+        thread = self._thread = caller.notification.thread
         try:
             proc = self._open(f"/proc/{thread}")
             if not namespaces:
@@ -353,6 +377,23 @@ class _Where:
         except BaseException:
             self.close()
             raise
+
+    def enter(self, path: bytes) -> bytes:
+        """Make the caller's own magic link that ``path`` begins with the place where it is relative
+        to; return what is left of it, or all of it.
+
+        Raises:
+            CallError: it leads nowhere, or to no directory.
+        """
+        own = _own_link(path, self._thread)
+        if own is None:
+            return path
+        link, rest = own
+        try:
+            self.place = replace(self.place, cwd=self._open(link))
+        except (FileNotFoundError, NotADirectoryError) as exc:
+            raise CallError(exc.errno or errno.ENOENT) from None
+        return rest
 
     def _open(self, path: str, *, at: int | None = None) -> int:
         # O_PATH asks nothing of the file system that the caller's root or directory lies in.

@@ -167,7 +167,8 @@ class Guard:
             subject=self._path,
             expected=f"volume {uuid.hex()}{known}",
             found="no volume",
-            hint="restore it; `serdab reset` gives up what was written and lets a new one begin",
+            hint="restore it; `serdab reset` gives up what was written and lets a new one begin, "
+            "`serdab reset --volume DIR` for a volume that programs mount",
         )
 
     def admit(self, volume: Volume) -> list[str]:
