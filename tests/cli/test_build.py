@@ -202,6 +202,7 @@ class TestAdditions:
         script = ("/bin/sh", "-c", "echo secret > /root/file")
         result = serdab.run("-C", made.path, "run", *script)
         assert result.returncode == 0, describe(result)
+        assert b"notice: the image key is built in" in result.stderr
         upper = made.path / "run/mount/__ROOT"
         with pytest.raises(WrongKeyError):
             open_volume(upper, key=Key.parse(made.key.read_text()), read_only=True)

@@ -163,7 +163,11 @@ class TestAnotherSigner:
         assert second in value["found"]
         setting.unlink()
         # Nobody has seen it here, and nobody said whom to expect.
-        assert elsewhere.run("/bin/true").returncode == 0
+        for is_first in (True, False):
+            result = elsewhere.run("/bin/true")
+            assert result.returncode == 0, describe(result)
+            said = f"notice: first use: expected from now on to be signed by mrsigner {second}"
+            assert (said in result.stderr.decode()) == is_first
 
     def test_nor_where_the_option_names_the_first(
         self, instance: BuiltInstance, tmp_path: Path

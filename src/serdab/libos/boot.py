@@ -141,8 +141,13 @@ class Boot:
             platform=self._platform.name,
         )
         # Only now: a signer whose signature was not good is not remembered.
-        remember_signer(self.chain, request.instance, expect_signer=request.expect_signer)
+        if remember_signer(self.chain, request.instance, expect_signer=request.expect_signer):
+            line = f"first use: expected from now on to be signed by mrsigner {self.chain.signer}"
+            self._parts.log("notice", line)
         self._config = config
+        if config.builtin_image_key:
+            line = "the image key is built in: whoever can read build/ can read the image"
+            self._parts.log("notice", line)
         self._trusted = tuple(os.fsencode(item) for item in config.env_default)
         self._check_expected_root(config)
         return config

@@ -208,7 +208,7 @@ def _of_kind(theirs: KeySource, mine: KeySource) -> _Difference:
             f"the key named {mine.name}",
             "name the key that it was made with",
         )
-    hint = "make the volume accessible with the kind of key it was made with"
+    hint = "open it with the kind of key that it was made with"
     if mine.kind == USER:
         hint = "it was written while no image key was given: leave the key out, and build without"
     elif theirs.kind == USER:

@@ -42,7 +42,13 @@ def appraise(
     return chain.accept_config(built.config)
 
 
-def remember_signer(chain: BootChain, instance: str, *, expect_signer: str | None) -> None:
-    """Record the signer that was accepted, if the caller named it or none is expected yet."""
-    if expect_signer is not None or signers.expected_signer(instance, None) is None:
+def remember_signer(chain: BootChain, instance: str, *, expect_signer: str | None) -> bool:
+    """Record the signer that was accepted, if the caller named it or none is expected yet.
+
+    Returns:
+        Whether this was the first use: nobody had said whom to expect.
+    """
+    is_first = expect_signer is None and signers.expected_signer(instance, None) is None
+    if is_first or expect_signer is not None:
         signers.record_signer(instance, chain.signer)
+    return is_first
