@@ -16,121 +16,41 @@ import signal
 import subprocess
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final
+from typing import Final
 
 import pytest
 
 from serdab.errors import EnvironmentRefused, Error, RollbackError, UsageError, WrongKeyError
 from serdab.instance import publish, rekeystage, switch
-from serdab.instance.build import BuildRequest, build
-from serdab.instance.create import new_instance
-from serdab.instance.layout import IMAGE, UPPER, Instance
-from serdab.instance.locks import is_switch_cut_off, lock_run
-from serdab.instance.rekey import RekeyRequest, RekeyResult, rekey
-from serdab.instance.sealedroot import layer_keys, verified_chain
+from serdab.instance.layout import IMAGE, Instance
+from serdab.instance.locks import is_switch_cut_off
+from serdab.instance.rekey import RekeyRequest, rekey
+from serdab.instance.sealedroot import verified_chain
 from serdab.keys import Key
 from serdab.sefs import volumecopy
-from serdab.sefs.image import open_image
 from serdab.sefs.volume import Volume
-from serdab.trust.freshness import Watch, open_watched
 from serdab.trust.signing import load_signer
 from serdab.vfs.union import Union
-from tests.property.fsops import picture
+from tests.recovery.rekeying import (
+    NEW,
+    OLD,
+    PEM,
+    Place,
+    do_rekey,
+    make_place,
+    use,
+)
 
-PEM = Path(__file__).parents[1] / "vectors" / "signing-key.pem"
-OLD, NEW = Key(b"o" * 16), Key(b"n" * 16)
 CHANGES: Final = (
     "rename", "mkdir", "unlink", "rmdir", "pwrite", "fsync", "fdatasync", "ftruncate",
 )  # fmt: skip
-Picture = dict[bytes, tuple[Any, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """An instance with its state directory, and a copy of both to begin anew from."""
-
-    base: Path
-    saved: Path
-    before: Picture
-
-    @property
-    def instance(self) -> Instance:
-        return Instance(str(self.base / "instance"))
-
-    def restore(self) -> None:
-        for name in ("instance", "state"):
-            shutil.rmtree(self.base / name, ignore_errors=True)
-            shutil.copytree(self.saved / name, self.base / name, symlinks=True)
-
-
-def use(
-    instance: Instance,
-    key: Key,
-    act: Callable[[Union, Volume], None] | None = None,
-    *,
-    upper: str = UPPER,
-) -> Picture:
-    """Open the sealed root as a boot does, change it, return what it shows."""
-    with lock_run(instance), ExitStack() as stack:
-        chain = verified_chain(instance)
-        keys = layer_keys(chain, key)
-        mac = chain.config.root_mac
-        image = open_image(Path(instance.at(IMAGE)), key=key, expected_mac=mac)
-        stack.callback(image.close)
-        watched = open_watched(
-            Path(instance.at(upper)),
-            Watch("record", conf_mac=chain.descriptor.conf_mac.value),
-            key=Key(keys.volume.key),
-            lower=image,
-            source=keys.volume.source,
-        )
-        stack.callback(watched.guard.close)
-        fs = Union(watched.volume, image)
-        stack.callback(fs.close)
-        if act is not None:
-            act(fs, watched.volume)
-        return picture(fs)
-
-
-def change(fs: Union, _: Volume) -> None:
-    """Put something of every kind into the writable layer."""
-    for number in range(20):
-        inode = fs.mknod(1, b"file%d" % number, 0o100644, 0, 0, 0)
-        content = random.Random(number).randbytes(number * 7000)
-        fs.write(inode.ino, 0, memoryview(content), kill_suidgid=False)
-    lower = fs.lookup(fs.lookup(1, b"root").ino, b"lower").ino
-    fs.write(lower, 40_000, memoryview(b"changed"), kill_suidgid=False)
-    fs.unlink(fs.lookup(1, b"root").ino, b"gone")
-
-
-def do_rekey(instance: Instance, old: Key = OLD, new: Key = NEW) -> RekeyResult:
-    request = RekeyRequest(load_signer(str(PEM)), old=old, new=new)
-    return rekey(instance, request, say=lambda _: None)
 
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     return make_place(tmp_path / "at", tmp_path / "saved", monkeypatch)
-
-
-def make_place(base: Path, saved: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    base.mkdir(exist_ok=True)
-    for name in ("STATE", "CONFIG", "CACHE"):
-        monkeypatch.setenv(f"XDG_{name}_HOME", str(base / name.lower()))
-    instance = new_instance(str(base / "instance"))
-    root = Path(instance.at("image/root"))
-    (root / "lower").write_bytes(b"lower" * 20_000)
-    (root / "gone").write_bytes(b"gone")
-    build(instance, BuildRequest(load_signer(str(PEM)), image_key=OLD), say=lambda _: None)
-    before = use(instance, OLD, change)
-    saved.mkdir()
-    for name in ("instance", "state"):
-        shutil.copytree(base / name, saved / name, symlinks=True)
-    return Place(base, saved, before)
 
 
 # Kills ------------------------------------------------------------------------------------
@@ -236,7 +156,7 @@ def test_a_kill_anywhere_leaves_what_one_key_opens_and_is_completed(place: Place
     assert total > 50
     chance = random.Random(7)
     # The switch is in the last part; what comes before is one long preparation.
-    points = sorted({*chance.sample(range(total - 30), 10), *range(total - 30, total, 2)})
+    points = sorted({*chance.sample(range(total - 30), 6), *range(total - 30, total, 3)})
     assert check_kills(place, points) == {True, False}
 
 

@@ -135,7 +135,7 @@ def refuse_others(instance: Instance, chain: BootChain, key: Key) -> None:
     """
     ours = os.path.realpath(instance.at(chain.config.upper.source))
     for path in records.known_below(instance.path):
-        if path == ours:
+        if os.path.realpath(path) == ours:
             continue
         try:
             bound = bound_lower(Path(path), key)
