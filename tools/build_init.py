@@ -23,7 +23,15 @@ ZIG_VERSION = "0.17.1"
 INIT = Path(__file__).resolve().parent.parent / "src" / "serdab" / "init"
 ARCHES = {"x86_64": ("x86_64-linux-musl", "x86-linux-any")}
 PROGRAMS = {
-    "launcher": ("launcher.c", "messages.c", "steps.c", "programs.c", "sessions.c", "worker.c"),
+    "launcher": (
+        "launcher.c",
+        "messages.c",
+        "steps.c",
+        "programs.c",
+        "sync.c",
+        "sessions.c",
+        "worker.c",
+    ),
     "init": ("init.c",),
 }
 FLAGS = (

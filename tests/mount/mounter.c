@@ -3,13 +3,15 @@
  *
  *   mount SOURCE TARGET TYPE FLAGS OPTIONS     NULL and BAD stand for pointers
  *   umount TARGET FLAGS
- *   open PATH (as descriptor 9)    write PATH TEXT    read PATH    cd PATH    mkdir PATH    sync    big N (options of N bytes)
+ *   open PATH (as descriptor 9)    map PATH TEXT    pause
+ *   write PATH TEXT    read PATH    cd PATH    mkdir PATH    sync    big N (options of N bytes)
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -79,6 +81,25 @@ int main(int argc, char **argv)
 			}
 			if (fd >= 0)
 				close(fd);
+		} else if (!strcmp(op, "map")) {
+			/* Into a mapping that stays, and no further. */
+			int fd = open(argv[i], O_RDWR | O_CREAT | O_TRUNC, 0644);
+			size_t n = strlen(argv[i + 1]);
+			char *at;
+
+			if (fd < 0 || ftruncate(fd, (off_t)n) < 0 || fsync(fd) < 0)
+				at = MAP_FAILED;
+			else
+				at = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+			if (at != MAP_FAILED)
+				memcpy(at, argv[i + 1], n);
+			told(op, at == MAP_FAILED ? -1 : 0);
+			i += 2;
+		} else if (!strcmp(op, "sync")) {
+			sync();
+			told(op, 0);
+		} else if (!strcmp(op, "pause")) {
+			pause();
 		} else if (!strcmp(op, "open")) {
 			told(op, dup2(open(argv[i++], O_RDONLY), 9));
 		} else if (!strcmp(op, "cd")) {

@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from tests.mount.conftest import KEY, OTHER_KEY, Mounter
+from tests.recovery.processes import descendants, find_family, wait_until
 
 pytestmark = [pytest.mark.fuse, pytest.mark.userns]
 
@@ -55,6 +56,37 @@ class TestSealed:
         mounter.calls("mount", "none", "/mnt", "sefs", "0", "dir=s", "write", "/mnt/f", "auto")
         out = mounter.calls("mount", "none", "/mnt", "sefs", "0", "dir=s", "read", "/mnt/f")
         assert out == ["ok", "auto"]
+
+
+class TestSync:
+    @pytest.mark.parametrize("new_mounter", ["root"], indirect=True)
+    def test_sync_reaches_mappings_on_every_mount(self, mounter: Mounter) -> None:
+        for name in ("s", "l", "u"):
+            mounter.folder(name)
+        mounts = (
+            *("mount", "x", "/mnt", "sefs", "0", "dir=s"),
+            *("mkdir", "/mnt/with space", "mount", "x", "/mnt/with space", "unionfs", "0"),
+            "lowerdir=l,upperdir=u",
+        )
+        maps = (("/mnt/f", "one"), ("/mnt/with space/f", "two"), ("/root/f", "three"))
+        acts = [word for path, text in maps for word in ("map", path, text)]
+        process = mounter.instance.command.popen(
+            *("-C", str(mounter.path), "run", "/bin/mounter"),
+            *(*mounts, *acts, "sync", "pause"),
+            start_new_session=True,
+        )
+        with process:
+            assert process.stdout is not None
+            said = [process.stdout.readline().decode().strip() for _ in range(7)]
+            everybody = find_family(process.pid, mounter.path).everybody()
+            everybody += descendants(process.pid)
+            for member in everybody:
+                member.kill()
+        assert said == ["mount ok", "mkdir ok", "mount ok", "map ok", "map ok", "map ok", "sync ok"]
+        wait_until(lambda: not any(m.is_alive() for m in everybody), "the end of all of it")
+        reads = [word for path, _ in maps for word in ("read", path)]
+        found = mounter.calls(*mounts[:6], *mounts[8:], *reads)
+        assert found == ["ok", "ok", "one", "two", "three"]
 
 
 class TestGone:

@@ -318,14 +318,19 @@ class Launcher:
         return int(fd)
 
     async def sync(self) -> None:
-        """Let dirty pages of the root go to its fs server.
+        """Let dirty pages of the root and of every mount go to their fs servers.
 
         Raises:
             OSError: what syncfs(2) said.
         """
         self._serial += 1
         future = self._expect(_SYNCED, self._serial)
-        self._send(_SYNC, serial=self._serial)
+        # pid 1 may find something else at its own /proc.
+        table = os.open(f"/proc/{self.pid}/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._send(_SYNC, serial=self._serial, fds=(table,))
+        finally:
+            os.close(table)
         _, result, _ = await future
         if result < 0:
             raise OSError(-result, os.strerror(-result))

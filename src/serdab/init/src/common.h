@@ -63,6 +63,9 @@ void keep_setup(const struct message *m);
 void spawn(const struct message *m, const u64 *inherited_mask);
 void reap(void);
 void kill_program(const struct header *h);
-void sync_root(const struct header *h);
+
+/* sync.c */
+void sync_mounts(const struct message *m);
+int sync_ended(int pid, int status);
 
 #endif

@@ -162,7 +162,7 @@ __attribute__((noreturn)) static void serve(void)
 			kill_program(m.header);
 			break;
 		case OP_SYNC:
-			sync_root(m.header);
+			sync_mounts(&m);
 			break;
 		case OP_TERMINAL:
 			open_terminal(m.header);

@@ -229,6 +229,8 @@ void reap(void)
 	long pid;
 
 	while ((pid = SYS4(__NR_wait4, -1, &status, WAIT_NOHANG, 0)) > 0) {
+		if (sync_ended((int)pid, status))
+			continue;
 		for (int i = 0; i < PROGRAM_SLOTS; i++) {
 			struct follower *follower = programs[i].follower;
 
@@ -270,28 +272,4 @@ void kill_program(const struct header *req)
 	h.serial = req->serial;
 	h.result = (s32)(r < 0 ? r : 0);
 	send(&h, -1);
-}
-
-/* In a child: it waits for the fs server, and pid 1 must stay able to answer meanwhile. */
-void sync_root(const struct header *req)
-{
-	struct header h;
-	long pid = SYS5(__NR_clone, SIG_CHLD, 0, 0, 0, 0);
-
-	if (pid > 0)
-		return;
-	memset(&h, 0, sizeof(h));
-	h.op = OP_SYNCED;
-	h.serial = req->serial;
-	if (pid < 0) {
-		h.result = (s32)pid;
-		send(&h, -1);
-		return;
-	}
-	long fd = SYS4(__NR_openat, AT_FDCWD, "/", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
-	long r = fd < 0 ? fd : SYS1(__NR_syncfs, fd);
-
-	h.result = (s32)(r < 0 ? r : 0);
-	send(&h, -1);
-	SYS1(__NR_exit_group, 0);
 }

@@ -28,7 +28,7 @@ enum {
 	OP_SPAWN = 3, /* flags: SPAWN_*; value: umask; descriptors: strings, stdin, stdout, stderr,
 		       * status pipe; result: which of the three is the terminal */
 	OP_KILL = 4,  /* flags: KILL_*; serial 0: every process of the instance */
-	OP_SYNC = 5,  /* write back the dirty pages of the root */
+	OP_SYNC = 5,  /* write back dirty pages; descriptor: pid 1's mountinfo */
 	OP_TERMINAL = 6, /* a new pseudo-terminal */
 };
 
