@@ -58,7 +58,7 @@ def test_core_files_are_off_and_in_production_for_good(make_instance: MakeInstan
 @pytest.mark.parametrize(
     ("metadata", "is_told"),
     [({"debuggable": True}, True), ({"debuggable": True, "disable_log": True}, False),
-     ({"debuggable": False}, False), ({"debuggable": False, "disable_log": False}, False)],
+     ({"debuggable": False, "disable_log": False}, False)],
 )  # fmt: skip
 def test_no_log_where_none_is_allowed(
     make_instance: MakeInstance,
