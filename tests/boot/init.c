@@ -19,6 +19,7 @@ struct config {
 };
 
 static unsigned char key[16];
+static unsigned char mac[32];
 static int has_key;
 
 static long call(const void *k, const void *c)
@@ -94,7 +95,12 @@ int main(void)
 			c.target = w + 7;
 		else if (!strncmp(w, "upper=", 6))
 			c.upper = w + 6;
-		else if (!strncmp(w, "lower=", 6))
+		else if (!strncmp(w, "mac=", 4)) {
+			for (int i = 0; i < 32; i++)
+				sscanf(w + 4 + 2 * i, "%2hhx", &mac[i]);
+			c.mac = mac;
+			c.len = 64;
+		} else if (!strncmp(w, "lower=", 6))
 			c.lower = w + 6;
 		else if (!strcmp(w, "secret")) {
 			fd = open("/root/secret", O_WRONLY | O_CREAT | O_TRUNC, 0600);

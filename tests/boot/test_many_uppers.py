@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -16,7 +17,9 @@ pytestmark = [pytest.mark.fuse, pytest.mark.userns]
 
 BOOTS = 20
 INIT = Path(__file__).parent / "init.c"
-SCRIPT = "upper=upper lower=../box/lower config"
+#: The first attempt asks for another lower layer than there is.
+SCRIPT = "upper=upper lower=../box/lower mac={wrong} config mac={right} config"
+SAID = "config EIO\nconfig ok\n"
 GENERATE = """
 set -e
 busybox mount -t sefs -o dir=lower,key={key} none /tmp
@@ -48,7 +51,9 @@ def test_one_lower_is_booted_with_twenty_uppers_at_the_same_time(
     assert made.returncode == 0, made.stderr.decode()
 
     shutil.copy(compile_c(INIT.read_text()), box.path / "initfs/bin/init")
-    (box.path / "initfs/etc/script").write_text(SCRIPT)
+    checked = json.loads(box.command.ok("--json", "fsck", "--image-key", key, lower))
+    right = checked[str(lower)]["root-mac"]
+    (box.path / "initfs/etc/script").write_text(SCRIPT.format(right=right, wrong="00" * 32))
     (box.path / "initfs/etc/script").chmod(0o644)
     (box.path / "upper").mkdir()
     if place.owner:
@@ -76,6 +81,6 @@ def test_one_lower_is_booted_with_twenty_uppers_at_the_same_time(
         return out
 
     said = boot("cat /etc/note; echo upper {} > /root/own")
-    assert said == ["config ok\ngenerated once\n"] * BOOTS
+    assert said == [SAID + "generated once\n"] * BOOTS
     said = boot("cat /root/own; : {}")
-    assert said == [f"config ok\nupper {number}\n" for number in range(BOOTS)]
+    assert said == [f"{SAID}upper {number}\n" for number in range(BOOTS)]

@@ -90,9 +90,12 @@ def _print(results: list[Checked], context: Context) -> None:
             "directories": report.directories,
             "content_bytes": report.content_bytes,
             "damaged": report.damaged,
+            "root-mac": checked.root_mac.hex(),
         }
         state = "clean" if report.is_clean() else f"{len(report.damaged)} damaged"
         lines.append(f"{checked.label}: {state}, {report.files} files, "
                      f"{report.content_bytes} bytes verified")  # fmt: skip
+        if checked.root_mac:
+            lines.append(f"  root MAC {checked.root_mac.hex()}")
         lines.extend(f"  {path}: {problem}" for path, problem in sorted(report.damaged.items()))
     context.result(fields, "\n".join(lines))

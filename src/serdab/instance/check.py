@@ -32,10 +32,15 @@ Progress = Callable[[str, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """The outcome for one sealed file system."""
+    """The outcome for one sealed file system.
+
+    ``root_mac`` is that of an image, or of the last durable state of a volume; empty for a repair,
+    whose result has not been checked.
+    """
 
     label: str
     report: Report
+    root_mac: bytes = b""
 
 
 def _unpinned_mac(path: Path) -> bytes:
@@ -63,7 +68,7 @@ def check_image_at(
         )
     finally:
         image.close()
-    return Checked(label, report)
+    return Checked(label, report, image.root_mac)
 
 
 def check_image_header(path: Path, mac: bytes) -> None:
@@ -92,12 +97,13 @@ def check_volume_at(
     with explaining(path, key.source):
         volume = open_volume(path, key=Key(key.key), lower=lower, read_only=True, tolerant=True)
     try:
+        found = volume.durable_mac
         report = check(lambda: Union(volume, lower), [volume.tree], _labelled(progress, label))
     finally:
         volume.close()
         if lower is not None:
             lower.close()
-    return Checked(label, report)
+    return Checked(label, report, found)
 
 
 def _labelled(progress: Progress | None, label: str) -> Callable[[int], None] | None:
