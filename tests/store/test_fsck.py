@@ -15,6 +15,7 @@ from serdab.sefs.imagebuild import ImageOptions, build_image
 from serdab.sefs.segment import POINTER
 from serdab.sefs.volume import Volume, memory_volume, open_volume
 from serdab.vfs.union import Union
+from tests.property.fsops import picture
 
 KEY = Key(b"f" * 16)
 
@@ -135,3 +136,35 @@ def test_a_lost_root_page_is_reported_not_raised(tmp_path: Path) -> None:
     volume.close()
     flip(tmp_path / "v/seg" / f"{segment:08x}", offset + 20)
     assert "tree root" in verify(tmp_path / "v").damaged
+
+
+def test_salvage_takes_what_only_the_log_holds(tmp_path: Path) -> None:
+    """A killed session leaves synced writes in its log; they were acknowledged."""
+    (tmp_path / "v").mkdir()
+    (tmp_path / "w").mkdir()
+    volume = open_volume(tmp_path / "v", key=KEY, create=True, chunk_size=4096)
+    fs = Union(volume, None)
+    big, inline, fresh = (
+        fs.mknod(1, name, 0o100644, 0, 0, 0).ino for name in (b"big", b"inline", b"fresh")
+    )
+    fs.write(big, 0, memoryview(b"first" * 2000), kill_suidgid=False)
+    fs.write(inline, 0, memoryview(b"a few bytes"), kill_suidgid=False)
+    fs.close()
+    volume = open_volume(tmp_path / "v", key=KEY, chunk_size=4096)
+    fs = Union(volume, None)
+    big, inline, fresh = (fs.lookup(1, name).ino for name in (b"big", b"inline", b"fresh"))
+    fs.syncfs()
+    fs.write(big, 5003, memoryview(b"LOGGED"), kill_suidgid=False)
+    fs.write(inline, 2, memoryview(b"FEW"), kill_suidgid=False)
+    fs.write(fresh, 0, memoryview(b"logged"), kill_suidgid=False)
+    fs.syncfs()
+    expected = picture(fs)
+    volume.abandon()
+    damaged = open_volume(tmp_path / "v", key=KEY, read_only=True, tolerant=True)
+    into = open_volume(tmp_path / "w", key=KEY, create=True, chunk_size=4096)
+    assert salvage(damaged, into).is_clean()
+    into.close()
+    damaged.close()
+    fs = Union(open_volume(tmp_path / "w", key=KEY, read_only=True), None)
+    assert picture(fs) == expected
+    fs.close()

@@ -197,6 +197,7 @@ def salvage(damaged: Volume, into: Volume, progress: Progress | None = None) -> 
     """
     report = Report()
     paths = _Paths()
+    writes = damaged.logged_writes()
     for key, value in damaged.items_now(lambda tree: tolerant_items(tree, report)):
         kind = key[8] if len(key) > 8 else 0
         ino = int.from_bytes(key[:8], "big")
@@ -211,6 +212,10 @@ def salvage(damaged: Volume, into: Volume, progress: Progress | None = None) -> 
             report.content_bytes += len(value)
             if progress is not None:
                 progress(report.content_bytes)
+    for ino, offset, raw in writes:
+        inode = into.inode(ino)
+        if inode is not None:
+            into.write(inode, offset, memoryview(raw))
     into.restore_counter(damaged.max_ino + 1)
     into.commit()
     report.damaged = {paths.named(subject): text for subject, text in report.damaged.items()}

@@ -338,7 +338,8 @@ class Journal:
             self._fail(f"a durable state was not pinned and is not acknowledged: {exc}")
             raise FsError(errno.EIO) from None
 
-    def _save_items(self) -> None:
+    def save_items(self) -> None:
+        """Put what is known of inodes and extents into the items."""
         for ino, inode in self.inodes.items():
             self.items.put(ks.key(ino, ks.T_INODE), ks.dump_inode(inode))
         self.inodes.clear()
@@ -350,7 +351,7 @@ class Journal:
         if content.uncommitted_bytes() > self._limits.inline_commit_bytes:
             content.flush()
         writes = content.uncommitted()
-        self._save_items()
+        self.save_items()
         content.writer.sync()
         self.segments.sync_dir()
         commit = Commit(
@@ -468,7 +469,7 @@ class Journal:
         self._unmovable |= victims
 
     def _write_tree(self, victims: set[int]) -> Root:
-        self._save_items()
+        self.save_items()
         forget_owners(self.items, self.segments)
         root = apply_changes(
             self._pages,

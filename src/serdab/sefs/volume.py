@@ -334,6 +334,14 @@ class Volume:
             if newer is not None:
                 yield key, newer
 
+    def logged_writes(self) -> list[tuple[int, int, bytes]]:
+        """Return (ino, offset, content) of what the log holds and no item does.
+
+        Called before :meth:`items_now`, whose inodes and extents fit it then.
+        """
+        self._journal.save_items()
+        return self._content.uncommitted()
+
     def restore_item(self, key: bytes, value: bytes) -> None:
         """Put an item of another volume as it is."""
         self._items.put(key, value)
