@@ -5,8 +5,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import signal
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +252,39 @@ def test_both_keys_come_from_standard_input(make_instance: MakeInstance) -> None
     assert value["was_done"] is False
     assert value["writable_layer"] is False
     assert run(instance, new, "echo fine") == "fine\n"
+
+
+def test_kill_nine_of_the_command(make_instance: MakeInstance) -> None:
+    instance = make_instance(files={"/big": os.urandom(24 << 20)})
+    old = instance.key
+    assert old is not None
+    run(instance, old, "echo kept > /root/file; busybox cp /big /root/copy")
+    before = run(instance, old, LISTING)
+    new = new_key(instance)
+    process = instance.command.popen(
+        "-C", instance.path, "rekey", "--image-key", old, "--new-image-key", new
+    )
+    try:
+        wait_for(lambda: (instance.path / ".rekey-staging/mount").exists(), process)
+        process.send_signal(signal.SIGSTOP)
+        assert {path.name for path in instance.path.iterdir()} >= {".rekey-staging"}
+        busy = instance.command.run("-C", instance.path, "fsck", "--image-key", old)
+        assert busy.returncode == 5, describe(busy)
+    finally:
+        process.kill()
+        process.communicate(timeout=60)
+    assert run(instance, old, LISTING) == before
+    assert not (instance.path / ".rekey-staging").exists()
+    rekey(instance, old, new)
+    assert run(instance, new, LISTING) == before
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None, "the command ended before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def test_each_refusal_has_its_exit_code_and_changes_nothing(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
@@ -26,6 +27,7 @@ from serdab.instance.rekey import RekeyRequest, rekey
 from serdab.instance.sealedroot import verified_chain
 from serdab.keys import Key
 from serdab.sefs.volume import Volume
+from serdab.trust import records
 from serdab.trust.signing import development_signer, load_signer
 from serdab.vfs.union import Union
 from tests.recovery.rekeying import NEW, OLD, PEM, Place, do_build, do_rekey, make_place, use
@@ -132,6 +134,22 @@ def test_a_root_mac_that_the_sources_require_is_told_of(place: Place) -> None:
     said: list[str] = []
     rekey(place.instance, RekeyRequest(load_signer(str(PEM)), old=OLD, new=NEW), say=said.append)
     assert any(mac in line for line in said)
+
+
+def test_a_failure_after_the_switch_says_which_key_counts(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "the state directory failed")
+
+    said: list[str] = []
+    request = RekeyRequest(load_signer(str(PEM)), old=OLD, new=NEW)
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "store_record", fail)
+        with pytest.raises(OSError, match="the state directory failed"):
+            rekey(place.instance, request, say=said.append)
+    assert "the new key counts" in said[-1]
+    assert use(place.instance, NEW) == place.before
 
 
 # Refusals ---------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from serdab.config.occlum import parse
 from serdab.errors import Error, UsageError, WrongKeyError
 from serdab.instance import switch
 from serdab.instance.fingerprint import load_record, store_record
-from serdab.instance.layout import CONFIG, IMAGE, Instance
+from serdab.instance.layout import CONFIG, IMAGE, PROTECTED_CONFIG, Instance
 from serdab.instance.locks import lock_build, lock_run
 from serdab.instance.rekeylayer import (
     WritableLayer,
@@ -118,13 +118,18 @@ def rekey(
             if exc.errno in FULL:
                 raise no_room("room for a copy of what is sealed", "none left") from exc
             raise
-        switch.decide(instance, staged.raw_config, None if layer is None else layer.path)
-        if layer is not None:
-            _remember(instance, layer, staged, request.new)
-        if recorded_signer(instance.path) is None:
-            record_signer(instance.path, chain.signer)
-        switch.remove_staged(instance)
-        staging.forget()
+        try:
+            switch.decide(instance, staged.raw_config, None if layer is None else layer.path)
+            if layer is not None:
+                _remember(instance, layer, staged, request.new)
+            if recorded_signer(instance.path) is None:
+                record_signer(instance.path, chain.signer)
+            switch.remove_staged(instance)
+            staging.forget()
+        except BaseException:
+            if instance.read(PROTECTED_CONFIG) == staged.raw_config:
+                say("the new key counts from now on; the next command completes the change")
+            raise
         _warn_of_reference(instance, staged.config, say)
         return _result(staged.descriptor, chain.signer, staged.config, layer, was_done=False)
 
