@@ -81,6 +81,11 @@ class Bench:
         finally:
             os.sched_setaffinity(0, before)
 
+    def usable_us(self) -> float:
+        """Return how long it takes from a mount(2) of a union to a file made in it; unpinned."""
+        out = self._serdab("-C", str(self._inst), "run", "/bin/calls", "mounts", "20")
+        return read(out)["unionfs_usable"]
+
 
 def measure(bench: Bench, caller: int, listener: int, *, times: int) -> tuple[Figures, Figures]:
     """Return the medians of several runs, of the bare listener and inside."""
@@ -112,7 +117,6 @@ def show(title: str, outside: Figures, inside: Figures) -> None:
     ):
         ratio = value / outside["getppid"]
         print(f"  getppid, {name:<18} {value:8.1f} ns  {ratio:5.2f} times outside")
-    print(f"  unionfs mounted and usable  {inside['unionfs_usable']:8.1f} us", flush=True)
 
 
 def missed(outside: Figures, inside: Figures) -> list[str]:
@@ -125,8 +129,6 @@ def missed(outside: Figures, inside: Figures) -> list[str]:
     ratio = inside["getppid"] / outside["getppid_filter"]
     if ratio > MOST_TIMES_FILTERED:
         out.append(f"getppid: {ratio:.2f} times filtered, at most {MOST_TIMES_FILTERED}")
-    if inside["unionfs_usable"] > MOST_MOUNT_US:
-        out.append(f"unionfs: {inside['unionfs_usable']:.0f} us, at most {MOST_MOUNT_US:.0f}")
     return out
 
 
@@ -148,6 +150,10 @@ def main() -> int:
             print("one processor only: nothing is compared with a bound")
         outside, inside = measure(bench, processors[0], processors[0], times=times)
         show("both on one processor", outside, inside)
+        usable_us = statistics.median(bench.usable_us() for _ in range(times))
+        print(f"unionfs mounted and usable    {usable_us:8.1f} us")
+        if usable_us > MOST_MOUNT_US:
+            wrong.append(f"unionfs: {usable_us:.0f} us, at most {MOST_MOUNT_US:.0f}")
     finally:
         shutil.rmtree(base)
     for line in wrong:

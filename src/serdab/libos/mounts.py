@@ -155,12 +155,12 @@ class RuntimeMounts:
     def _admit(self, thread: int) -> None:
         """Refuse callers in a mount namespace of their own. Runs in a front, see ``intake``."""
         try:
-            entry = os.stat(f"/proc/{thread}/ns/mnt")
+            theirs = os.readlink(f"/proc/{thread}/ns/mnt")
         except (FileNotFoundError, ProcessLookupError):
             raise CallerDied from None
         except PermissionError:
             raise unreadable("mount") from None
-        if (entry.st_dev, entry.st_ino) != self._sandbox.mount_namespace:
+        if theirs != self._sandbox.mount_namespace:
             raise CallError(
                 errno.EPERM, "mount: only from the instance's own mount namespace, not a nested one"
             )
@@ -324,7 +324,7 @@ async def _nothing(*, delivered: bool) -> None:
     """Nothing is left to do, whether the caller heard of it or not."""
 
 
-def _own_link(path: bytes, thread: int) -> tuple[str, bytes] | None:
+def own_link(path: bytes, thread: int) -> tuple[str, bytes] | None:
     """Split a path through one of the caller's own magic links into the link and what follows.
 
     The worker follows no magic links (proc_pid_cwd(5), proc_pid_fd(5)): to it they would be its
@@ -385,7 +385,7 @@ class _Where:
         Raises:
             CallError: it leads nowhere, or to no directory.
         """
-        own = _own_link(path, self._thread)
+        own = own_link(path, self._thread)
         if own is None:
             return path
         link, rest = own

@@ -90,8 +90,8 @@ class Sandbox:
         self._pidfd = -1
         #: Its user and mount namespace, open from when they exist until pid 1 has ended.
         self.namespaces: tuple[int, ...] = ()
-        #: Device and inode of the mount namespace, to compare a caller's with.
-        self.mount_namespace = (0, 0)
+        #: How proc_pid_ns(5) names the mount namespace, to compare a caller's with.
+        self.mount_namespace = ""
         self.ids = idmaps.choose_here()
         self.has_scopes = False
         self.is_gone = False
@@ -125,8 +125,7 @@ class Sandbox:
             os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
             for name in ("user", "mnt")
         )
-        entry = os.fstat(self.namespaces[1])
-        self.mount_namespace = (entry.st_dev, entry.st_ino)
+        self.mount_namespace = os.readlink(f"/proc/{pid}/ns/mnt")
         idmaps.write(pid, self.ids)
 
     async def set_up(self, wanted: limits.Wanted, *, fuse_count: int, own_network: bool) -> str:
