@@ -143,7 +143,7 @@ def show_again(demo: Demo) -> None:
 def show_wrong_key(demo: Demo) -> None:
     demo.build(INIT_FLAGS=WRONG_KEY)
     done = demo.execute("occlum", "run", "/bin/busybox", "true", folder="boot_instance")
-    claim("another key is refused, and the operator is told", holds="wrong" in done.stderr)
+    claim("another key is refused, and the operator is told", holds="wrong-key" in done.stderr)
     claim("with the exit status of a refused boot", holds=done.returncode == 125)
 
 

@@ -6,9 +6,9 @@ Nothing leaked when the second of two counts is in nothing above the first.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,17 @@ class Balance:
             and self.processes <= other.processes
             and self.mounts <= other.mounts
         )
+
+
+def server_of(cli: int, folder: Path) -> Process:
+    """Return the fs server of a `serdab run` that has something open below a host directory."""
+    prefix = f"{folder.resolve()}/"
+    for process in descendants(cli):
+        links = f"/proc/{process.pid}/fd"
+        with contextlib.suppress(FileNotFoundError):
+            if any(os.readlink(f"{links}/{n}").startswith(prefix) for n in os.listdir(links)):
+                return process
+    raise AssertionError(f"nobody serves {folder}")
 
 
 class Watched:
@@ -91,15 +102,7 @@ class Watched:
 
     def server_of(self, folder: Path) -> Process:
         """Return the fs server that has something open below a host directory."""
-        prefix = f"{folder.resolve()}/"
-        for process in descendants(self.process.pid):
-            links = Counter(
-                os.readlink(f"/proc/{process.pid}/fd/{name}").startswith(prefix)
-                for name in os.listdir(f"/proc/{process.pid}/fd")
-            )
-            if links[True]:
-                return process
-        raise AssertionError(f"nobody serves {folder}")
+        return server_of(self.process.pid, folder)
 
     def memory_of(self, processes: frozenset[int]) -> int:
         """Return what processes take of the memory, shared pages in proportion (PSS), in KiB."""

@@ -98,6 +98,10 @@ int main(int argc, char **argv)
 		} else if (!strcmp(op, "sync")) {
 			sync();
 			told(op, 0);
+		} else if (!strcmp(op, "wait")) {
+			getchar();
+		} else if (!strcmp(op, "syncfs")) {
+			told(op, syncfs(open(argv[i++], O_RDONLY)));
 		} else if (!strcmp(op, "pause")) {
 			pause();
 		} else if (!strcmp(op, "open")) {

@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
+from contextlib import ExitStack
 
 import pytest
 
+from tests.mount.balance import server_of
 from tests.mount.conftest import KEY, OTHER_KEY, Mounter
-from tests.recovery.processes import descendants, find_family, wait_until
+from tests.recovery.processes import Process, descendants, find_family, wait_until
 
 pytestmark = [pytest.mark.fuse, pytest.mark.userns]
 
@@ -87,6 +91,38 @@ class TestSync:
         reads = [word for path, _ in maps for word in ("read", path)]
         found = mounter.calls(*mounts[:6], *mounts[8:], *reads)
         assert found == ["ok", "ok", "one", "two", "three"]
+
+    @pytest.mark.parametrize("new_mounter", ["root"], indirect=True)
+    def test_whoever_kills_what_syncs_gets_an_error_and_does_not_wait(
+        self, mounter: Mounter
+    ) -> None:
+        folder = mounter.folder("s")
+        process = mounter.instance.command.popen(
+            *("-C", str(mounter.path), "run", "/bin/mounter"),
+            *("mount", "x", "/mnt", "sefs", "0", "dir=s", "map", "/mnt/f", "text"),
+            *("wait", "syncfs", "/"),
+            stdin=subprocess.PIPE,
+        )
+        with process, ExitStack() as stack:
+            assert process.stdout is not None
+            assert process.stdin is not None
+            assert [process.stdout.readline() for _ in range(2)] == [b"mount ok\n", b"map ok\n"]
+            family = find_family(process.pid, mounter.path)
+            server = server_of(process.pid, folder)
+            stack.callback(server.kill, signal.SIGCONT)
+            server.kill(signal.SIGSTOP)
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+
+            def syncing() -> list[Process]:
+                below = [p for p in descendants(process.pid) if p not in family.everybody()]
+                return [p for p in below if p.is_alive() and p.name() == "serdab"]
+
+            wait_until(lambda: bool(syncing()), "pid 1's child")
+            syncing()[0].kill()
+            assert process.stdout.readline() == b"syncfs EIO\n"
+            server.kill(signal.SIGCONT)
+            assert process.wait(60) == 0
 
 
 class TestGone:

@@ -52,6 +52,13 @@ class Process:
         finally:
             os.close(handle)
 
+    def name(self) -> str:
+        """Return what ps(1) calls it, nothing once it has ended."""
+        try:
+            return Path(f"/proc/{self.pid}/comm").read_text().strip()
+        except OSError:
+            return ""
+
     def shown(self) -> str:
         """Return what an assertion says of it."""
         return f"{self.pid} {_command(self.pid)!r}"
