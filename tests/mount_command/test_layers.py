@@ -160,3 +160,16 @@ def test_an_instance_on_read_only_storage_can_be_looked_at(root_owner: Owner) ->
         assert mounted.end().returncode == 0
     finally:
         umount(path, UmountFlag.DETACH)
+
+
+def test_an_ordinary_user_sees_the_layers_as_well(user_owner: Owner) -> None:
+    user_owner.inside("/bin/sh", "-c", "echo new > /root/new; busybox rm /etc/greeting")
+    for layer, shown in (
+        ("upper", ["./etc/greeting", "./root/new"]),
+        ("image", ["./etc/greeting"]),
+    ):
+        mounted = user_owner.start("--layer", layer)
+        listed = mounted.shell('cd "$M"; find . -name new -o -name greeting | sort')
+        assert listed.split() == shown
+        assert mounted.attempt("/bin/sh", "-c", 'rm "$M/root/new"').returncode != 0
+        assert mounted.end().returncode == 0
