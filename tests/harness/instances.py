@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,50 +39,62 @@ class BuiltInstance:
 
 @pytest.fixture
 def make_instance(tmp_path: Path, serdab: Command, request: pytest.FixtureRequest) -> MakeInstance:
-    """Return ``make_instance(*, encrypted, programs, files, fill, user, name) -> BuiltInstance``.
-
-    The image holds busybox as /bin/busybox with sh, true, false, cat, ls, echo, sleep and cp linked
-    to it, the ``programs`` (path inside by host path), the ``files`` (path inside by content), and
-    whatever ``fill(image)`` writes.
-    """
+    """Return ``make_instance(*, user, ...) -> BuiltInstance``: :func:`build_instance` in a
+    directory of the test, or of an ordinary user."""
 
     def make(
         *,
-        encrypted: bool = True,
-        programs: Mapping[str, Path] | None = None,
-        files: Mapping[str, bytes] | None = None,
-        fill: Callable[[Path], None] | None = None,
         user: OrdinaryUser | None = None,
-        name: str = "inst",
+        **content: Any,  # noqa: ANN401 - build_instance says what
     ) -> BuiltInstance:
-        command = user.command if user else serdab
-        base = user.home if user else tmp_path
-        path = base / name
-        command.ok("new", path)
-        image = path / "image"
-        busybox = shutil.which("busybox")
-        if busybox is None:
-            pytest.skip("no busybox")
-        _put(image / "bin/busybox", Path(busybox).read_bytes(), mode=0o755)
-        for applet in ("sh", "true", "false", "cat", "ls", "echo", "sleep", "cp"):
-            (image / "bin" / applet).symlink_to("busybox")
-        for inside, host in (programs or {}).items():
-            _put(image / inside.lstrip("/"), Path(host).read_bytes(), mode=0o755)
-        for inside, content in (files or {}).items():
-            _put(image / inside.lstrip("/"), content, mode=0o644)
-        if fill:
-            fill(image)
-        key = base / f"{name}.key" if encrypted else None
         if user:
-            user.own(path)
-        if key:
-            command.ok("gen-image-key", key)
-            command.ok("-C", path, "build", "--image-key", key)
-        else:
-            command.ok("-C", path, "build")
-        return BuiltInstance(path, key, command)
+            return build_instance(user.command, user.home, own=user.own, **content)
+        return build_instance(serdab, tmp_path, **content)
 
     return make
+
+
+def build_instance(
+    command: Command,
+    base: Path,
+    *,
+    encrypted: bool = True,
+    programs: Mapping[str, Path] | None = None,
+    files: Mapping[str, bytes] | None = None,
+    fill: Callable[[Path], None] | None = None,
+    own: Callable[[Path], None] | None = None,
+    name: str = "inst",
+) -> BuiltInstance:
+    """Make an instance in a directory and build it.
+
+    The image holds busybox as /bin/busybox with sh, true, false, cat, ls, echo, sleep and cp linked
+    to it, the ``programs`` (path inside by host path), the ``files`` (path inside by content), and
+    whatever ``fill(image)`` writes. ``own`` gives the tree to whoever builds it.
+    """
+    path = base / name
+    command.ok("new", path)
+    image = path / "image"
+    busybox = shutil.which("busybox")
+    if busybox is None:
+        pytest.skip("no busybox")
+    _put(image / "bin/busybox", Path(busybox).read_bytes(), mode=0o755)
+    for applet in ("sh", "true", "false", "cat", "ls", "echo", "sleep", "cp"):
+        (image / "bin" / applet).symlink_to("busybox")
+    for inside, host in (programs or {}).items():
+        _put(image / inside.lstrip("/"), Path(host).read_bytes(), mode=0o755)
+    for inside, content in (files or {}).items():
+        _put(image / inside.lstrip("/"), content, mode=0o644)
+    if fill:
+        fill(image)
+    key = base / f"{name}.key" if encrypted else None
+    if own:
+        own(path)
+    if key:
+        command.ok("gen-image-key", key)
+        command.ok("-C", path, "build", "--image-key", key)
+    else:
+        command.ok("-C", path, "build")
+    return BuiltInstance(path, key, command)
 
 
 def _put(path: Path, content: bytes, *, mode: int) -> None:

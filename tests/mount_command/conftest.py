@@ -3,13 +3,37 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.harness.instances import MakeInstance
+from tests.harness.command import Command, describe, private_environment
+from tests.harness.instances import BuiltInstance, MakeInstance, build_instance
 from tests.harness.user import OrdinaryUser
 from tests.mount_command.mounted import Owner
+
+
+@pytest.fixture(scope="session")
+def common_instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BuiltInstance]:
+    base = tmp_path_factory.mktemp("common")
+    (base / "home").mkdir()
+    with tempfile.TemporaryDirectory(prefix="sr-") as runtime:
+        command = Command(private_environment(base / "home", Path(runtime)))
+        instance = build_instance(command, base, files={"etc/greeting": b"hello\n"})
+        written = instance.run("/bin/sh", "-c", "echo kept > /root/kept")
+        assert written.returncode == 0, describe(written)
+        yield instance
+
+
+@pytest.fixture
+def common_owner(common_instance: BuiltInstance) -> Iterator[Owner]:
+    """Root, with an instance that all tests share: each may write to files of its own, and leaves
+    image, keys and state as they are. /root/kept is in its writable layer."""
+    owner = Owner(common_instance, None)
+    yield owner
+    owner.clean_up()
 
 
 @pytest.fixture

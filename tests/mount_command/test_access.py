@@ -46,42 +46,42 @@ def test_what_an_ordinary_user_sees_and_makes_is_theirs(owner: Owner) -> None:
     assert shown == "0:0\n0:0\n"
 
 
-def test_root_sees_the_owners_of_the_image(root_owner: Owner) -> None:
-    mounted = root_owner.start()
+def test_root_sees_the_owners_of_the_image(common_owner: Owner) -> None:
+    mounted = common_owner.start()
     (mounted.path / "tmp/file").write_bytes(b"x")
     os.chown(mounted.path / "tmp/file", 33, 44)
     assert mounted.end().returncode == 0
     status = "/bin/busybox", "stat", "-c", "%u:%g", "/tmp/file"
-    assert root_owner.inside(*status) == "33:44\n"
+    assert common_owner.inside(*status) == "33:44\n"
 
 
-def test_nothing_from_the_image_gets_rights_on_the_host(root_owner: Owner) -> None:
-    mounted = root_owner.start()
+def test_nothing_from_the_image_gets_rights_on_the_host(common_owner: Owner) -> None:
+    mounted = common_owner.start()
     with open("/proc/self/mountinfo", encoding="utf-8") as table:
         (line,) = [line for line in table if f" {mounted.path} " in line]
     assert {"nosuid", "nodev"} <= set(line.split()[5].split(","))
 
 
-def test_read_only_changes_nothing_at_all(owner: Owner) -> None:
-    owner.inside("/bin/sh", "-c", "echo kept > /root/file")
-    before = owner.files()
-    mounted = owner.start("--read-only")
+def test_read_only_changes_nothing_at_all(common_owner: Owner) -> None:
+    common_owner.inside("/bin/sh", "-c", "echo kept > /root/file")
+    before = common_owner.files()
+    mounted = common_owner.start("--read-only")
     assert mounted.shell('cat "$M/root/file"') == "kept\n"
     failed = mounted.attempt("/bin/sh", "-c", 'echo x > "$M/root/file"')
     assert failed.returncode != 0
     assert b"Read-only file system" in failed.stderr
     assert mounted.end().returncode == 0
-    assert owner.files() == before
+    assert common_owner.files() == before
 
 
-def test_looking_without_a_change_writes_nothing(owner: Owner) -> None:
-    owner.inside("/bin/sh", "-c", "echo kept > /root/file")
-    owner.start().end()
-    before = owner.files()
-    mounted = owner.start()
+def test_looking_without_a_change_writes_nothing(common_owner: Owner) -> None:
+    common_owner.inside("/bin/sh", "-c", "echo kept > /root/file")
+    common_owner.start().end()
+    before = common_owner.files()
+    mounted = common_owner.start()
     assert mounted.shell('cat "$M/root/file"') == "kept\n"
     assert mounted.end().returncode == 0
-    assert owner.files() == before
+    assert common_owner.files() == before
 
 
 def test_an_integrity_only_instance_needs_no_image_key(make_instance: MakeInstance) -> None:
@@ -95,22 +95,24 @@ def test_an_integrity_only_instance_needs_no_image_key(make_instance: MakeInstan
         owner.clean_up()
 
 
-def test_json_says_what_was_mounted(root_owner: Owner) -> None:
-    mounted = root_owner.start("--layer", "image", flags=("--json",))
+def test_json_says_what_was_mounted(common_owner: Owner) -> None:
+    mounted = common_owner.start("--layer", "image", flags=("--json",))
     done = mounted.end()
     said = json.loads(done.stdout)
     assert said["mounted"] == str(mounted.path)
     assert (said["layer"], said["read_only"]) == ("image", True)
     assert said["pid"] == mounted.process.pid
-    root_mac = root_owner.instance.command.ok("-C", root_owner.instance.path, "print", "root-mac")
+    root_mac = common_owner.instance.command.ok(
+        "-C", common_owner.instance.path, "print", "root-mac"
+    )
     assert said["root-mac"] == root_mac.strip()
 
 
-def test_the_key_may_come_from_standard_input(root_owner: Owner) -> None:
-    key = root_owner.instance.key
+def test_the_key_may_come_from_standard_input(common_owner: Owner) -> None:
+    key = common_owner.instance.key
     assert key is not None
-    done = root_owner.instance.command.run(
-        "-C", root_owner.instance.path, "mount", "--image-key", "-", "/nonexistent",
+    done = common_owner.instance.command.run(
+        "-C", common_owner.instance.path, "mount", "--image-key", "-", "/nonexistent",
         stdin=key.read_bytes(),
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
@@ -132,8 +134,8 @@ def test_the_process_that_holds_keys_cannot_be_looked_into(user_owner: Owner) ->
         assert key.read_bytes().strip() not in (process / name).read_bytes()
 
 
-def test_the_mode_of_the_root_directory_is_the_images(root_owner: Owner) -> None:
-    mounted = root_owner.start()
+def test_the_mode_of_the_root_directory_is_the_images(common_owner: Owner) -> None:
+    mounted = common_owner.start()
     assert stat.S_IMODE(mounted.path.stat().st_mode) == 0o755
     (mount,) = mounts_at(str(mounted.path))
     assert mount.fstype == "fuse.serdab"

@@ -26,15 +26,15 @@ MIB: Final = 1 << 20
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_with_everything_durable(
-    root_owner: Owner, number: signal.Signals
+    common_owner: Owner, number: signal.Signals
 ) -> None:
-    mounted = root_owner.start()
+    mounted = common_owner.start()
     (mounted.path / "root/file").write_bytes(b"unsynced\n")
     done = mounted.end(number)
     assert done.returncode == 0, describe(done)
     assert b"everything is durable" in done.stderr
     assert not is_mounted(mounted.path)
-    assert root_owner.inside("/bin/cat", "/root/file") == "unsynced\n"
+    assert common_owner.inside("/bin/cat", "/root/file") == "unsynced\n"
 
 
 def test_umount_ends_it_with_everything_durable(owner: Owner) -> None:
@@ -47,23 +47,26 @@ def test_umount_ends_it_with_everything_durable(owner: Owner) -> None:
     owner.fsck()
 
 
-def test_the_next_command_waits_for_the_last_flush_after_umount(root_owner: Owner) -> None:
-    mounted = root_owner.start()
+def test_the_next_command_waits_for_the_last_flush_after_umount(common_owner: Owner) -> None:
+    mounted = common_owner.start()
     with (mounted.path / "root/large").open("wb") as file:
         for _ in range(24):
             file.write(os.urandom(MIB))
     umount(str(mounted.path), UmountFlag(0))
-    assert root_owner.inside("/bin/busybox", "wc", "-c", "/root/large").split()[0] == str(24 * MIB)
+    assert common_owner.inside("/bin/busybox", "wc", "-c", "/root/large").split()[0] == str(
+        24 * MIB
+    )
     assert mounted.wait().returncode == 0
 
 
-def test_ctrl_c_on_a_terminal_ends_it(owner: Owner) -> None:
+def test_ctrl_c_on_a_terminal_ends_it(common_owner: Owner) -> None:
+    place, instance = common_owner.place(), common_owner.instance
     command = [
-        *owner.command, "-C", str(owner.instance.path), "mount", *owner.key(), str(owner.place()),
+        *common_owner.command, "-C", str(instance.path), "mount", *common_owner.key(), str(place),
     ]  # fmt: skip
     pid, terminal = pty.fork()
     if pid == 0:
-        os.execvpe(command[0], command, owner.instance.command.env)
+        os.execvpe(command[0], command, instance.command.env)
     try:
         said = b""
         while b"mounted union" not in said:
@@ -75,13 +78,13 @@ def test_ctrl_c_on_a_terminal_ends_it(owner: Owner) -> None:
         _, status = os.waitpid(pid, 0)
         os.close(terminal)
     assert os.waitstatus_to_exitcode(status) == 0, said
-    assert not is_mounted(owner.place())
+    assert not is_mounted(place)
 
 
-def test_a_hang_up_that_was_ignored_before_stays_ignored(root_owner: Owner) -> None:
+def test_a_hang_up_that_was_ignored_before_stays_ignored(common_owner: Owner) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        mounted = root_owner.start()
+        mounted = common_owner.start()
     finally:
         signal.signal(signal.SIGHUP, before)
     mounted.process.send_signal(signal.SIGHUP)
@@ -92,6 +95,7 @@ def test_a_hang_up_that_was_ignored_before_stays_ignored(root_owner: Owner) -> N
 
 def hold(mounted: Mounted) -> subprocess.Popen[bytes]:
     """Start a process that works in the mount until its standard input ends."""
+    (mounted.path / "root/held").unlink(missing_ok=True)
     holder = subprocess.Popen(
         ["sh", "-c", "exec 3>>root/held; echo in; while read -r word; do echo $word >&3; done"],
         cwd=mounted.path, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -101,8 +105,8 @@ def hold(mounted: Mounted) -> subprocess.Popen[bytes]:
     return holder
 
 
-def test_who_uses_it_may_finish_and_then_it_ends(root_owner: Owner) -> None:
-    mounted = root_owner.start()
+def test_who_uses_it_may_finish_and_then_it_ends(common_owner: Owner) -> None:
+    mounted = common_owner.start()
     with hold(mounted) as holder:
         mounted.process.send_signal(signal.SIGINT)
         wait_until(lambda: not is_mounted(mounted.path), "detached")
@@ -110,11 +114,11 @@ def test_who_uses_it_may_finish_and_then_it_ends(root_owner: Owner) -> None:
     done = mounted.wait()
     assert done.returncode == 0, describe(done)
     assert b"in use" in done.stderr
-    assert root_owner.inside("/bin/cat", "/root/held") == "late\n"
+    assert common_owner.inside("/bin/cat", "/root/held") == "late\n"
 
 
-def test_a_second_signal_waits_for_nobody(root_owner: Owner) -> None:
-    mounted = root_owner.start()
+def test_a_second_signal_waits_for_nobody(common_owner: Owner) -> None:
+    mounted = common_owner.start()
     with hold(mounted) as holder:
         assert holder.stdin is not None
         holder.stdin.write(b"early\n")
@@ -130,12 +134,12 @@ def test_a_second_signal_waits_for_nobody(root_owner: Owner) -> None:
         wait_until(is_over, "the end")
         holder.stdin.close()
     assert mounted.wait().returncode == 0
-    assert root_owner.inside("/bin/cat", "/root/held") == "early\n"
+    assert common_owner.inside("/bin/cat", "/root/held") == "early\n"
 
 
 @pytest.mark.soak
-def test_nobody_is_waited_for_without_end(root_owner: Owner) -> None:
-    mounted = root_owner.start()
+def test_nobody_is_waited_for_without_end(common_owner: Owner) -> None:
+    mounted = common_owner.start()
     with hold(mounted) as holder:
         done = mounted.end(signal.SIGTERM)
         holder.communicate()
@@ -143,8 +147,8 @@ def test_nobody_is_waited_for_without_end(root_owner: Owner) -> None:
     assert b"everything is durable" in done.stderr
 
 
-def test_what_was_stored_through_a_mapping_is_there(root_owner: Owner) -> None:
-    mounted = root_owner.start()
+def test_what_was_stored_through_a_mapping_is_there(common_owner: Owner) -> None:
+    mounted = common_owner.start()
     with (mounted.path / "root/mapped").open("w+b") as file:
         file.truncate(MIB)
         with mmap.mmap(file.fileno(), MIB) as mapping:
@@ -152,14 +156,14 @@ def test_what_was_stored_through_a_mapping_is_there(root_owner: Owner) -> None:
             mounted.process.send_signal(signal.SIGINT)
             wait_until(lambda: not is_mounted(mounted.path), "detached")
     assert mounted.wait().returncode == 0
-    shown = root_owner.inside(
+    shown = common_owner.inside(
         "/bin/sh", "-c", "busybox dd if=/root/mapped bs=1 skip=12345 count=5 2>/dev/null"
     )
     assert shown == "store"
 
 
-def test_a_copy_in_another_mount_namespace_does_not_keep_it_up(root_owner: Owner) -> None:
-    mounted = root_owner.start()
+def test_a_copy_in_another_mount_namespace_does_not_keep_it_up(common_owner: Owner) -> None:
+    mounted = common_owner.start()
     keeper = subprocess.Popen(
         ["unshare", "-m", "--propagation", "private", "sh", "-c", "echo in; read -r word"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -179,39 +183,39 @@ def test_a_copy_in_another_mount_namespace_does_not_keep_it_up(root_owner: Owner
         done = mounted.wait()
         assert done.returncode == 0, describe(done)
         keeper.communicate(b"\n")
-    assert root_owner.inside("/bin/cat", "/root/file") == "kept\n"
+    assert common_owner.inside("/bin/cat", "/root/file") == "kept\n"
 
 
-def test_a_lazy_umount_ends_it_with_its_last_user(root_owner: Owner) -> None:
-    mounted = root_owner.start()
+def test_a_lazy_umount_ends_it_with_its_last_user(common_owner: Owner) -> None:
+    mounted = common_owner.start()
     with hold(mounted) as holder:
         umount(str(mounted.path), UmountFlag.DETACH)
         assert mounted.process.poll() is None
         holder.communicate(b"late\n")
     assert mounted.wait().returncode == 0
-    assert root_owner.inside("/bin/cat", "/root/held") == "late\n"
+    assert common_owner.inside("/bin/cat", "/root/held") == "late\n"
 
 
-def test_a_forced_umount_ends_it_and_takes_the_mount_away(root_owner: Owner) -> None:
-    mounted = root_owner.start()
+def test_a_forced_umount_ends_it_and_takes_the_mount_away(common_owner: Owner) -> None:
+    mounted = common_owner.start()
     with hold(mounted) as holder:
         subprocess.run(["umount", "-f", mounted.path], check=False, capture_output=True)
         done = mounted.wait()
         assert done.returncode == 0, describe(done)
         assert not is_mounted(mounted.path)
         holder.kill()
-    root_owner.fsck()
+    common_owner.fsck()
 
 
-def test_a_mount_that_cannot_be_unmounted_is_said(root_owner: Owner) -> None:
-    mounted = root_owner.start()
+def test_a_mount_that_cannot_be_unmounted_is_said(common_owner: Owner) -> None:
+    mounted = common_owner.start()
     (mounted.path / "root/file").write_bytes(b"kept\n")
     mount("none", str(mounted.path), "tmpfs", MountFlag(0), "")
     done = mounted.end()
     umount(str(mounted.path), UmountFlag(0))
     assert done.returncode == 1, describe(done)
     assert b"could not be unmounted" in done.stderr
-    assert root_owner.inside("/bin/cat", "/root/file") == "kept\n"
+    assert common_owner.inside("/bin/cat", "/root/file") == "kept\n"
 
 
 def test_a_change_is_committed_after_a_while_without_being_asked(root_owner: Owner) -> None:
@@ -229,10 +233,10 @@ def test_a_change_is_committed_after_a_while_without_being_asked(root_owner: Own
 
 
 @pytest.mark.parametrize("round_", range(3))
-def test_a_signal_while_it_starts_leaves_nothing_mounted(root_owner: Owner, round_: int) -> None:
-    place = root_owner.place()
-    process = root_owner.instance.command.popen(
-        "-C", root_owner.instance.path, "mount", *root_owner.key(), place
+def test_a_signal_while_it_starts_leaves_nothing_mounted(common_owner: Owner, round_: int) -> None:
+    place = common_owner.place()
+    process = common_owner.instance.command.popen(
+        "-C", common_owner.instance.path, "mount", *common_owner.key(), place
     )
     try:
         process.wait(0.13 * (round_ + 1))  # somewhere in the start; whichever moment, it must hold
@@ -240,7 +244,7 @@ def test_a_signal_while_it_starts_leaves_nothing_mounted(root_owner: Owner, roun
         process.terminate()
     process.communicate(timeout=60)
     assert not is_mounted(place)
-    assert root_owner.instance.run("/bin/true").returncode == 0
+    assert common_owner.instance.run("/bin/true").returncode == 0
 
 
 def interrupted_copy(owner: Owner, megabytes: int, end: str) -> None:
@@ -316,8 +320,8 @@ ENDS: Final = ("umount", "lazy umount", "signal", "two signals")
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_a_copy_that_is_cut_off_leaves_a_clean_volume(root_owner: Owner, end: str) -> None:
-    interrupted_copy(root_owner, 24, end)
+def test_a_copy_that_is_cut_off_leaves_a_clean_volume(common_owner: Owner, end: str) -> None:
+    interrupted_copy(common_owner, 24, end)
 
 
 def test_a_copy_of_an_ordinary_user_that_is_cut_off(user_owner: Owner) -> None:

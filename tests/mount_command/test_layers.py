@@ -149,13 +149,13 @@ def test_a_layer_that_is_kept_in_memory_is_not_written_through_a_mount(root_owne
     assert b"mounted union, read-only" in done.stderr
 
 
-def test_an_instance_on_read_only_storage_can_be_looked_at(root_owner: Owner) -> None:
-    root_owner.inside("/bin/sh", "-c", "echo kept > /root/file")
-    path = str(root_owner.instance.path)
+def test_an_instance_on_read_only_storage_can_be_looked_at(common_owner: Owner) -> None:
+    common_owner.inside("/bin/sh", "-c", "echo kept > /root/file")
+    path = str(common_owner.instance.path)
     mount(path, path, "", MountFlag.BIND, "")
     try:
         mount("", path, "", MountFlag.BIND | MountFlag.REMOUNT | MountFlag.RDONLY, "")
-        mounted = root_owner.start("--read-only")
+        mounted = common_owner.start("--read-only")
         assert (mounted.path / "root/file").read_text() == "kept\n"
         assert mounted.end().returncode == 0
     finally:

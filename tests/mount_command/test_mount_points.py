@@ -44,48 +44,48 @@ def test_what_will_not_do_is_said_and_nothing_happens(owner: Owner) -> None:
     assert owner.files() == before
 
 
-def test_a_mount_point_may_be_named_mount_and_be_relative(root_owner: Owner) -> None:
-    root_owner.place("mount")
-    mounted = root_owner.start(at=Path("mount"))
+def test_a_mount_point_may_be_named_mount_and_be_relative(common_owner: Owner) -> None:
+    common_owner.place("mount")
+    mounted = common_owner.start(at=Path("mount"))
     try:
-        assert is_mounted(root_owner.base / "mount")
-        assert (root_owner.base / "mount/etc/greeting").read_text() == "hello\n"
+        assert is_mounted(common_owner.base / "mount")
+        assert (common_owner.base / "mount/etc/greeting").read_text() == "hello\n"
     finally:
         done = mounted.end()
     assert done.returncode == 0, describe(done)
     assert b"mount: mounted union" in done.stderr
 
 
-def test_a_link_to_a_directory_is_followed_once(root_owner: Owner) -> None:
-    link = root_owner.base / "link"
-    link.symlink_to(root_owner.place())
-    mounted = root_owner.start(at=link)
+def test_a_link_to_a_directory_is_followed_once(common_owner: Owner) -> None:
+    link = common_owner.base / "link"
+    link.symlink_to(common_owner.place())
+    mounted = common_owner.start(at=link)
     try:
-        assert is_mounted(root_owner.place())
+        assert is_mounted(common_owner.place())
     finally:
         assert mounted.end().returncode == 0
-    assert not is_mounted(root_owner.place())
+    assert not is_mounted(common_owner.place())
 
 
 def test_a_live_mount_is_no_place_for_another(
-    root_owner: Owner, make_instance: MakeInstance
+    common_owner: Owner, make_instance: MakeInstance
 ) -> None:
-    mounted = root_owner.start()
+    mounted = common_owner.start()
     other = make_instance(encrypted=False, name="other")
     result = other.command.run("-C", other.path, "mount", mounted.path)
     assert result.returncode == 2, describe(result)
     assert b"found a mount" in result.stderr
-    again = root_owner.instance.command.run(
-        "-C", root_owner.instance.path, "mount", *root_owner.key(), mounted.path
+    again = common_owner.instance.command.run(
+        "-C", common_owner.instance.path, "mount", *common_owner.key(), mounted.path
     )
     assert again.returncode == 5, describe(again)
     assert mounted.end().returncode == 0
 
 
-def test_an_instance_that_was_not_built_is_said(root_owner: Owner) -> None:
-    path = root_owner.base / "raw"
-    root_owner.instance.command.ok("new", path)
-    result = root_owner.instance.command.run("-C", path, "mount", root_owner.place())
+def test_an_instance_that_was_not_built_is_said(common_owner: Owner) -> None:
+    path = common_owner.base / "raw"
+    common_owner.instance.command.ok("new", path)
+    result = common_owner.instance.command.run("-C", path, "mount", common_owner.place())
     assert result.returncode == 2, describe(result)
     assert b"has not been built" in result.stderr
 
@@ -131,22 +131,22 @@ def test_nobody_else_gets_into_the_mount_of_an_ordinary_user(user_owner: Owner) 
     assert mounted.end().returncode == 0
 
 
-def test_a_descriptor_that_is_not_there_is_refused(root_owner: Owner) -> None:
+def test_a_descriptor_that_is_not_there_is_refused(common_owner: Owner) -> None:
     for number in ("77", "-1", "99999999999999"):
-        refused = root_owner.refused("--ready-fd", number)
+        refused = common_owner.refused("--ready-fd", number)
         assert refused.returncode == 2, describe(refused)
         assert b"--ready-fd" in refused.stderr
 
 
-def test_standard_output_may_be_the_descriptor(root_owner: Owner) -> None:
-    process = root_owner.instance.command.popen(
-        "-C", root_owner.instance.path, "-q", "mount", *root_owner.key(), "--ready-fd", "1",
-        root_owner.place(),
+def test_standard_output_may_be_the_descriptor(common_owner: Owner) -> None:
+    process = common_owner.instance.command.popen(
+        "-C", common_owner.instance.path, "-q", "mount", *common_owner.key(), "--ready-fd", "1",
+        common_owner.place(),
     )  # fmt: skip
     try:
         assert process.stdout is not None
         assert process.stdout.read() == b"ready\n"  # to its end
-        assert is_mounted(root_owner.place())
+        assert is_mounted(common_owner.place())
     finally:
         process.terminate()
         _, err = process.communicate(timeout=60)
