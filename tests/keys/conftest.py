@@ -53,16 +53,19 @@ def tree(pid: int) -> list[int]:
 
 
 def role(pid: int) -> str:
-    """Return what a process of a run is: command, kernel, nursery, fs, launcher or program."""
+    """Return what a process of a run is: command, service, kernel, nursery, fs, launcher, program."""
     command = Path(f"/proc/{pid}/cmdline").read_bytes()
-    if b"serdab.libos.main" in command:
-        return "kernel"
-    if b"serdab.libos.nursery" in command:
-        is_server = Path(f"/proc/{pid}/comm").read_text().strip() == "serdab-fs"
-        return "fs" if is_server else "nursery"
-    if command.startswith(b"serdab-launcher"):
-        return "launcher"
-    return "command" if b"\0serdab\0" in command else "program"
+    is_server = Path(f"/proc/{pid}/comm").read_text().strip() == "serdab-fs"
+    for mark, name in (
+        (b"serdab.libos.main", "kernel"),
+        (b"serdab.libos.nursery", "fs" if is_server else "nursery"),
+        (b"serdab-launcher", "launcher"),
+        (b"serdab.service", "service"),
+        (b"\0serdab\0", "command"),
+    ):
+        if mark in command:
+            return name
+    return "program"
 
 
 def shown(pid: int) -> Iterator[tuple[str, bytes]]:

@@ -244,8 +244,32 @@ for pid in map(int, sys.argv[1:]):
 """
 
 
+def assert_closed(user: OrdinaryUser, ours: list[int]) -> None:
+    """Require that another process of the user gets at nothing of these."""
+    control = subprocess.Popen(
+        [*user.prefix, "sleep", "1000"], env=user.env, stdin=subprocess.DEVNULL
+    )
+    try:
+        result = user.run(user.python, "-c", INTRUDER, str(control.pid), *map(str, ours))
+    finally:
+        control.kill()
+        control.wait()
+    assert result.returncode == 0, describe(result)
+    allowed = {
+        int(line.split()[0]): line.split()[1:] for line in result.stdout.decode().splitlines()
+    }
+    # Where nobody may trace anybody (Yama) this shows little; the owner, below, shows it all.
+    if not Path("/proc/sys/kernel/yama/ptrace_scope").exists():
+        assert "mem" in allowed[control.pid]
+    del allowed[control.pid]
+    assert {pid: words for pid, words in allowed.items() if words} == {}
+    assert set(allowed) == set(ours)
+    for pid in ours:
+        assert os.stat(f"/proc/{pid}/environ").st_uid == 0
+
+
 def test_the_supervisor_is_closed_to_its_own_user(
-    make_instance: MakeInstance, dump_program: Path, as_user: OrdinaryUser
+    make_instance: MakeInstance, as_user: OrdinaryUser
 ) -> None:
     instance = make_instance(user=as_user)
     assert instance.key is not None
@@ -254,34 +278,50 @@ def test_the_supervisor_is_closed_to_its_own_user(
          "/bin/sh", "-c", "echo on; sleep 1000"],
         env=instance.command.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
     )  # fmt: skip
-    control = subprocess.Popen(
-        [*as_user.prefix, "sleep", "1000"], env=as_user.env, stdin=subprocess.DEVNULL
-    )
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == b"on\n"
         ours = [pid for pid in tree(process.pid) if role(pid) != "program"]
         roles = sorted({role(pid) for pid in ours})
         assert roles == ["command", "fs", "kernel", "launcher", "nursery"]
-        result = as_user.run(as_user.python, "-c", INTRUDER, str(control.pid), *map(str, ours))
-        assert result.returncode == 0, describe(result)
-        allowed = {
-            int(line.split()[0]): line.split()[1:] for line in result.stdout.decode().splitlines()
-        }
-        # Where nobody may trace anybody (Yama) this shows little; the owner, below, shows it all.
-        if not Path("/proc/sys/kernel/yama/ptrace_scope").exists():
-            assert "mem" in allowed[control.pid]
-        del allowed[control.pid]
-        assert {pid: words for pid, words in allowed.items() if words} == {}
-        assert set(allowed) == set(ours)
-        for pid in ours:
-            assert "Dumpable" not in Path(f"/proc/{pid}/status").read_text()
-            assert os.stat(f"/proc/{pid}/environ").st_uid == 0
+        assert_closed(as_user, ours)
     finally:
-        control.kill()
-        control.wait()
         process.terminate()
         process.communicate(timeout=60)
+
+
+def test_a_service_is_closed_and_shows_no_key(
+    make_instance: MakeInstance, as_user: OrdinaryUser
+) -> None:
+    instance = make_instance(user=as_user)
+    assert instance.key is not None
+    secret = Secret.of_file("image key", instance.key)
+    command, path = instance.command, instance.path
+    started = command.run("--json", "-C", path, "start", "--image-key", instance.key)
+    assert started.returncode == 0, describe(started)
+    try:
+        ours = tree(json.loads(started.stdout)["pid"])
+        assert {role(pid) for pid in ours} == {"service", "fs", "kernel", "launcher", "nursery"}
+        assert_closed(as_user, ours)
+        if os.geteuid() == 0:
+            shows = [
+                (role(pid), name, secret.where(content))
+                for pid in ours
+                for name, content in shown(pid)
+            ]
+            assert [item for item in shows if item[2]] == []
+        done = command.run("-C", path, "exec", "/bin/sh", "-c", "env; cat /etc/image_key; true")
+        assert done.returncode == 0, describe(done)
+        assert secret.where(done.stdout + done.stderr + started.stdout + started.stderr) == []
+        places = [as_user.home, Path(command.env["XDG_RUNTIME_DIR"])]
+        kept = [
+            where for where, content in files_below(*places)
+            if where != instance.key and secret.where(content)
+        ]  # fmt: skip
+        assert kept == []
+    finally:
+        stopped = command.run("-C", path, "stop")
+    assert stopped.returncode == 0, describe(stopped)
 
 
 def cores(*folders: Path) -> set[Path]:

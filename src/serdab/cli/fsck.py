@@ -38,7 +38,9 @@ def main(args: argparse.Namespace, context: Context) -> int:
         raise UsageError("fsck: --repair and --output go together")
     from serdab.instance import check
     from serdab.instance.layout import Instance
+    from serdab.linux.process import hide_memory
 
+    hide_memory()  # without an image key the automatic one is derived here
     key = None
     if args.image_key is not None:
         from serdab.cli.parsing import read_key
