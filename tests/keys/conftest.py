@@ -53,7 +53,7 @@ def tree(pid: int) -> list[int]:
 
 
 def role(pid: int) -> str:
-    """Return what a process of a run is: command, service, kernel, nursery, fs, launcher, program."""
+    """Return what a process of ours is, by its command line; else it is a program."""
     command = Path(f"/proc/{pid}/cmdline").read_bytes()
     is_server = Path(f"/proc/{pid}/comm").read_text().strip() == "serdab-fs"
     for mark, name in (
