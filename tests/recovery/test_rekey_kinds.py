@@ -26,8 +26,10 @@ from serdab.instance.locks import lock_run
 from serdab.instance.rekey import RekeyRequest, rekey
 from serdab.instance.sealedroot import verified_chain
 from serdab.keys import Key
+from serdab.libos.mountrules import derive_named
 from serdab.sefs.volume import Volume
 from serdab.trust import records
+from serdab.trust.freshness import Watch, open_watched
 from serdab.trust.signing import development_signer, load_signer
 from serdab.vfs.union import Union
 from tests.recovery.rekeying import NEW, OLD, PEM, Place, do_build, do_rekey, make_place, use
@@ -228,6 +230,27 @@ def test_an_image_that_is_not_encrypted_is_refused(place: Place) -> None:
     do_build(place.instance, None)
     error = refused(place, UsageError, lambda: do_rekey(place.instance))
     assert "serdab build --image-key" in error.hint
+
+
+def test_a_volume_under_a_key_that_comes_from_the_image_key_is_refused(
+    place: Place, tmp_path: Path
+) -> None:
+    """A program's ``key=@data`` would be another key afterwards."""
+    policy = {"keys": [{"name": "data", "source": "image"}]}
+    configure(place.instance, lambda config: config.update(serdab={"runtime_mounts": policy}))
+    do_build(place.instance, OLD)
+    volume = tmp_path / "volume"
+    watched = open_watched(volume, Watch("record"), key=Key(derive_named(OLD.raw(), "data")))
+    fs = Union(watched.volume, None)
+    write(b"file", b"content")(fs, watched.volume)
+    fs.close()
+    watched.guard.close()
+    error = refused(place, UsageError, lambda: do_rekey(place.instance))
+    assert error.subject == str(volume)
+    shutil.rmtree(volume)
+    said: list[str] = []
+    rekey(place.instance, RekeyRequest(load_signer(str(PEM)), old=OLD, new=NEW), say=said.append)
+    assert any("data" in line and "will not open" in line for line in said)
 
 
 def test_a_damaged_image_is_refused(place: Place) -> None:

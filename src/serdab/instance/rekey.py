@@ -108,7 +108,7 @@ def rekey(
         if image is None:
             return _done_before(instance, chain, request.new, say)
         keys = layer_keys(chain, request.old)
-        refuse_others(instance, chain, Key(keys.volume.key))
+        refuse_others(instance, chain, keys, say=say)
         layer = find_writable(instance, chain, keys, image, stack, say=say)
         check_room(instance, image, layer)
         staging = Staging(instance, chain, request.signer, request.new, progress)

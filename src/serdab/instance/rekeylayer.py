@@ -12,13 +12,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from serdab.config.mounts import IMAGE as IMAGE_KEY
 from serdab.errors import Error, UsageError, WrongKeyError
 from serdab.instance.layout import PREVIOUS, RUN, Instance
 from serdab.instance.sealedroot import LayerKeys
 from serdab.instance.switch import find_layer
 from serdab.keys import Key
 from serdab.libos.keysource import explaining
-from serdab.sefs.anchor import ANCHOR_NAME
+from serdab.libos.mountrules import derive_named
+from serdab.sefs.anchor import ANCHOR_NAME, Anchor, load_anchor
+from serdab.sefs.hostdir import HostDir
 from serdab.sefs.image import Image, open_image
 from serdab.sefs.imageformat import IMAGE_NAME
 from serdab.sefs.volume import Volume, bound_lower, open_volume
@@ -125,30 +128,68 @@ def _misplaced(path: str, found: str) -> UsageError:
     )
 
 
-def refuse_others(instance: Instance, chain: BootChain, key: Key) -> None:
-    """Refuse if an init put another layer above the image: it would be left without both.
+def refuse_others(
+    instance: Instance,
+    chain: BootChain,
+    keys: LayerKeys,
+    *,
+    say: Callable[[str], None],
+) -> None:
+    """Refuse if something else would be left behind, under the old key.
 
-    Only what this user remembers is known; the key of the configured layer is that of all of them.
+    That is a layer that an init put above the same image, and a volume of programs whose named key
+    comes from the image key. Only what this user's records know is found.
 
     Raises:
         UsageError: there is one.
     """
     ours = os.path.realpath(instance.at(chain.config.upper.source))
+    layer_key = Key(keys.volume.key)
     for path in records.known_below(instance.path):
-        if os.path.realpath(path) == ours:
-            continue
+        anchor = _anchor(path, layer_key)
+        is_above = anchor is not None and chain.config.root_mac in anchor.state.lower
+        if is_above and os.path.realpath(path) != ours:
+            raise _left_behind("another writable layer belongs to the image", path)
+    named = [entry.name for entry in chain.config.runtime_mounts.keys if entry.source == IMAGE_KEY]
+    if not named or keys.image is None:
+        return
+    for name in named:
+        key = Key(derive_named(keys.image.raw(), name))
+        for path in records.known_below("/"):
+            if _anchor(path, key) is not None:
+                raise _left_behind(
+                    f"a volume has the key {name}, which comes from the old one", path
+                )
+    say(
+        f"the keys {', '.join(named)} come from the image key and change with it: volumes made "
+        "under them elsewhere will not open"
+    )
+
+
+def _anchor(path: str, key: Key) -> Anchor | None:
+    """Return the anchor of the volume at a path if the key opens it."""
+    try:
+        directory = HostDir.at(Path(path))
         try:
-            bound = bound_lower(Path(path), key)
-        except (Error, OSError):
-            continue  # gone, or of another key: no matter of ours
-        if bound == chain.config.root_mac:
-            raise UsageError(
-                "another writable layer belongs to the image",
-                subject=path,
-                expected=f"{chain.config.upper.source} alone",
-                found="one that an init named",
-                hint="copy out what is to be kept, and remove it",
-            )
+            file = directory.open(ANCHOR_NAME)
+        finally:
+            directory.close()
+        try:
+            return load_anchor(file, key, path)[0]
+        finally:
+            file.close()
+    except (Error, OSError):
+        return None  # gone, or of another key: no matter of ours
+
+
+def _left_behind(message: str, path: str) -> UsageError:
+    return UsageError(
+        message,
+        subject=path,
+        expected="nothing else under the old key",
+        found="a volume that opens with it",
+        hint="copy out what is to be kept, and remove it",
+    )
 
 
 def _lower_image(

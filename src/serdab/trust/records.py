@@ -179,7 +179,7 @@ def missing_below(directory: str, marker: str) -> list[str]:
 
 def known_below(directory: str) -> list[str]:
     """Return the paths below a directory where volumes are remembered."""
-    inside = os.path.realpath(directory) + os.sep
+    inside = os.path.join(os.path.realpath(directory), "")
     found = []
     with contextlib.suppress(FileNotFoundError):
         for entry in os.scandir(_volumes()):
