@@ -44,6 +44,7 @@ Copied: TypeAlias = MountCall | UmountCall | None
 READ_DEADLINE_S: Final = 10.0
 _TICK_S: Final = 0.02
 _MAX_LATE: Final = 32
+_AFTER_DEFECT_S: Final = 1.0  # should it come again and again
 _PTRACE_SCOPE: Final = "/proc/sys/kernel/yama/ptrace_scope"
 
 
@@ -211,7 +212,7 @@ class Intake:
 
     def _failed(self, error: BaseException) -> None:
         self._log("error", f"please report: the intake of calls failed: {error!r}")
-        self._start_front()
+        self._loop.call_later(_AFTER_DEFECT_S, self._start_front)
 
     def _ready(self, front: _Front, listener: Listener, events: int) -> None:
         if not events & select.EPOLLIN:
