@@ -34,13 +34,8 @@ from typing import Final, final
 from serdab.crypto.kdf import KeySchedule
 from serdab.errors import AuthenticationError, Error, FormatError, FsError
 from serdab.sefs import keyspace as ks
-from serdab.sefs.anchor import (
-    ANCHOR_NAME,
-    SLOT_BYTES,
-    AnchorState,
-    check_unreplaced,
-    dump_slot,
-)
+from serdab.sefs.anchor import AnchorState
+from serdab.sefs.anchorfile import AnchorFile
 from serdab.sefs.content import Content
 from serdab.sefs.hostdir import Dir
 from serdab.sefs.intentlog import Commit, LogWriter, log_cipher, read_log
@@ -57,7 +52,6 @@ from serdab.sefs.tree import Root, Tree, apply_changes
 from serdab.vfs.api import Inode
 from serdab.vfs.layer import Layer
 
-NEW_ANCHOR: Final = "anchor.new"
 _BASE_ROOM: Final = 256 << 10
 """New segments, their table, a log: what a checkpoint takes however little changed."""
 
@@ -88,12 +82,8 @@ class Journal:
         self.label = directory.label
         self._limits = limits
         self._keys = keys
-        self._uuid = uuid
-        self._source = source
+        self._anchor = AnchorFile(self._dir, keys, state, uuid=uuid, source=source, tag=tag)
         self.read_only = read_only
-        self._exists = tag is not None
-        self.tag = tag if tag is not None else bytes(16)
-        self.state = state
         self._subdirs: dict[str, Dir] = {}
         self.segments = SegmentStore(lambda: self._subdir("seg"), keys, state.next_segment, limits)
         self._pages = VolumePages(self.segments)
@@ -121,13 +111,24 @@ class Journal:
         self.history = History()
 
     @property
+    def state(self) -> AnchorState:
+        """What the newest anchor says."""
+        return self._anchor.state
+
+    @property
+    def tag(self) -> bytes:
+        """The tag of the newest anchor; zeros while there is none."""
+        return self._anchor.tag
+
+    @property
     def position(self) -> Position | None:
         """Where the durable state stands; None while nothing of the volume is on the host."""
-        if not self._exists:
+        anchor = self._anchor
+        if not anchor.exists:
             return None
-        state = self.state
-        chain = self.tag if self._sequence == state.sequence else self._chain
-        return Position(self._uuid, state.epoch, self._sequence, chain)
+        state = anchor.state
+        chain = anchor.tag if self._sequence == state.sequence else self._chain
+        return Position(anchor.uuid, state.epoch, self._sequence, chain)
 
     def room(self) -> tuple[int, int]:
         """Return (total, available) bytes: the host's, or those of the volume's own limit."""
@@ -255,7 +256,7 @@ class Journal:
         needed = growth + 2 * scattered + limits.log_growth_bytes + _BASE_ROOM
         if needed <= self._reserve.size:
             return
-        self._guarded(self._ensure_anchor)
+        self._guarded(self._anchor.ensure)
         for _ in range(3):
             try:
                 self._reserve.ensure(needed)
@@ -299,7 +300,7 @@ class Journal:
             raise FsError(errno.EROFS)
         # What this session found may be in the host's memory only (the last one was killed before
         # its flush): nothing is acknowledged before an anchor of this session is durable.
-        unannounced = self._first_checkpoint and self._exists
+        unannounced = self._first_checkpoint and self._anchor.exists
         if not self._uncommitted and not unannounced:
             return
         if self._log is None:
@@ -385,7 +386,7 @@ class Journal:
     def _checkpoint(self, *, final_one: bool = False) -> None:
         """Write the tree and an anchor. Afterwards nothing older is needed."""
         content, items, state = self.content, self.items, self.state
-        self._ensure_anchor()
+        self._anchor.ensure()
         content.flush()
         content.save_owners()
         try:
@@ -403,7 +404,7 @@ class Journal:
                 # A session that was killed may have made names here without flushing them.
                 self._dir.sync()
             number, salt, writer = (0, b"", None) if final_one else self._begin_log()
-            self._write_anchor(
+            self._anchor.replace(
                 AnchorState(
                     epoch=self.history.next_epoch(state.epoch),
                     sequence=self._sequence,
@@ -423,6 +424,7 @@ class Journal:
                     previous=self.tag,
                 )
             )
+            self._leftovers.end_log(state.log)
         except BaseException:
             self._pages.undo()
             raise
@@ -499,42 +501,11 @@ class Journal:
         growth = self._limits.log_growth_bytes
         return number, salt, LogWriter(file, cipher, self._sequence, self._chain, growth)
 
-    def _ensure_anchor(self) -> None:
-        """Make the anchor file before anything else exists: it appears whole, by rename."""
-        if self._exists:
-            return
-        if NEW_ANCHOR in self._dir.names():
-            self._dir.unlink(NEW_ANCHOR)
-        raw, tag = dump_slot(self._keys, self._uuid, self._source, self.state)
-        file = self._dir.open(NEW_ANCHOR, create=True)
-        try:
-            file.pwrite(raw + bytes(SLOT_BYTES), 0)
-            file.sync()
-        finally:
-            file.close()
-        self._dir.rename(NEW_ANCHOR, ANCHOR_NAME)
-        self._dir.sync()
-        self.tag = tag
-        self._exists = True
-
-    def _write_anchor(self, state: AnchorState) -> None:
-        raw, tag = dump_slot(self._keys, self._uuid, self._source, state)
-        file = self._dir.open(ANCHOR_NAME, write=True)
-        try:
-            # A volume that was rolled back under us must not go on from two states at once.
-            check_unreplaced(file, self.state.epoch, self.tag)
-            file.pwrite(raw, state.epoch % 2 * SLOT_BYTES)
-            file.sync()
-        finally:
-            file.close()
-        self._leftovers.end_log(self.state.log)
-        self.state, self.tag = state, tag
-
     def _subdir(self, name: str) -> Dir:
         directory = self._subdirs.get(name)
         if directory is None:
             if not self.read_only:
-                self._ensure_anchor()
+                self._anchor.ensure()
             directory = self._dir.subdir(name, create=not self.read_only)
             self._subdirs[name] = directory
         return directory
