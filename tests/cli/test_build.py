@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import time
 from pathlib import Path
@@ -374,6 +375,67 @@ class TestWritableLayer:
         serdab.ok("-C", instance, "reset", "--yes")
         assert not upper.exists()
         assert not kept.exists()
+
+
+class TestHostileStorage:
+    """Whoever keeps the instance put something else where a build looks."""
+
+    @pytest.fixture
+    def precious(self, tmp_path: Path) -> Path:
+        """A directory of the host with directories in it that might pass for images."""
+        for name in ("precious/work", f"precious/{'a' * 64}", "precious/__ROOT"):
+            (tmp_path / name).mkdir(parents=True)
+            (tmp_path / name / "image.sefs").write_text("precious")
+        return tmp_path / "precious"
+
+    @pytest.mark.parametrize(
+        "link",
+        ["build/previous", "build/mount", ".build-staging", ".build-staging-old",
+         ".build-staging-old/previous", ".build-staging/previous", "build/.image-root"],
+    )  # fmt: skip
+    def test_a_link_leads_no_build_out_of_the_instance(
+        self, serdab: Command, instance: Path, precious: Path, link: str
+    ) -> None:
+        build(serdab, instance)
+        upper = instance / "run/mount/__ROOT"
+        upper.mkdir(parents=True)
+        (upper / "anchor").write_text("")
+        path = instance / link
+        path.parent.mkdir(exist_ok=True)
+        if path.exists():
+            path.rename(instance / "aside")
+        path.symlink_to(precious)
+        before = sorted(precious.rglob("*"))
+        (instance / "image/etc/settings").write_text("two")
+        build(serdab, instance)
+        assert sorted(precious.rglob("*")) == before
+        assert not path.is_symlink()
+
+    @pytest.mark.parametrize("name", [".build-staging", ".build-staging-old", "build/.image-root"])
+    @pytest.mark.parametrize("kind", ["file", "fifo", "directory"])
+    def test_what_lies_in_the_way_of_a_build_is_cleared_away(
+        self, serdab: Command, instance: Path, name: str, kind: str
+    ) -> None:
+        build(serdab, instance)
+        path = instance / name
+        if kind == "directory":
+            path.mkdir()
+        else:
+            os.mknod(path, stat.S_IFIFO | 0o600 if kind == "fifo" else stat.S_IFREG | 0o600)
+        (instance / "image/etc/settings").write_text("two")
+        build(serdab, instance)
+        assert not path.exists()
+
+    def test_a_link_in_place_of_the_outputs_is_refused(
+        self, serdab: Command, instance: Path, precious: Path
+    ) -> None:
+        (instance / "build").symlink_to(precious)
+        before = sorted(precious.rglob("*"))
+        result = serdab.run("-C", instance, "build")
+        assert result.returncode == 2, describe(result)
+        assert b"a symbolic link" in result.stderr
+        assert sorted(precious.rglob("*")) == before
+        assert sorted(path.name for path in instance.iterdir() if path.name[0] == ".") == []
 
 
 class TestSigning:

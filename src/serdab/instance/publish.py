@@ -4,6 +4,9 @@
 Everything is written into a staging directory beside it, made durable, and swapped in by one
 renameat2(2). The image that a writable layer refers to is kept in ``build/previous/<root MAC>/``
 until ``reset``. Leftovers of killed builds are cleared by the next one, under its lock.
+
+Security: the storage may have put anything at these names. No link is followed out of the instance,
+and only what is named as an image, by a root MAC, is moved.
 """
 
 from __future__ import annotations
@@ -11,10 +14,12 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from typing import Final
 
 from serdab.config.dirs import sync_directory
+from serdab.errors import UsageError
 from serdab.instance.layout import BUILD, IMAGE, PREVIOUS, Instance
 from serdab.linux.rename import exchange
 from serdab.sefs.imageformat import IMAGE_NAME
@@ -26,21 +31,45 @@ ASIDE: Final = "-old"
 
 
 def begin(instance: Instance) -> str:
-    """Return a fresh, empty staging directory. Caller holds the build lock."""
-    staging = instance.at(_STAGING)
+    """Return a fresh, empty staging directory. Caller holds the build lock.
+
+    Raises:
+        UsageError: ``build/`` is something else than a directory.
+    """
+    build, staging = instance.at(BUILD), instance.at(_STAGING)
     aside = staging + ASIDE
-    if os.path.lexists(aside):
-        # Killed between the two renames of swap_in: put back what was in use.
-        if os.path.lexists(instance.at(BUILD)):
-            _rescue_previous(instance, aside)
-            shutil.rmtree(aside)
-        else:
-            os.rename(aside, instance.at(BUILD))
-    if os.path.lexists(staging):
-        _rescue_previous(instance, staging)
-        shutil.rmtree(staging)
+    # Killed between the two renames of swap_in: put back what was in use.
+    if is_directory(aside) and not os.path.lexists(build):
+        os.rename(aside, build)
+    if os.path.lexists(build) and not is_directory(build):
+        raise UsageError(
+            "the place of what is built is taken",
+            subject=build,
+            expected="a directory",
+            found="a symbolic link" if os.path.islink(build) else "something else",
+            hint="move it away; `serdab build` makes the directory anew",
+        )
+    for left in (aside, staging):
+        _rescue_previous(instance, left)
+        remove(left)
     os.mkdir(staging, 0o755)
     return staging
+
+
+def remove(path: str) -> None:
+    """Remove whatever is at ``path``, if anything is; of a link, the link."""
+    if is_directory(path):
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        os.unlink(path)
+
+
+def is_directory(path: str) -> bool:
+    """Return whether there is a directory at ``path``, and not a link to one."""
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except OSError:
+        return False
 
 
 def abandon(staging: str) -> None:
@@ -90,17 +119,15 @@ def swap_in(
     if old_image is not None and os.path.lexists(build):
         # Named before the swap, so that a kill right after it loses nothing (see begin).
         note = os.path.join(build, _NOTE)
-        if os.path.lexists(note):
-            os.unlink(note)
+        remove(note)
         write_file(note, old_image.encode("ascii"))
     put_in_place(instance, staging)
     kept = old_image is not None and is_needed()
     if os.path.lexists(staging):
-        note = os.path.join(staging, _NOTE)
-        if not kept and os.path.lexists(note):
-            os.unlink(note)
+        if not kept:
+            remove(os.path.join(staging, _NOTE))
         _rescue_previous(instance, staging)
-        shutil.rmtree(staging)
+        remove(staging)
     return kept
 
 
@@ -127,27 +154,38 @@ def put_in_place(instance: Instance, staging: str) -> None:
 
 def _rescue_previous(instance: Instance, old: str) -> None:
     """Move the images that writable layers may refer to from a replaced build to the new one."""
-    keep = os.path.join(instance.at(PREVIOUS))
-    moves = []
-    for mac in _listing(os.path.join(old, "previous")):
-        moves.append((os.path.join(old, "previous", mac), mac))
-    try:
-        with open(os.path.join(old, _NOTE), encoding="ascii") as file:
-            name = file.read(65)
-        if len(name) == 64 and all(c in "0123456789abcdef" for c in name):
-            moves.append((os.path.join(old, os.path.relpath(IMAGE, BUILD)), name))
-    except (OSError, UnicodeDecodeError):
-        pass
+    if not is_directory(old):
+        return
+    keep = instance.at(PREVIOUS)
+    folder = os.path.join(old, "previous")
+    moves = [(os.path.join(folder, mac), mac) for mac in _listing(folder)]
+    name = _noted(os.path.join(old, _NOTE))
+    image = os.path.join(old, os.path.relpath(IMAGE, BUILD))
+    if is_directory(os.path.dirname(image)):
+        moves.append((image, name))
     for source, mac in moves:
         target = os.path.join(keep, mac)
-        if os.path.isdir(source) and not os.path.lexists(target):
+        if _is_root_mac(mac) and is_directory(source) and not os.path.lexists(target):
+            if not is_directory(keep):
+                remove(keep)
             os.makedirs(keep, exist_ok=True)
             os.rename(source, target)
             sync_directory(keep)
 
 
-def _listing(path: str) -> list[str]:
+def _is_root_mac(name: str) -> bool:
+    return len(name) == 64 and all(c in "0123456789abcdef" for c in name)
+
+
+def _noted(path: str) -> str:
+    """Return what a note says, nothing if it is none."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        return sorted(os.listdir(path))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+        with open(os.open(path, flags), encoding="ascii") as file:
+            return file.read(65)
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _listing(path: str) -> list[str]:
+    return sorted(os.listdir(path)) if is_directory(path) else []

@@ -91,7 +91,7 @@ class Staging:
         has_previous = layer is not None and layer.image is not image
         image_path = os.path.join(build, _within(IMAGE))
         _clear(build, but=os.path.dirname(image_path))
-        if not switch.is_directory(image_path):
+        if not publish.is_directory(image_path):
             _clear(build, but="")  # a link there would lead out of the instance
         old = self._chain.config
         root_mac = self._reseal("image", image, image_path)
@@ -187,7 +187,7 @@ def _clear(folder: str, *, but: str) -> None:
     """Remove what a directory holds, but for the directory ``but``."""
     for name in os.listdir(folder):
         path = os.path.join(folder, name)
-        if not switch.is_directory(path):
+        if not publish.is_directory(path):
             os.unlink(path)
         elif path != but:
             shutil.rmtree(path)

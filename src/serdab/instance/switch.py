@@ -31,8 +31,6 @@ import contextlib
 import hashlib
 import os
 import posixpath
-import shutil
-import stat
 from typing import Final
 
 from serdab.config.boot import parse_boot_config
@@ -49,6 +47,7 @@ from serdab.instance.layout import (
     RUN,
     Instance,
 )
+from serdab.instance.publish import is_directory, remove
 
 _NEW: Final = "new"
 _OLD: Final = "old"
@@ -87,8 +86,8 @@ def take_up(instance: Instance, *, with_layer: bool) -> tuple[str, str]:
     volume = os.path.join(staged, _NEW)
     for path in (build, staged):
         if not is_directory(path):
-            _remove(path)
-    _remove(instance.at(REKEY_ASIDE))
+            remove(path)
+    remove(instance.at(REKEY_ASIDE))
     os.makedirs(build, 0o755, exist_ok=True)
     if with_layer:
         os.makedirs(staged, 0o700, exist_ok=True)
@@ -96,9 +95,9 @@ def take_up(instance: Instance, *, with_layer: bool) -> tuple[str, str]:
         if len(names) == 1 and names != [_NEW]:
             os.rename(os.path.join(staged, names[0]), volume)  # it was waiting already
         elif names != [_NEW]:
-            _remove(staged)
+            remove(staged)
         if not is_directory(volume):
-            _remove(volume)
+            remove(volume)
         os.makedirs(volume, 0o700, exist_ok=True)
     return build, volume
 
@@ -125,22 +124,7 @@ def decide(instance: Instance, raw_config: bytes, layer: str | None) -> None:
 def remove_staged(instance: Instance) -> None:
     """Remove what a switch leaves: its work before it was decided, the old data afterwards."""
     for path in map(instance.at, REKEY_PATHS):
-        _remove(path)
-
-
-def _remove(path: str) -> None:
-    if is_directory(path):
-        shutil.rmtree(path)
-    elif os.path.lexists(path):
-        os.unlink(path)
-
-
-def is_directory(path: str) -> bool:
-    """Return whether there is a directory at ``path``, and not a link to one."""
-    try:
-        return stat.S_ISDIR(os.lstat(path).st_mode)
-    except OSError:
-        return False
+        remove(path)
 
 
 def find_layer(instance: Instance, source: str) -> str | None:
