@@ -120,6 +120,21 @@ class TestGeneral:
         assert b"Traceback" not in stderr
         assert b"internal" not in stderr
 
+    @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+    def test_a_closed_standard_stream_is_no_defect(
+        self, serdab: Command, built: Path, closed: str
+    ) -> None:
+        words = [*serdab.prefix, "-C", str(built), "print", "root-mac"]
+        result = subprocess.run(
+            ["/bin/sh", "-c", f'exec "$@" {closed}', "sh", *words],
+            env=serdab.env,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert (result.returncode, result.stderr) == (0, b""), describe(result)
+        assert len(result.stdout.strip()) == (0 if ">&-" in closed.split() else 64)
+
 
 class TestNames:
     """Scripts written for Occlum run once two links are on the PATH."""

@@ -53,6 +53,7 @@ LOG_LEVELS = {
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     _import_nothing_from_here()
+    _open_closed_streams()
     words = list(sys.argv if argv is None else argv)
     name = os.path.basename(words[0]) if words else ""
     del words[:1]
@@ -78,6 +79,17 @@ def _import_nothing_from_here() -> None:
         places = set()  # the current directory was removed: nothing can be found in it
     ours = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     sys.path[:] = [e for e in sys.path if e[:1] == "/" and (e not in places or e == ours)]
+
+
+def _open_closed_streams() -> None:
+    """Put /dev/null where a standard stream is closed, or a file of ours would become one."""
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(fd, "r" if fd == 0 else "w", closefd=False))  # noqa: SIM115
 
 
 def _run(words: list[str]) -> int:
