@@ -36,6 +36,7 @@ def main(args: argparse.Namespace, context: Context) -> int:
     """Check, or repair, and print what is damaged; 0 if nothing is, else 3."""
     if args.repair != (args.output is not None):
         raise UsageError("fsck: --repair and --output go together")
+    from serdab.cli.inuse import naming_service
     from serdab.instance import check
     from serdab.instance.layout import Instance
     from serdab.linux.process import hide_memory
@@ -60,7 +61,8 @@ def main(args: argparse.Namespace, context: Context) -> int:
         results = [check.check_directory(directory, key, lower, progress)]
     else:
         assert instance is not None  # noqa: S101 - opened above, since no directory was named
-        results = check.check_instance(instance, key, progress)
+        with naming_service(instance.path):
+            results = check.check_instance(instance, key, progress)
     if progress is not None:
         print("\r\033[K", end="", file=sys.stderr)
     _print(results, context)

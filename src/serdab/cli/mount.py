@@ -62,6 +62,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace, context: Context) -> int:
     """Mount, serve, unmount; 0 when everything is durable."""
+    from serdab.cli.inuse import naming_service
     from serdab.fuse.mounting import check_available
     from serdab.instance.layout import Instance
     from serdab.instance.locks import lock_run
@@ -79,7 +80,7 @@ def main(args: argparse.Namespace, context: Context) -> int:
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:
-        with lock_run(instance, on_wait=context.say) as lock:
+        with naming_service(instance.path), lock_run(instance, on_wait=context.say) as lock:
             # After the lock: the same command once more is in use, not a bad mount point.
             target = usable_mount_point(args.path, instance.path, say=context.say)
             check_available(allow_other=args.allow_other)

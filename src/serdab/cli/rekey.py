@@ -30,6 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace, context: Context) -> int:
     """Change the key, then print the measurements."""
+    from serdab.cli.inuse import naming_service
     from serdab.instance.layout import Instance
     from serdab.instance.rekey import RekeyRequest, rekey
     from serdab.linux.process import forbid_core
@@ -41,7 +42,8 @@ def main(args: argparse.Namespace, context: Context) -> int:
     )
     progress = _progress(context)
     try:
-        result = rekey(instance, request, say=context.say, progress=progress)
+        with naming_service(instance.path):
+            result = rekey(instance, request, say=context.say, progress=progress)
     finally:
         if progress is not None:
             print("\r\033[K", end="", file=sys.stderr, flush=True)

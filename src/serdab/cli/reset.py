@@ -23,6 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace, context: Context) -> int:
     """Ask, then remove."""
+    from serdab.cli.inuse import naming_service
     from serdab.instance.layout import Instance
     from serdab.instance.reset import reset, reset_volume
 
@@ -40,7 +41,8 @@ def main(args: argparse.Namespace, context: Context) -> int:
         sys.stdout.flush()
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             raise UsageError("reset: not confirmed, nothing was done", hint="y confirms")
-    removed = reset(instance) if args.volume is None else reset_volume(instance, args.volume)
+    with naming_service(instance.path):
+        removed = reset(instance) if args.volume is None else reset_volume(instance, args.volume)
     context.result(
         {"removed": removed}, "removed " + ", ".join(removed) if removed else "nothing to remove"
     )

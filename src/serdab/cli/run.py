@@ -37,7 +37,9 @@ def main(args: argparse.Namespace, context: Context) -> int:
         return _run(args, context, instance.path, command, begun)
     except BusyError as exc:
         begun.abandon()
-        _name_service(exc, instance.path)
+        from serdab.cli.inuse import name_service
+
+        name_service(exc, instance.path)
         raise
     except BaseException:
         begun.abandon()
@@ -71,13 +73,3 @@ def log_level_of(context: Context) -> str:
     if context.verbose:
         return "debug"
     return "error" if context.quiet and context.log_level == "notice" else context.log_level
-
-
-def _name_service(error: BusyError, instance: str) -> None:
-    """Say that it is the instance's own service that has it, if it is."""
-    from serdab.service.client import ask_status
-
-    status = ask_status(instance)
-    if status is not None:
-        error.found = f"its service, process {status.pid}, {status.state} since {status.since()}"
-        error.hint = "`serdab exec PROGRAM` runs a program in it, `serdab stop` ends it"

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""While a service has the instance, whoever wants it alone is refused, and hears who has it."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.harness.command import describe
+from tests.harness.instances import MakeInstance
+
+pytestmark = [pytest.mark.fuse, pytest.mark.userns]
+
+
+def test_who_wants_the_instance_alone_hears_of_its_service(make_instance: MakeInstance) -> None:
+    made = make_instance()
+    assert made.key is not None
+    serdab, key = made.command, ("--image-key", str(made.key))
+    point = made.path.parent / "point"
+    point.mkdir()
+    serdab.ok("gen-image-key", made.path.parent / "new.key")
+    change = ("--new-image-key", str(made.path.parent / "new.key"))
+    serdab.ok("-C", made.path, "start", *key)
+    try:
+        serdab.ok("-C", made.path, "exec", "/bin/sh", "-c", "echo a > /root/a")
+        for words, code in (
+            (("run", *key, "/bin/true"), 125),
+            (("start", *key), 5),
+            (("mount", *key, str(point)), 5),
+            (("fsck", *key), 5),
+            (("rekey", *key, *change), 5),
+            (("reset", "--yes"), 5),
+        ):
+            result = serdab.run("-C", made.path, *words)
+            assert result.returncode == code, describe(result)
+            assert b"service, process " in result.stderr or b"as a service" in result.stderr
+            assert b"running since" in result.stderr, describe(result)
+    finally:
+        serdab.run("-C", made.path, "stop", "-t", "0")
