@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Mapping
 
 
 class Error(Exception):
@@ -72,7 +73,7 @@ class Error(Exception):
             )
         return head
 
-    def as_dict(self) -> dict[str, object]:
+    def as_dict(self) -> dict[str, str | int]:
         """Return the fields as plain values, for ``--json`` and for passing between processes."""
         return {
             "error": self.kind,
@@ -217,7 +218,15 @@ def _index(cls: type[Error]) -> None:
 _index(Error)
 
 
-def from_dict(fields: dict[str, object]) -> Error:
+def printable(line: str) -> str:
+    """Return a line with escapes for what could forge a second one, or speak to the terminal."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in line
+    )
+
+
+def from_dict(fields: Mapping[str, object]) -> Error:
     """Return the error that ``as_dict`` described (used between our own processes)."""
     cls = _BY_KIND.get(str(fields.get("error")), Error)
     text = {

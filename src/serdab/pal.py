@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from serdab.config.dirs import cache_dir, runtime_dir, state_dir
-from serdab.errors import Error, InternalError, from_dict
+from serdab.errors import Error, InternalError, from_dict, printable
 from serdab.instance import layout
 from serdab.instance.layout import Instance
 from serdab.instance.locks import lock_run
@@ -35,15 +35,13 @@ from serdab.libos.begin import Begun
 from serdab.libos.caller import current_umask, open_descriptors, spawn_record, terminal
 from serdab.libos.channel import Channel, close_all
 from serdab.libos.messages import Value
-from serdab.libos.request import BootRequest, Freshness
+from serdab.libos.request import NOTHING_PINNED, BootRequest, Freshness
 from serdab.trust.codetree import package_root
 from serdab.version import VERSION
 
 #: A notice is what the operator is to know without having asked: shown by default.
 LEVELS: Final = ("off", "error", "notice", "warning", "info", "debug")
 _DOWN_PATIENCE_S: Final = 5.0
-#: No pin beside the record, and nothing older accepted.
-NOTHING_ELSE: Final = Freshness()
 
 
 def get_version() -> str:
@@ -138,13 +136,13 @@ class Pal:
                     self.untrusted_names = tuple(map(str, names))
                 self._is_booted = True
             case "failed":
-                self._boot_answer = from_dict(dict(record))
+                self._boot_answer = from_dict(record)
             case "defect":
                 self._defect = str(record.get("trace"))
             case "spawned" if isinstance(number, int):
                 self._answers[number] = None
             case "refused" if isinstance(number, int):
-                self._answers[number] = from_dict(dict(record))
+                self._answers[number] = from_dict(record)
             case "exited" if isinstance(number, int):
                 status = record.get("status")
                 self._statuses[number] = status if isinstance(status, int) else 0
@@ -367,8 +365,12 @@ def log_to_stderr(level: str) -> Callable[[str, str], None]:
 
     def log(kind: str, line: str) -> None:
         if kind in LEVELS and LEVELS.index(kind) <= most:
-            sys.stderr.write(f"serdab: {kind}: {line}\n")
-            sys.stderr.flush()
+            # A program chooses some of these words, such as the path of what it wants mounted.
+            try:
+                sys.stderr.write(printable(f"serdab: {kind}: {line}") + "\n")
+                sys.stderr.flush()
+            except OSError:
+                pass  # nobody reads it any more (a hang-up): no reason to end an instance
 
     return log
 
@@ -380,7 +382,7 @@ def init(
     private: Sequence[str | os.PathLike[str]] = (),
     expect_signer: str | None = None,
     expect_root: str | None = None,
-    freshness: Freshness = NOTHING_ELSE,
+    freshness: Freshness = NOTHING_PINNED,
     previous: bool = False,
     log_level: str = "notice",
     log: Callable[[str, str], None] | None = None,
@@ -495,7 +497,7 @@ def run_foreground(
     private: Sequence[str | os.PathLike[str]] = (),
     expect_signer: str | None = None,
     expect_root: str | None = None,
-    freshness: Freshness = NOTHING_ELSE,
+    freshness: Freshness = NOTHING_PINNED,
     previous: bool = False,
     log_level: str = "notice",
     begun: Begun | None = None,

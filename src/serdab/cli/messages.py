@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 from typing import Final
 
-from serdab.errors import Error
+from serdab.errors import Error, printable
 
 PROGRAM: Final = "serdab"
 
@@ -31,7 +31,7 @@ class Context:
     def warn(self, line: str) -> None:
         """Print a line to standard error. That nobody reads it (a hang-up) is no failure."""
         try:
-            print(_printable(f"{PROGRAM}: {line}"), file=sys.stderr, flush=True)
+            print(printable(f"{PROGRAM}: {line}"), file=sys.stderr, flush=True)
         except OSError:
             pass
 
@@ -42,7 +42,7 @@ class Context:
 
             print(json.dumps(fields, sort_keys=True))
         elif text:
-            print("\n".join(_printable(line) for line in text.split("\n")))
+            print("\n".join(printable(line) for line in text.split("\n")))
         sys.stdout.flush()
 
 
@@ -63,18 +63,11 @@ def report(error: Error, context: Context, *, starts_program: bool) -> None:
         )
         return
     # A name with a newline or an escape sequence must not forge a second message.
-    print(_printable(f"{PROGRAM}: error: {_with_kind(error, starts_program)}"), file=sys.stderr)
+    print(printable(f"{PROGRAM}: error: {_with_kind(error, starts_program)}"), file=sys.stderr)
     if error.hint:
-        print(_printable(f"hint: {error.hint}"), file=sys.stderr)
+        print(printable(f"hint: {error.hint}"), file=sys.stderr)
 
 
 def _with_kind(error: Error, starts_program: bool) -> str:  # noqa: FBT001 - private, one caller
     # 125 hides the kind, so the message names it.
     return f"{error} [{error.kind}]" if starts_program else str(error)
-
-
-def _printable(line: str) -> str:
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in line
-    )

@@ -51,7 +51,7 @@ class FsServer:
                 if self._opened is not None:
                     self._opened.set_result(mac if isinstance(mac, bytes) else b"")
             case "refused" if self._opened is not None:
-                self._opened.set_error(from_dict(dict(record)))
+                self._opened.set_error(from_dict(record))
             case "synced":
                 code = record.get("errno")
                 if self._synced:

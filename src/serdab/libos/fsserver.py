@@ -88,13 +88,13 @@ class _Server:
         try:
             self._opened = open_file_system(orders)
         except Error as exc:
-            _tell(self._channel, {"op": "refused", **_plain(exc.as_dict())})
+            _tell(self._channel, {"op": "refused", **exc.as_dict()})
         except OSError as exc:
             error = Error(
                 os.strerror(exc.errno or 0).lower(),
                 subject=str(exc.filename or orders.image or orders.host_path),
             )
-            _tell(self._channel, {"op": "refused", **_plain(error.as_dict())})
+            _tell(self._channel, {"op": "refused", **error.as_dict()})
         else:
             for line in self._opened.notices:
                 _tell(self._channel, {"op": "log", "level": "notice", "line": line})
@@ -145,10 +145,6 @@ class _Server:
 
     def _log(self, line: str) -> None:
         _tell(self._channel, {"op": "log", "level": "error", "line": line})
-
-
-def _plain(fields: dict[str, object]) -> dict[str, Value]:
-    return {name: value if isinstance(value, int) else str(value) for name, value in fields.items()}
 
 
 def import_early() -> None:

@@ -209,7 +209,7 @@ class Kernel:
             )
             await self._boot.run()
         except Error as exc:
-            self._tell({"op": "failed", **_fields(exc)})
+            self._tell({"op": "failed", **exc.as_dict()})
             self._start_down(0)
         except Exception as exc:
             self._report_defect(exc)
@@ -231,7 +231,7 @@ class Kernel:
         try:
             program = await self._spawn(record, stdio)
         except Error as exc:
-            self._tell({"op": "refused", "id": serial, **_fields(exc)})
+            self._tell({"op": "refused", "id": serial, **exc.as_dict()})
             return
         except Exception as exc:
             self._report_defect(exc)
@@ -252,7 +252,7 @@ class Kernel:
                 raise _not_running()
             master = await self._sandbox.open_terminal()
         except Error as exc:
-            self._tell({"op": "refused", "id": serial, **_fields(exc)})
+            self._tell({"op": "refused", "id": serial, **exc.as_dict()})
             return
         try:
             self._tell({"op": "terminal", "id": serial}, (master,))
@@ -360,13 +360,6 @@ def signal_of_group(sent: int, sender: int) -> bool:
     return info is not None and info.si_pid == sender
 
 
-def _fields(exc: Error) -> dict[str, Value]:
-    return {
-        name: value if isinstance(value, int) else str(value)
-        for name, value in exc.as_dict().items()
-    }
-
-
 def _raise_read_ahead(device: int) -> None:
     """Let the kernel read ahead 1 MiB on a mount of ours; only host root may."""
     if device == 0 or os.geteuid() != 0:
@@ -392,7 +385,7 @@ def run(channel: Channel, early: Early | EnvironmentRefused) -> NoReturn:
         loop.run()
         early.nursery.close()
     except Error as exc:
-        channel.send({"op": "failed", **_fields(exc)})
+        channel.send({"op": "failed", **exc.as_dict()})
     except Exception as exc:
         trace = "".join(traceback.format_exception(exc)).rstrip()
         channel.send({"op": "defect", "trace": trace})

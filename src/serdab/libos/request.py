@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Final
 
 from serdab.errors import UsageError
 from serdab.libos.fields import byte_strings, many, number, optional_raw, optional_text, raw, text
@@ -28,6 +29,29 @@ class Freshness:
     pin_file: str | None = None
     pin_command: str | None = None
     expect_upper: str | None = None
+
+    def dump(self) -> dict[str, Value]:
+        """Return its fields, as part of a request."""
+        return {
+            "accept_rollback": self.accept_rollback,
+            "pin_file": self.pin_file,
+            "pin_command": self.pin_command,
+            "expect_upper": self.expect_upper,
+        }
+
+    @classmethod
+    def parse(cls, record: Mapping[str, Value]) -> Freshness:
+        """Return what is part of a request.
+
+        Raises:
+            FormatError: it is not what :meth:`dump` makes.
+        """
+        return cls(
+            accept_rollback=record.get("accept_rollback") is True,
+            pin_file=optional_text(record, "pin_file"),
+            pin_command=optional_text(record, "pin_command"),
+            expect_upper=optional_text(record, "expect_upper"),
+        )
 
     def placed_outside(self, instance: str) -> Freshness:
         """Return it with absolute paths, all of them out of the reach of the instance's storage.
@@ -64,6 +88,10 @@ class Freshness:
         return replace(self, pin_file=file, pin_command=command)
 
 
+#: No pin beside the record, and nothing older accepted.
+NOTHING_PINNED: Final = Freshness()
+
+
 @dataclass(frozen=True, slots=True)
 class BootRequest:
     """One boot. Paths are absolute.
@@ -86,7 +114,7 @@ class BootRequest:
     expect_root: str | None = None
     terminal: str | None = None
     previous: str | None = None
-    freshness: Freshness = Freshness()
+    freshness: Freshness = NOTHING_PINNED
 
     def __repr__(self) -> str:
         return f"BootRequest(instance={self.instance!r})"
@@ -108,10 +136,7 @@ class BootRequest:
             "expect_root": self.expect_root,
             "terminal": self.terminal,
             "previous": self.previous,
-            "accept_rollback": self.freshness.accept_rollback,
-            "pin_file": self.freshness.pin_file,
-            "pin_command": self.freshness.pin_command,
-            "expect_upper": self.freshness.expect_upper,
+            **self.freshness.dump(),
         }
 
     @classmethod
@@ -135,12 +160,7 @@ class BootRequest:
             expect_root=optional_text(record, "expect_root"),
             terminal=optional_text(record, "terminal"),
             previous=optional_text(record, "previous"),
-            freshness=Freshness(
-                accept_rollback=record.get("accept_rollback") is True,
-                pin_file=optional_text(record, "pin_file"),
-                pin_command=optional_text(record, "pin_command"),
-                expect_upper=optional_text(record, "expect_upper"),
-            ),
+            freshness=Freshness.parse(record),
         )
 
 

@@ -21,7 +21,7 @@ from serdab.libos.channel import Channel, close_all
 from serdab.linux.process import hide_memory
 from serdab.service.log import LogFile
 from serdab.service.place import Place
-from serdab.service.protocol import StartRequest, error_fields
+from serdab.service.protocol import StartRequest
 from serdab.service.server import Reporter, Server, default_signals
 
 _CHUNK: Final = 4096
@@ -41,8 +41,7 @@ class _Background(Reporter):
 
     def output(self, written: bytes) -> None:
         """Pass on what init, or somebody it left behind, wrote."""
-        for line in written.decode("utf-8", "backslashreplace").splitlines():
-            self._log.write("init", line)
+        self._log.write("init", written.decode("utf-8", "backslashreplace").removesuffix("\n"))
         self._tell({"op": "output", "bytes": written})
 
     def ready(self) -> None:
@@ -51,11 +50,10 @@ class _Background(Reporter):
         self._let_starter_go()
 
     def failed(self, error: Error | InternalError) -> None:
+        self._log.write("error", str(error))
         if isinstance(error, Error):
-            self._log.write("error", str(error))
-            self._tell({"op": "failed", **error_fields(error)})
+            self._tell({"op": "failed", **error.as_dict()})
         else:
-            self._log.write("error", str(error))
             self._tell({"op": "defect", "trace": str(error)})
         self._let_starter_go()
 
@@ -102,7 +100,7 @@ def main(fd: int, _path: list[str]) -> None:
     try:
         log = LogFile(Place.of(request.instance).log)
     except Error as exc:
-        starter.send({"op": "failed", **error_fields(exc)})
+        starter.send({"op": "failed", **exc.as_dict()})
         os._exit(1)
     os.dup2(log.fileno(), 2)
     out = _Background(starter, log)

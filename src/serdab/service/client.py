@@ -218,7 +218,7 @@ class _Foreground:
         record, fds = message
         if record.get("op") == "refused":
             close_all(fds)
-            raise from_dict(dict(record))
+            raise from_dict(record)
         if record.get("op") != op:
             close_all(fds)
             raise InternalError(f"the service said {record.get('op')} instead of {op}")

@@ -22,7 +22,7 @@ from serdab.libos.caller import spawn_record
 from serdab.libos.channel import Channel, close_all
 from serdab.libos.fields import number
 from serdab.libos.messages import Value
-from serdab.service.protocol import RUNNING, ExecRequest, Hello, error_fields
+from serdab.service.protocol import RUNNING, ExecRequest, Hello
 
 if TYPE_CHECKING:
     from serdab.libos.loop import Timer
@@ -98,7 +98,7 @@ class Connection:
         except FormatError:
             self._gone()
         except Error as exc:
-            self.tell({"op": "refused", **error_fields(exc)})
+            self.tell({"op": "refused", **exc.as_dict()})
         finally:
             close_all(fds)
 

@@ -12,6 +12,7 @@ import time
 from typing import Final
 
 from serdab.config.dirs import make_private
+from serdab.errors import printable
 
 _MAX_BYTES: Final = 16 << 20
 
@@ -37,9 +38,13 @@ class LogFile:
         return self._fd
 
     def write(self, level: str, line: str) -> None:
-        """Append one line; a full disk loses it, no more."""
+        """Append one line; a full disk loses it, no more.
+
+        Of a text of several lines each gets time and level: a program that chooses some of its
+        words, such as a path, makes no line that passes for another.
+        """
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        raw = f"{stamp} {level}: {line}\n".encode(errors="backslashreplace")
+        raw = "".join(f"{stamp} {level}: {printable(part)}\n" for part in line.split("\n")).encode()
         if len(raw) > self._left:
             return
         self._left -= len(raw)

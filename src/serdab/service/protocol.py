@@ -29,17 +29,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from serdab.errors import Error, FormatError
-from serdab.libos.fields import byte_strings, many, number, optional_text, raw, text
+from serdab.libos.fields import byte_strings, many, number, optional_raw, optional_text, text
 from serdab.libos.messages import Value
-from serdab.libos.request import Freshness
+from serdab.libos.request import NOTHING_PINNED, Freshness
 
 VERSION: Final = 1
-NOTHING_PINNED: Final = Freshness()
 
 STARTING: Final = "starting"
 RUNNING: Final = "running"
 STOPPING: Final = "stopping"
-STOPPED: Final = "stopped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +73,7 @@ class StartRequest:
             "expect_signer": self.expect_signer,
             "expect_root": self.expect_root,
             "previous": self.previous,
-            "accept_rollback": self.freshness.accept_rollback,
-            "pin_file": self.freshness.pin_file,
-            "pin_command": self.freshness.pin_command,
-            "expect_upper": self.freshness.expect_upper,
+            **self.freshness.dump(),
         }
 
     @classmethod
@@ -92,17 +87,12 @@ class StartRequest:
             instance=text(record, "instance"),
             environment=byte_strings(record, "environment"),
             umask=number(record, "umask"),
-            image_key=raw(record, "image_key") if record.get("image_key") is not None else None,
+            image_key=optional_raw(record, "image_key"),
             private=tuple(str(item) for item in many(record, "private")),
             expect_signer=optional_text(record, "expect_signer"),
             expect_root=optional_text(record, "expect_root"),
             previous=record.get("previous") is True,
-            freshness=Freshness(
-                accept_rollback=record.get("accept_rollback") is True,
-                pin_file=optional_text(record, "pin_file"),
-                pin_command=optional_text(record, "pin_command"),
-                expect_upper=optional_text(record, "expect_upper"),
-            ),
+            freshness=Freshness.parse(record),
         )
 
 
@@ -181,11 +171,3 @@ class Hello:
             )
         names = tuple(str(name) for name in many(record, "names"))
         return cls(text(record, "state"), number(record, "pid"), names)
-
-
-def error_fields(exc: Error) -> dict[str, Value]:
-    """Return an error's fields as they travel; ``errors.from_dict`` reads them."""
-    return {
-        name: value if isinstance(value, int) else str(value)
-        for name, value in exc.as_dict().items()
-    }

@@ -273,7 +273,8 @@ class Server:
         if not self._is_ending:
             self._problems.append("the kernel process ended unexpectedly")
         for problem in self._problems:
-            self._out.log("error", problem)
+            for line in problem.splitlines():  # a defect comes with its traceback
+                self._out.log("error", line)
         self._has_failed = bool(self._problems)
         self._leave()
 

@@ -120,7 +120,7 @@ def start(request: StartRequest, say: Say) -> int:
                     return pid
                 case "failed":
                     _wait(pid)
-                    raise from_dict(dict(record))
+                    raise from_dict(record)
                 case "defect":
                     _wait(pid)
                     raise InternalError(str(record.get("trace")))

@@ -21,16 +21,17 @@ import errno
 import fcntl
 import os
 import termios
+import tty
 from collections.abc import Mapping
 from dataclasses import dataclass
-from select import POLLERR, POLLHUP, POLLIN, POLLOUT
+from select import POLLERR, POLLHUP, POLLIN, POLLOUT, poll
 from typing import Final
 
 _TIOCGPTPEER: Final = 0x5441
 _CHUNK: Final = 4096
 _MAX_TAIL_BYTES: Final = 1 << 20
 _LOOK_AGAIN_MS: Final = 200
-_OUTPUT_FLAGS, _LOCAL_FLAGS, _CONTROL = 1, 3, 6
+_OUTPUT_FLAGS: Final = 1  # where tcgetattr(3) has them in Python's list
 
 Attributes = list[int | list[bytes | int]]
 
@@ -130,7 +131,7 @@ class Relay:
         try:
             if self._before is None:
                 self._before = termios.tcgetattr(self._ours.reader)
-            _make_raw(self._ours.reader, self._before)
+            tty.setraw(self._ours.reader, termios.TCSADRAIN)
         except termios.error:
             self._hung_up = True
         self.resize()
@@ -161,11 +162,8 @@ class Relay:
     def interests(self) -> list[tuple[int, int]]:
         """Return what to poll."""
         out = []
-        if self._master >= 0:
-            events = 0 if self._is_quiet else POLLIN
-            out.append((self._master, events | (POLLOUT if self._typed else 0)))
-            if self._is_quiet:
-                out.pop()  # it would report nothing but POLLHUP, all the time
+        if self._master >= 0 and not self._is_quiet:  # which reports POLLHUP all the time
+            out.append((self._master, POLLIN | (POLLOUT if self._typed else 0)))
         if self._before is not None and not self._typed and not self._hung_up:
             out.append((self._ours.reader, POLLIN))
         return out
@@ -224,9 +222,19 @@ class Relay:
     def _show(self, piece: bytes) -> None:
         try:
             while piece:
-                piece = piece[os.write(self._ours.writer, piece) :]
+                piece = self._write_ours(piece)
         except OSError:
             self._hung_up = True
+
+    def _write_ours(self, piece: bytes) -> bytes:
+        """Write some of it, return what is left. Whoever shares ours may have it non-blocking."""
+        try:
+            return piece[os.write(self._ours.writer, piece) :]
+        except BlockingIOError:
+            waiting = poll()
+            waiting.register(self._ours.writer, POLLOUT)
+            waiting.poll()
+            return piece
 
     def has_hung_up(self) -> bool:
         """Return whether ours is gone while the program's is not."""
@@ -238,9 +246,3 @@ class Relay:
         if self._master >= 0:
             os.close(self._master)
             self._master = -1
-
-
-def _make_raw(fd: int, before: Attributes) -> None:
-    import tty
-
-    tty.setraw(fd, termios.TCSADRAIN)
