@@ -379,6 +379,7 @@ def init(
     instance: str | os.PathLike[str],
     *,
     image_key: Key | None = None,
+    image_key_fd: int = -1,
     private: Sequence[str | os.PathLike[str]] = (),
     expect_signer: str | None = None,
     expect_root: str | None = None,
@@ -393,10 +394,11 @@ def init(
 ) -> Pal:
     """Boot an instance through the whole chain, the init stage included.
 
-    ``image_key`` is shown to init as /etc/image_key; ``private`` are files and directories that no
-    host directory shows, such as the file the key came from. ``expect_signer`` is 64 hexadecimal
-    digits, ``expect_root`` too, or sixteen hyphened bytes; ``freshness`` says what is pinned
-    elsewhere.
+    ``image_key`` is shown to init as /etc/image_key; ``image_key_fd`` is a pipe to read it from,
+    for a caller that is not to have it in its own memory (``libos.request.pipe_with_key``).
+    ``private`` are files and directories that no host directory shows, such as the file the key
+    came from. ``expect_signer`` is 64 hexadecimal digits, ``expect_root`` too, or sixteen hyphened
+    bytes; ``freshness`` says what is pinned elsewhere.
     ``previous`` boots the image that the writable layer belongs to instead of the newest one.
     ``log(level, line)`` gets lines for the operator (default: standard error, up to ``log_level``).
     ``stdio`` and ``env`` (default: this process's) are init's. ``on_started`` hears of the instance
@@ -412,6 +414,7 @@ def init(
             begun,
             os.fspath(instance),
             image_key=image_key,
+            image_key_fd=image_key_fd,
             private=private,
             expect_signer=expect_signer,
             expect_root=expect_root,
@@ -432,6 +435,7 @@ def _init(
     instance: str,
     *,
     image_key: Key | None,
+    image_key_fd: int,
     private: Sequence[str | os.PathLike[str]],
     expect_signer: str | None,
     expect_root: str | None,
@@ -471,7 +475,12 @@ def _init(
             if on_started is not None:
                 on_started(pal)
             # The lock is the kernel process's from here on: it lasts as long as the instance.
-            pal._send(request.dump(), (*descriptors.fds, lock.fd))
+            record = request.dump()
+            fds: tuple[int, ...] = (*descriptors.fds, lock.fd)
+            if image_key_fd >= 0:
+                record["key_follows"] = True
+                fds = (*fds, image_key_fd)
+            pal._send(record, fds)
             pal._wait_for_boot()
         except BaseException:
             pal.destroy(patience_s=0)

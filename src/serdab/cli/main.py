@@ -15,6 +15,9 @@ from serdab.version import VERSION
 
 TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from serdab.cli.messages import Context
     from serdab.errors import Error
 
 # verb: (module below serdab.cli, does it start a program of the instance?)
@@ -93,29 +96,49 @@ def _open_closed_streams() -> None:
 
 
 def _run(words: list[str]) -> int:
-    from serdab.cli import exitcodes
-    from serdab.cli.messages import Context, report
-    from serdab.errors import Error
+    from serdab.cli.messages import Context
 
     context = Context()
-    starts_program = False
-    verb: str | None = None
+    call = Call()
+
+    def work() -> int:
+        call.verb = _take_globals(words, context)
+        if call.verb is None:
+            return _help()
+        entry = VERBS.get(call.verb)
+        if entry is None:
+            raise _unknown_verb(call.verb)
+        call.starts_program = entry[1]
+        return _dispatch(call.verb, entry[0], words, context)
+
+    return finish(work, context, call)
+
+
+class Call:
+    """What is known of a call when it fails: its verb, and whether that starts a program."""
+
+    __slots__ = ("starts_program", "verb")
+
+    def __init__(self, verb: str | None = None) -> None:
+        self.verb = verb
+        self.starts_program = False
+
+
+def finish(work: Callable[[], int], context: Context, call: Call) -> int:
+    """Return what ``work`` returns; tell of its errors, and return their exit code."""
+    from serdab.cli import exitcodes
+    from serdab.cli.messages import report
+    from serdab.errors import Error
+
     failure: Error
     try:
-        verb = _take_globals(words, context)
-        if verb is None:
-            return _help()
-        entry = VERBS.get(verb)
-        if entry is None:
-            raise _unknown_verb(verb)
-        starts_program = entry[1]
-        return _dispatch(verb, entry[0], words, context)
+        return work()
     except Error as exc:
         failure = exc
-        if verb in VERBS and not exc.stage:
+        if call.verb in VERBS and not exc.stage:
             # No stage of the boot refused: the verb did.
-            exc.stage = verb
-            exc.message = exc.message.removeprefix(f"{verb}: ")
+            exc.stage = call.verb
+            exc.message = exc.message.removeprefix(f"{call.verb}: ")
     except KeyboardInterrupt:
         return exitcodes.INTERRUPTED
     except BrokenPipeError:
@@ -140,8 +163,8 @@ def _run(words: list[str]) -> int:
             f"internal error, please report: {type(exc).__name__}: {said}",
             hint="" if context.verbose else "-v shows where it happened",
         )
-    code = exitcodes.of_error(failure, starts_program=starts_program)
-    report(failure, context, starts_program=starts_program)
+    code = exitcodes.of_error(failure, starts_program=call.starts_program)
+    report(failure, context, starts_program=call.starts_program)
     return code
 
 

@@ -32,26 +32,23 @@ def main(args: argparse.Namespace, context: Context) -> int:
     from serdab.service import starter
 
     starter.refuse_second(instance)
-    if args.image_key is not None:
-        hide_memory()  # before there is a key in it
+    hide_memory()  # before there is a key in it
     key = None if args.image_key is None else read_key(args.image_key)
     request = starter.request_for(
         instance,
-        image_key=key,
+        has_key=key is not None,
         private=() if args.image_key in (None, "-") else (os.path.realpath(args.image_key),),
         expect_signer=args.expect_signer,
         expect_root=args.expect_root,
         freshness=freshness_of(args).placed_outside(instance),
         previous=args.previous,
     )
+    level = log_level_of(context)
+    if args.foreground:
+        starter.become(request, key, level=level, as_json=context.as_json)
     from serdab.pal import log_to_stderr
 
-    say = log_to_stderr(log_level_of(context))
-    if args.foreground:
-        from serdab.service.foreground import serve
-
-        return serve(request, say)
-    pid = starter.start(request, say)
+    pid = starter.start(request, key, log_to_stderr(level))
     context.result({"state": "running", "pid": pid}, "")
     context.say(f"{instance} is running, process {pid}")
     return 0

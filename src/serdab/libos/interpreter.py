@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import Final
+from typing import Final, NoReturn
 
 #: Where a new process finds its channel.
 CHANNEL_FD: Final = 3
@@ -100,16 +100,34 @@ def start_python(
     actions += [
         (os.POSIX_SPAWN_DUP2, aside + number, CHANNEL_FD + number) for number in range(len(given))
     ]
-    code = f"import sys;p={path!r};sys.path+=p;from {module} import main;main({CHANNEL_FD},p)"
-    argv = [sys.executable, "-I", "-S", "-X", f"pycache_prefix={cache}", "-c", code]
     return os.posix_spawn(
         sys.executable,
-        argv,
+        _command(module, path, cache),
         _environment(),
         file_actions=actions,
         setsigmask=HELD_SIGNALS,
         setsid=new_session,
     )
+
+
+def become_python(
+    module: str, channel: int, *, path: list[str], cache: str, keep: tuple[str, ...]
+) -> NoReturn:
+    """Run ``module.main(CHANNEL_FD, path)`` in this very process, whose memory is gone by then.
+
+    Standard streams stay; ``keep`` are further variables of the environment that do.
+    """
+    os.dup2(channel, CHANNEL_FD, inheritable=True)
+    kept = {name: os.environ[name] for name in keep if name in os.environ}
+    for number in PYTHON_IGNORES:
+        signal.signal(number, signal.SIG_DFL)
+    argv = _command(module, path, cache)
+    os.execve(sys.executable, argv, _environment() | kept)  # noqa: S606 - no shell, on purpose
+
+
+def _command(module: str, path: list[str], cache: str) -> list[str]:
+    code = f"import sys;p={path!r};sys.path+=p;from {module} import main;main({CHANNEL_FD},p)"
+    return [sys.executable, "-I", "-S", "-X", f"pycache_prefix={cache}", "-c", code]
 
 
 def _environment() -> dict[str, str]:

@@ -34,7 +34,7 @@ from serdab.libos.loop import Loop
 from serdab.libos.messages import Value
 from serdab.libos.mounts import RuntimeMounts
 from serdab.libos.notify import Caller, Handlers, Notifications
-from serdab.libos.request import BootRequest
+from serdab.libos.request import BootRequest, take_key
 from serdab.libos.sandbox import Listeners, Program, Sandbox
 from serdab.libos.streams import Streams
 
@@ -176,6 +176,8 @@ class Kernel:
         record, fds = message
         match record.get("op"):
             case "boot" if len(fds) >= 3 and self._boot is None:
+                if record.get("key_follows") is True:
+                    record["image_key"] = take_key(fds.pop())
                 self._take_lock(fds[3:])
                 self._loop.start(self._run_boot(record, (fds[0], fds[1], fds[2])))
             case "spawn" if len(fds) == 3:

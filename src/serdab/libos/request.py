@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from serdab.errors import UsageError
+from serdab.errors import FormatError, UsageError
+from serdab.keys import KEY_BYTES, Key
 from serdab.libos.fields import byte_strings, many, number, optional_raw, optional_text, raw, text
 from serdab.libos.messages import Value
 
@@ -90,6 +91,29 @@ class Freshness:
 
 #: No pin beside the record, and nothing older accepted.
 NOTHING_PINNED: Final = Freshness()
+
+
+def pipe_with_key(key: Key) -> int:
+    """Return the reading end of a pipe with a key in it: to be read once, by whoever needs it."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    os.write(writer, key.raw())
+    os.close(writer)
+    return reader
+
+
+def take_key(fd: int) -> bytes:
+    """Return the key in the pipe, and close it.
+
+    Raises:
+        FormatError: there is none.
+    """
+    try:
+        out = os.read(fd, KEY_BYTES + 1)
+    finally:
+        os.close(fd)
+    if len(out) != KEY_BYTES:
+        raise FormatError("a key did not arrive")
+    return out
 
 
 @dataclass(frozen=True, slots=True)

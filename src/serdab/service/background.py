@@ -17,7 +17,7 @@ import signal
 from typing import Final
 
 from serdab.errors import Error, InternalError
-from serdab.libos.channel import Channel, close_all
+from serdab.libos.channel import Channel
 from serdab.linux.process import hide_memory
 from serdab.service.log import LogFile
 from serdab.service.place import Place
@@ -86,16 +86,14 @@ def main(fd: int, _path: list[str]) -> None:
     os.closerange(fd + 1, 65536)
     os.chdir("/")
     os.set_inheritable(fd, False)
-    hide_memory()  # before the first message, which may hold a key
+    hide_memory()
     default_signals()
     starter = Channel(_socket.socket(fileno=fd))
     message = starter.receive()
     if message is None:
         os._exit(1)
     record, fds = message
-    close_all(fds)
     request = StartRequest.parse(record)
-    record.clear()
     os.umask(request.umask)
     try:
         log = LogFile(Place.of(request.instance).log)
@@ -106,8 +104,8 @@ def main(fd: int, _path: list[str]) -> None:
     out = _Background(starter, log)
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     reader, writer = os.pipe2(os.O_CLOEXEC)
-    server = out.server = Server(request, (null, writer, os.dup(writer)), out)
-    del request
+    key_fd = fds[0] if request.has_key else -1
+    server = out.server = Server(request, (null, writer, os.dup(writer)), out, key_fd=key_fd)
     server.loop.watch(starter.fileno(), out.starter_went)
     _thread.start_new_thread(_read_output, (reader, server, out))
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A service in the foreground, for systemd and its like.
 
-Above: ``cli.start``. Below: ``server``, ``notify``. The caller is the service: standard error is
-its log, and the manager that ``NOTIFY_SOCKET`` names hears when the instance is ready and when it
-goes down (sd_notify(3)).
+Above: ``cli.foreground``. Below: ``server``, ``notify``. The caller is the service: standard error
+is its log, and the manager that ``NOTIFY_SOCKET`` names hears when the instance is ready and when
+it goes down (sd_notify(3)).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _Foreground(Reporter):
         notify.notify(self._address, "STOPPING=1\nSTATUS=stopping\n")
 
 
-def serve(request: StartRequest, say: Callable[[str, str], None]) -> int:
+def serve(request: StartRequest, say: Callable[[str, str], None], *, key_fd: int) -> int:
     """Boot, serve until stopped, go down; return the exit code.
 
     Raises:
@@ -45,7 +45,7 @@ def serve(request: StartRequest, say: Callable[[str, str], None]) -> int:
     """
     default_signals()
     out = _Foreground(say, notify.take_address())
-    is_fine = Server(request, (0, 1, 2), out).run()
+    is_fine = Server(request, (0, 1, 2), out, key_fd=key_fd).run()
     if out.failure is not None:
         raise out.failure
     return 0 if is_fine else 1

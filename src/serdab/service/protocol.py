@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from serdab.errors import Error, FormatError
-from serdab.libos.fields import byte_strings, many, number, optional_raw, optional_text, text
+from serdab.libos.fields import byte_strings, many, number, optional_text, text
 from serdab.libos.messages import Value
 from serdab.libos.request import NOTHING_PINNED, Freshness
 
@@ -44,22 +44,20 @@ STOPPING: Final = "stopping"
 class StartRequest:
     """What ``start`` asks the new process for. ``instance`` is absolute.
 
-    ``environment`` is init's, ``NAME=value``; ``image_key`` sixteen bytes. ``private`` are paths
-    that are never shown inside.
+    ``environment`` is init's, ``NAME=value``. ``private`` are paths that are never shown inside.
+    The image key is not in it: ``has_key`` says that a pipe with it travels beside, for the kernel
+    process to read, so that the service never has it in its memory.
     """
 
     instance: str
     environment: tuple[bytes, ...]
     umask: int
-    image_key: bytes | None = None
+    has_key: bool = False
     private: tuple[str, ...] = ()
     expect_signer: str | None = None
     expect_root: str | None = None
     previous: bool = False
     freshness: Freshness = NOTHING_PINNED
-
-    def __repr__(self) -> str:
-        return f"StartRequest(instance={self.instance!r})"
 
     def dump(self) -> dict[str, Value]:
         """Return the record."""
@@ -68,7 +66,7 @@ class StartRequest:
             "instance": self.instance,
             "environment": list(self.environment),
             "umask": self.umask,
-            "image_key": self.image_key,
+            "has_key": self.has_key,
             "private": list(self.private),
             "expect_signer": self.expect_signer,
             "expect_root": self.expect_root,
@@ -87,7 +85,7 @@ class StartRequest:
             instance=text(record, "instance"),
             environment=byte_strings(record, "environment"),
             umask=number(record, "umask"),
-            image_key=optional_raw(record, "image_key"),
+            has_key=record.get("has_key") is True,
             private=tuple(str(item) for item in many(record, "private")),
             expect_signer=optional_text(record, "expect_signer"),
             expect_root=optional_text(record, "expect_root"),

@@ -10,8 +10,9 @@ moment the instance has booted only the loop speaks with the kernel process.
 It ends when it is told to (``stop``, SIGTERM, SIGINT, SIGHUP), when the instance ends by itself,
 and, before the instance is ready, when its starter goes away.
 
-Security: it is not dumpable before it hears of a key, and keeps none: the boot request is gone when
-the boot is over. Programs get what ``libos`` gives them; nothing of the server is open in them.
+Security: it is not dumpable, and never has the image key in its memory: it hands the pipe on that
+the kernel process reads it from. Programs get what ``libos`` gives them; nothing of the server is
+open in them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from typing import Final
 
 from serdab import pal
 from serdab.errors import Error, InternalError
-from serdab.keys import Key
 from serdab.libos.begin import Begun
 from serdab.libos.channel import Channel, close_all
 from serdab.libos.loop import Loop
@@ -59,8 +59,11 @@ class Reporter:
 class Server:
     """One service, from before its boot to its end."""
 
-    def __init__(self, request: StartRequest, stdio: tuple[int, int, int], out: Reporter) -> None:
-        self._request: StartRequest | None = request
+    def __init__(
+        self, request: StartRequest, stdio: tuple[int, int, int], out: Reporter, *, key_fd: int
+    ) -> None:
+        self._request = request
+        self._key_fd = key_fd
         self._stdio = stdio
         self._out = out
         self.loop = Loop()
@@ -97,12 +100,10 @@ class Server:
 
     def _boot(self, begun: Begun) -> None:
         request = self._request
-        assert request is not None  # noqa: S101 - set until the boot is over
-        key = None if request.image_key is None else Key(request.image_key)
         try:
             booted = pal.init(
                 request.instance,
-                image_key=key,
+                image_key_fd=self._key_fd,
                 private=request.private,
                 expect_signer=request.expect_signer,
                 expect_root=request.expect_root,
@@ -154,9 +155,9 @@ class Server:
         self._out.ready()
 
     def _forget_boot(self) -> None:
-        self._request = None  # the key was in it
-        close_all([fd for fd in self._stdio if fd > 2])
+        close_all([fd for fd in (*self._stdio, self._key_fd) if fd > 2])
         self._stdio = (0, 1, 2)
+        self._key_fd = -1
 
     # The kernel process ---------------------------------------------------------------------
 

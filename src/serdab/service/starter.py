@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from serdab.config.boot import parse_boot_config
 from serdab.errors import BusyError, Error, InternalError, from_dict
@@ -21,8 +22,9 @@ from serdab.keys import Key
 from serdab.libos.bytecode import byte_code_cache
 from serdab.libos.caller import current_umask
 from serdab.libos.channel import Channel, socket_pair
-from serdab.libos.interpreter import import_path, start_python
-from serdab.libos.request import Freshness
+from serdab.libos.interpreter import become_python, import_path, start_python
+from serdab.libos.messages import Value
+from serdab.libos.request import Freshness, pipe_with_key
 from serdab.service import place
 from serdab.service.client import ask_status
 from serdab.service.protocol import StartRequest
@@ -52,7 +54,7 @@ def refuse_second(instance: str) -> None:
 def request_for(
     instance: str,
     *,
-    image_key: Key | None,
+    has_key: bool,
     private: tuple[str, ...],
     expect_signer: str | None,
     expect_root: str | None,
@@ -64,7 +66,7 @@ def request_for(
         os.path.realpath(instance),
         _environment(instance),
         current_umask(),
-        image_key=None if image_key is None else image_key.raw(),
+        has_key=has_key,
         private=private,
         expect_signer=expect_signer,
         expect_root=expect_root,
@@ -84,7 +86,31 @@ def _environment(instance: str) -> tuple[bytes, ...]:
     return tuple(name + b"=" + value for name, value in os.environb.items() if name in names)
 
 
-def start(request: StartRequest, say: Say) -> int:
+def become(request: StartRequest, key: Key | None, *, level: str, as_json: bool) -> NoReturn:
+    """Turn this process into the service, in the foreground: what it knew, the key, is gone."""
+    ours, theirs = socket_pair()
+    _ask(Channel(ours), {**request.dump(), "level": level, "json": as_json}, key)
+    become_python(
+        "serdab.cli.foreground",
+        theirs.fileno(),
+        path=import_path(),
+        cache=byte_code_cache(),
+        keep=("NOTIFY_SOCKET",),
+    )
+
+
+def _ask(channel: Channel, record: dict[str, Value], key: Key | None) -> None:
+    if key is None:
+        channel.send(record)
+        return
+    pipe = pipe_with_key(key)
+    try:
+        channel.send(record, (pipe,))
+    finally:
+        os.close(pipe)
+
+
+def start(request: StartRequest, key: Key | None, say: Say) -> int:
     """Boot an instance in a process of its own; return its id when it is ready.
 
     ``say(level, line)`` hears what the operator is to know.
@@ -106,7 +132,7 @@ def start(request: StartRequest, say: Say) -> int:
         theirs.close()
     channel = Channel(ours)
     try:
-        channel.send(request.dump())
+        _ask(channel, request.dump(), key)
         while (message := channel.receive()) is not None:
             record, _ = message
             match record.get("op"):

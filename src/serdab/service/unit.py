@@ -73,7 +73,6 @@ def text_of(unit: Unit) -> str:
         # An ordinary user's newuidmap(1) is set-id, which this would undo.
         lines += ["NoNewPrivileges=yes", "ProtectKernelModules=yes"]
     lines += [
-        "UMask=0077",
         "RestrictRealtime=yes",
         "",
         "[Install]",
