@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""kill -9 of anything: the next command works, and nothing is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.service.conftest import Service, Typist, wait_until
+from tests.service.test_lifecycle import alive, popen
+
+pytestmark = [pytest.mark.fuse, pytest.mark.userns]
+
+
+def children(pid: int) -> list[int]:
+    out: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        out += map(int, (task / "children").read_text().split())
+    return out
+
+
+def command_line(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+
+
+def descendants(pid: int) -> list[int]:
+    out = []
+    for child in children(pid):
+        out += [child, *descendants(child)]
+    return out
+
+
+def processes_of(service: Service) -> dict[str, list[int]]:
+    """The processes of a running service by what they are."""
+    daemon = int(str(service.status()["pid"]))
+    out: dict[str, list[int]] = {"service": [daemon]}
+    for child in children(daemon):
+        if "libos.nursery" in command_line(child):
+            out["nursery"] = [child]
+            out["fs server"] = children(child)
+        else:
+            out["kernel process"] = [child]
+            out["launcher"] = [pid for pid in children(child) if "launcher" in command_line(pid)]
+    return out
+
+
+@pytest.mark.parametrize("victim", ["service", "kernel process", "launcher", "nursery"])
+def test_after_a_kill_the_next_command_works(stopped: Service, victim: str) -> None:
+    stopped.start()
+    stopped.out("echo kept > /kept; sync")
+    found = processes_of(stopped)
+    everybody = [pid for pids in found.values() for pid in pids]
+    program = popen(stopped, "exec", "/bin/sh", "-c", "echo on; exec sleep 1000")
+    assert program.stdout is not None
+    assert program.stdout.readline() == b"on\n"
+    for pid in found[victim]:
+        os.kill(pid, signal.SIGKILL)
+    if victim != "nursery":
+        # The program is gone, or its client hears that nobody knows.
+        program.communicate(timeout=60)
+        assert program.returncode in (125, 137, 143)
+        wait_until(lambda: stopped.status()["state"] == "stopped", "it still runs")
+        stopped.start()
+    assert stopped.out("cat /kept") == "kept"
+    stopped.ok("stop", "-t", "0")
+    if victim == "nursery":
+        program.communicate(timeout=60)
+    wait_until(lambda: not any(map(alive, everybody)), "a process is left")
+
+
+def test_after_an_fs_server_was_killed_a_stop_says_so_and_a_start_works(stopped: Service) -> None:
+    stopped.start()
+    stopped.out("echo kept > /kept; sync")
+    found = processes_of(stopped)
+    for pid in found["fs server"]:
+        os.kill(pid, signal.SIGKILL)
+    assert stopped.exec("/bin/cat", "/kept").returncode != 0
+    stopped.run("stop", "-t", "0")
+    assert stopped.status()["state"] == "stopped"
+    stopped.start()
+    assert stopped.out("cat /kept") == "kept"
+
+
+def test_a_terminal_is_put_back_when_the_service_dies(
+    stopped: Service, at_terminal: Callable[..., Typist]
+) -> None:
+    pid = stopped.start()
+    person = at_terminal(stopped.words("exec", "/bin/sh", "-i"), stopped.box.command.env)
+    person.wait_for("# ")
+    os.kill(pid, signal.SIGKILL)
+    assert person.wait() in (125, 128 + signal.SIGHUP, 128 + signal.SIGTERM, 137)
+    assert person.are_modes_back()
+
+
+def test_a_stop_puts_terminals_back(stopped: Service, at_terminal: Callable[..., Typist]) -> None:
+    stopped.start()
+    person = at_terminal(stopped.words("exec", "/bin/sh", "-i"), stopped.box.command.env)
+    person.wait_for("# ")
+    stopped.ok("stop", "-t", "0.2")
+    assert person.wait() == 137  # an interactive shell ignores SIGTERM
+    assert person.are_modes_back()
+
+
+def test_a_stale_socket_is_no_service(stopped: Service) -> None:
+    pid = stopped.start()
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not alive(pid), "it lives")
+    runtime = Path(stopped.box.command.env["XDG_RUNTIME_DIR"]) / "serdab" / "service"
+    assert list(runtime.glob("*.sock"))
+    assert stopped.run("status").returncode == 1
+    assert stopped.exec("/bin/true").returncode == 125
+    assert stopped.run("stop").returncode == 1
+    assert stopped.box.run("/bin/true").returncode == 0
+    stopped.start()
+
+
+def test_a_crowd_of_killed_clients_leaves_nothing(running: Service) -> None:
+    daemon = int(str(running.status()["pid"]))
+    kernel = next(pid for pid in children(daemon) if "libos.nursery" not in command_line(pid))
+
+    def counts() -> tuple[int, ...]:
+        return (
+            *(len(os.listdir(f"/proc/{pid}/fd")) for pid in (daemon, kernel)),
+            len(descendants(daemon)),
+        )
+
+    running.out("true")
+    before = counts()
+    for _ in range(2):
+        crowd = [
+            popen(running, "exec", "/bin/sleep", "1000", stdout=subprocess.DEVNULL)
+            for _ in range(8)
+        ]
+        wait_until(lambda: bool(running.status()["programs"]), "none runs")
+        for process in crowd:
+            process.kill()
+        for process in crowd:
+            process.communicate(timeout=60)
+    wait_until(lambda: running.status()["programs"] == [], "programs are left")
+    wait_until(lambda: counts() == before, f"{before} before")
