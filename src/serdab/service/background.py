@@ -21,7 +21,7 @@ from serdab.libos.channel import Channel
 from serdab.linux.process import hide_memory
 from serdab.service.log import LogFile
 from serdab.service.place import Place
-from serdab.service.protocol import StartRequest
+from serdab.service.protocol import StartRequest, error_fields
 from serdab.service.server import Reporter, Server, default_signals
 
 _CHUNK: Final = 4096
@@ -30,35 +30,48 @@ _CHUNK: Final = 4096
 class _Background(Reporter):
     """Tells the log, and the starter as long as it is there."""
 
-    def __init__(self, starter: Channel, log: LogFile) -> None:
+    def __init__(self, starter: Channel, path: str) -> None:
         self._starter: Channel | None = starter
-        self._log = log
+        self._path = path
+        self._file: LogFile | None = None
         self.server: Server | None = None
 
+    def claimed(self) -> None:
+        # Not earlier: a second start that is refused must not touch the log of the first.
+        self._file = LogFile(self._path)
+        os.dup2(self._file.fileno(), 2)
+
+    def write(self, level: str, line: str) -> None:
+        """Write a line to the log; before there is one the starter hears all there is to know."""
+        if self._file is not None:
+            self._file.write(level, line)
+
     def log(self, level: str, line: str) -> None:
-        self._log.write(level, line)
+        self.write(level, line)
         self._tell({"op": "log", "level": level, "line": line})
 
     def output(self, written: bytes) -> None:
         """Pass on what init, or somebody it left behind, wrote."""
-        self._log.write("init", written.decode("utf-8", "backslashreplace").removesuffix("\n"))
+        for line in written.decode("utf-8", "backslashreplace").splitlines():
+            self.write("init", line)
         self._tell({"op": "output", "bytes": written})
 
     def ready(self) -> None:
-        self._log.write("notice", "the instance is ready")
+        self.write("notice", "the instance is ready")
         self._tell({"op": "ready", "pid": os.getpid()})
         self._let_starter_go()
 
     def failed(self, error: Error | InternalError) -> None:
-        self._log.write("error", str(error))
         if isinstance(error, Error):
-            self._tell({"op": "failed", **error.as_dict()})
+            self.write("error", str(error))
+            self._tell({"op": "failed", **error_fields(error)})
         else:
+            self.write("error", str(error))
             self._tell({"op": "defect", "trace": str(error)})
         self._let_starter_go()
 
     def stopping(self) -> None:
-        self._log.write("notice", "stopping")
+        self.write("notice", "stopping")
 
     def starter_went(self) -> None:
         """The starter was ended before the instance was ready: nobody wants it any more."""
@@ -95,13 +108,7 @@ def main(fd: int, _path: list[str]) -> None:
     record, fds = message
     request = StartRequest.parse(record)
     os.umask(request.umask)
-    try:
-        log = LogFile(Place.of(request.instance).log)
-    except Error as exc:
-        starter.send({"op": "failed", **exc.as_dict()})
-        os._exit(1)
-    os.dup2(log.fileno(), 2)
-    out = _Background(starter, log)
+    out = _Background(starter, Place.of(request.instance).log)
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     reader, writer = os.pipe2(os.O_CLOEXEC)
     key_fd = fds[0] if request.has_key else -1
@@ -114,9 +121,9 @@ def main(fd: int, _path: list[str]) -> None:
     except BaseException:
         import traceback
 
-        log.write("error", traceback.format_exc())
+        out.write("error", traceback.format_exc())
         raise
-    log.write("notice", "ended")
+    out.write("notice", "ended")
     os._exit(0 if is_fine else 1)
 
 

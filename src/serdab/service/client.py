@@ -52,25 +52,41 @@ class Status:
         return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since_ms / 1000))
 
 
-def _greeted(end: place.Connected) -> tuple[Channel, Hello]:
+def _greeted(where: place.Place) -> tuple[Channel, Hello] | None:
+    """Return a connection; None if there is no service, or it ended at this very moment."""
+    end = place.connect(where)
+    if end is None:
+        return None
     channel = Channel(end)
     message = channel.receive()
     if message is None:
-        raise Error("the service does not answer", hint="it may be stopping, or have no room")
+        channel.close()
+        return None
     record, fds = message
     close_all(fds)
+    if record.get("op") == "refused":
+        raise from_dict(dict(record))
     return channel, Hello.parse(record)
+
+
+def _required(where: place.Place, verb: str) -> tuple[Channel, Hello]:
+    greeted = _greeted(where)
+    if greeted is None:
+        raise place.not_running(where, verb)
+    return greeted
 
 
 def ask_status(instance: str) -> Status | None:
     """Return what the instance's service says; None if it has none."""
-    end = place.connect(place.Place.of(instance))
-    if end is None:
+    greeted = _greeted(place.Place.of(instance))
+    if greeted is None:
         return None
-    channel, _ = _greeted(end)
+    channel, _ = greeted
     try:
         channel.send({"op": "status"})
         message = channel.receive()
+    except BrokenPipeError:
+        return None
     finally:
         channel.close()
     if message is None:
@@ -113,7 +129,7 @@ def stop(instance: str, patience_s: float) -> None:
         Error: a volume could not be closed as it should.
     """
     where = place.Place.of(instance)
-    channel, _ = _greeted(place.require(where, "stop"))
+    channel, _ = _required(where, "stop")
     problems: list[str] = []
     has_ended = False
     try:
@@ -147,7 +163,7 @@ def execute(instance: str, argv: Sequence[str]) -> int:
         Error: the program was not started, or the instance ended without telling how it ended.
     """
     where = place.Place.of(instance)
-    channel, hello = _greeted(place.require(where, "exec"))
+    channel, hello = _required(where, "exec")
     return _Foreground(where, channel, hello).run(argv)
 
 

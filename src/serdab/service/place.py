@@ -195,18 +195,6 @@ def _connect(directory: str, name: str) -> Connected | None:
     return end
 
 
-def require(place: Place, verb: str) -> _socket.socket:
-    """Return a connection.
-
-    Raises:
-        NotRunningError: the instance has no service.
-    """
-    end = connect(place)
-    if end is None:
-        raise not_running(place, verb)
-    return end
-
-
 def not_running(place: Place, verb: str) -> Error:
     """Return the error for an instance without a service; it names who else has the instance."""
     from serdab.instance.locks import run_holder

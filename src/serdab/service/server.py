@@ -25,14 +25,14 @@ import time
 from typing import Final
 
 from serdab import pal
-from serdab.errors import Error, InternalError
+from serdab.errors import BusyError, Error, InternalError
 from serdab.libos.begin import Begun
 from serdab.libos.channel import Channel, close_all
 from serdab.libos.loop import Loop
 from serdab.libos.messages import Value
 from serdab.service import place
 from serdab.service.connections import Connection
-from serdab.service.protocol import RUNNING, STARTING, STOPPING, StartRequest
+from serdab.service.protocol import RUNNING, STARTING, STOPPING, StartRequest, error_fields
 
 #: How long programs are asked to end when the one who ends the service says nothing about it.
 PATIENCE_S: Final = 10.0
@@ -41,7 +41,10 @@ _SPARE_FDS: Final = 64
 
 
 class Reporter:
-    """Whom a service tells how it fares. All calls come from the loop's thread."""
+    """Whom a service tells how it fares. All calls but the first come from the loop's thread."""
+
+    def claimed(self) -> None:
+        """Tell that the instance is ours, before its boot; from the boot's thread."""
 
     def log(self, level: str, line: str) -> None:
         """Tell the operator a line."""
@@ -130,6 +133,7 @@ class Server:
     def _is_locked(self, started: pal.Pal) -> None:
         """Claim the socket: in the boot's thread, holding the lock of the instance."""
         self._claim = place.claim(self.place)
+        self._out.claimed()
         self._pal = started
         if self._is_ending:
             raise Error("ended by a signal", stage="boot")
@@ -223,13 +227,27 @@ class Server:
             return
         if len(self.connections) >= self._most:
             self._out.log("warning", f"refused process {pid}: {self._most} clients are the most")
-            end.close()
+            full = BusyError(
+                "the service has no room for another client",
+                expected=f"at most {self._most}",
+                found="as many",
+                hint="the limit of descriptors (ulimit -n) when the service is started is theirs",
+            )
+            self._dismiss(Channel(end), full)
             return
         end.setblocking(False)
         names = () if self._pal is None else self._pal.untrusted_names
         connection = Connection(self, Channel(end), pid)
         self.connections.add(connection)
         connection.greet(names)
+
+    @staticmethod
+    def _dismiss(channel: Channel, error: Error) -> None:
+        try:
+            channel.send({"op": "refused", **error_fields(error)})
+        except OSError:
+            pass  # it did not wait for that
+        channel.close()
 
     def status(self) -> dict[str, Value]:
         """Return what ``status`` shows."""
