@@ -30,21 +30,17 @@ _CHUNK: Final = 4096
 class _Background(Reporter):
     """Tells the log, and the starter as long as it is there."""
 
-    def __init__(self, starter: Channel, path: str) -> None:
+    def __init__(self, starter: Channel, file: LogFile) -> None:
         self._starter: Channel | None = starter
-        self._path = path
-        self._file: LogFile | None = None
+        self._file = file
         self.server: Server | None = None
 
     def claimed(self) -> None:
-        # Not earlier: a second start that is refused must not touch the log of the first.
-        self._file = LogFile(self._path)
-        os.dup2(self._file.fileno(), 2)
+        self._file.publish()
 
     def write(self, level: str, line: str) -> None:
-        """Write a line to the log; before there is one the starter hears all there is to know."""
-        if self._file is not None:
-            self._file.write(level, line)
+        """Write a line to the log."""
+        self._file.write(level, line)
 
     def log(self, level: str, line: str) -> None:
         self.write(level, line)
@@ -108,7 +104,14 @@ def main(fd: int, _path: list[str]) -> None:
     record, fds = message
     request = StartRequest.parse(record)
     os.umask(request.umask)
-    out = _Background(starter, Place.of(request.instance).log)
+    try:
+        file = LogFile(Place.of(request.instance).log)
+    except Error as exc:
+        starter.send({"op": "failed", **error_fields(exc)})
+        os._exit(1)
+    # Before any process is started: they all inherit it, and nobody keeps what was there.
+    os.dup2(file.fileno(), 2)
+    out = _Background(starter, file)
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     reader, writer = os.pipe2(os.O_CLOEXEC)
     key_fd = fds[0] if request.has_key else -1
@@ -124,6 +127,7 @@ def main(fd: int, _path: list[str]) -> None:
         out.write("error", traceback.format_exc())
         raise
     out.write("notice", "ended")
+    file.discard()
     os._exit(0 if is_fine else 1)
 
 

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The log of a service in the background: a file of the user's state directory, mode 0600.
 
-Above: ``server``. One file per instance, begun anew at each start (the one before is kept as
+Above: ``background``. One file per instance, begun anew at each start (the one before is kept as
 ``.old``), and never longer than a bound: what programs that init left behind write goes there, too.
+
+It has a name of its own until its service has claimed the instance: one that is refused must not
+touch the log of the one that runs.
 """
 
 from __future__ import annotations
 
+import glob
 import os
 import time
 from typing import Final
@@ -20,22 +24,34 @@ _MAX_BYTES: Final = 16 << 20
 class LogFile:
     """Appends lines with their time."""
 
-    __slots__ = ("_fd", "_left")
+    __slots__ = ("_draft", "_fd", "_left", "_path")
 
     def __init__(self, path: str) -> None:
         make_private(os.path.dirname(os.path.dirname(path)))
         make_private(os.path.dirname(path))
-        try:
-            os.rename(path, f"{path}.old")
-        except FileNotFoundError:
-            pass
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-        self._fd = os.open(path, flags, 0o600)
+        self._path = path
+        self._draft = f"{path}.{os.getpid()}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._fd = os.open(self._draft, flags, 0o600)
         self._left = _MAX_BYTES
 
     def fileno(self) -> int:
         """Return the descriptor, for what must be written without us."""
         return self._fd
+
+    def publish(self) -> None:
+        """Become the log of the instance's service; only for who has claimed it."""
+        for old, new in ((self._path, f"{self._path}.old"), (self._draft, self._path)):
+            try:
+                os.rename(old, new)
+            except FileNotFoundError:
+                pass
+        for draft in glob.glob(f"{glob.escape(self._path)}.[0-9]*"):
+            _remove(draft)  # of starts that were killed or refused
+
+    def discard(self) -> None:
+        """Leave nothing behind, unless it was published."""
+        _remove(self._draft)
 
     def write(self, level: str, line: str) -> None:
         """Append one line; a full disk loses it, no more.
@@ -52,3 +68,10 @@ class LogFile:
             os.write(self._fd, raw)
         except OSError:
             pass
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
