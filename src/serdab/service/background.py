@@ -21,7 +21,7 @@ from serdab.libos.channel import Channel
 from serdab.linux.process import hide_memory
 from serdab.service.log import LogFile
 from serdab.service.place import Place
-from serdab.service.protocol import StartRequest, error_fields
+from serdab.service.protocol import StartRequest
 from serdab.service.server import Reporter, Server, default_signals
 
 _CHUNK: Final = 4096
@@ -48,8 +48,7 @@ class _Background(Reporter):
 
     def output(self, written: bytes) -> None:
         """Pass on what init, or somebody it left behind, wrote."""
-        for line in written.decode("utf-8", "backslashreplace").splitlines():
-            self.write("init", line)
+        self.write("init", written.decode("utf-8", "backslashreplace").removesuffix("\n"))
         self._tell({"op": "output", "bytes": written})
 
     def ready(self) -> None:
@@ -58,11 +57,10 @@ class _Background(Reporter):
         self._let_starter_go()
 
     def failed(self, error: Error | InternalError) -> None:
+        self.write("error", str(error))
         if isinstance(error, Error):
-            self.write("error", str(error))
-            self._tell({"op": "failed", **error_fields(error)})
+            self._tell({"op": "failed", **error.as_dict()})
         else:
-            self.write("error", str(error))
             self._tell({"op": "defect", "trace": str(error)})
         self._let_starter_go()
 
@@ -107,7 +105,7 @@ def main(fd: int, _path: list[str]) -> None:
     try:
         file = LogFile(Place.of(request.instance).log)
     except Error as exc:
-        starter.send({"op": "failed", **error_fields(exc)})
+        starter.send({"op": "failed", **exc.as_dict()})
         os._exit(1)
     # Before any process is started: they all inherit it, and nobody keeps what was there.
     os.dup2(file.fileno(), 2)

@@ -32,7 +32,7 @@ from serdab.libos.loop import Loop
 from serdab.libos.messages import Value
 from serdab.service import place
 from serdab.service.connections import Connection
-from serdab.service.protocol import RUNNING, STARTING, STOPPING, StartRequest, error_fields
+from serdab.service.protocol import RUNNING, STARTING, STOPPING, StartRequest
 
 #: How long programs are asked to end when the one who ends the service says nothing about it.
 PATIENCE_S: Final = 10.0
@@ -244,7 +244,7 @@ class Server:
     @staticmethod
     def _dismiss(channel: Channel, error: Error) -> None:
         try:
-            channel.send({"op": "refused", **error_fields(error)})
+            channel.send({"op": "refused", **error.as_dict()})
         except OSError:
             pass  # it did not wait for that
         channel.close()
