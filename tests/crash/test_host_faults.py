@@ -299,6 +299,29 @@ def test_a_full_host_loses_nothing_and_works_again_once_there_is_room() -> None:
         assert picture(ground.open(state.host)) == expected
 
 
+def test_what_was_accepted_and_lost_is_told_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who never asked for a sync hears of the loss from nobody but whoever closes the volume."""
+    ground = bare_ground()
+    fs = ground.open(HostDir.at(tmp_path))
+    fs.mknod(ROOT_INO, b"first", 0o100644, 0, 0, 0)
+    fs.syncfs()
+    with monkeypatch.context() as patch:
+
+        def fail(_fd: int) -> None:
+            raise OSError(errno.EIO, "the host failed")
+
+        patch.setattr(os, "fsync", fail)
+        patch.setattr(os, "fdatasync", fail)
+        fs.mknod(ROOT_INO, b"second", 0o100644, 0, 0, 0)
+        with pytest.raises(FsError):
+            fs.syncfs()
+    with pytest.raises(FsError):
+        fs.close()
+    ground.open(HostDir.at(tmp_path)).close()
+
+
 class TestShortCounts:
     """pread(2) and pwrite(2) may move fewer bytes than asked; the host file goes on by itself."""
 

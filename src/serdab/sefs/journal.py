@@ -552,6 +552,7 @@ class Journal:
         if self._closed:
             return
         self._closed = True
+        has_lost = bool(self._failed) and self._uncommitted
         try:
             if not self.read_only and not self._failed and (self._changed or self.state.log):
                 self._guarded(lambda: self._checkpoint(final_one=True))
@@ -564,6 +565,8 @@ class Journal:
                 directory.close()
             self._reserve.close()
             self._dir.close()
+        if has_lost:
+            raise FsError(errno.EIO)  # accepted, and lost: who asked for no sync hears it here
 
     def abandon(self) -> None:
         """Close without writing: the host keeps what was found, as after a refusal."""
