@@ -340,6 +340,21 @@ class TestRefusals:
         assert result.returncode != 0
         assert not (tmp_path / "x.tar.gz").exists()
 
+    @pytest.mark.parametrize("kind", ["fifo", "directory"])
+    def test_what_is_no_file_among_the_outputs_is_refused_at_once(
+        self, serdab: Command, tmp_path: Path, kind: str
+    ) -> None:
+        path = tmp_path / "encrypted"
+        serdab.ok("new", path)
+        serdab.ok("gen-image-key", tmp_path / "key")
+        serdab.ok("-C", path, "build", "--image-key", tmp_path / "key")
+        image = path / "build/mount/__ROOT/image.sefs"
+        image.unlink()
+        os.mkfifo(image) if kind == "fifo" else image.mkdir()
+        result = Publisher(serdab, path).package(tmp_path / "x.tar.gz")
+        refused(result, 3)
+        assert not (tmp_path / "x.tar.gz").exists()
+
     def test_a_build_of_another_serdab_is_refused(
         self, publisher: Publisher, tmp_path: Path
     ) -> None:

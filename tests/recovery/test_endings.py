@@ -40,8 +40,8 @@ def test_a_signal_to_the_command_ends_everything_in_order(
         run.expect("ack")
     run.find_family()
     run.process.send_signal(number)
-    ward.settle(run)
-    assert run.process.returncode == 128 + number
+    errors = ward.settle(run)
+    assert run.process.returncode == 128 + number, errors
     ward.check_gone(run)
     ward.check_whole()
 

@@ -19,6 +19,7 @@ from serdab.libos.keysource import USER, KeySource, explaining
 from serdab.libos.volumekey import VolumeKey, volume_key
 from serdab.sefs.anchor import ANCHOR_NAME
 from serdab.sefs.fsck import Report, check, salvage
+from serdab.sefs.hostdir import HostDir, read_exact
 from serdab.sefs.image import Image, open_image
 from serdab.sefs.imageformat import HEADER_BYTES, IMAGE_NAME, header_mac, parse_header
 from serdab.sefs.volume import Volume, memory_volume, open_volume
@@ -45,8 +46,16 @@ class Checked:
 
 def _unpinned_mac(path: Path) -> bytes:
     """Return the root MAC that an integrity-only image has: nobody named one to compare."""
-    with (path / IMAGE_NAME).open("rb") as file:
-        raw = file.read(HEADER_BYTES)
+    directory = HostDir.at(path)
+    try:
+        # The storage may have put a FIFO or a link there.
+        file = directory.open(IMAGE_NAME)
+        try:
+            raw = read_exact(file, HEADER_BYTES, 0)
+        finally:
+            file.close()
+    finally:
+        directory.close()
     return header_mac(raw, parse_header(raw).hash)
 
 
