@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable
+from functools import partial
 from typing import Final
 
+from serdab.cli.measurements import fields_of, text_of
 from serdab.cli.messages import Context
 from serdab.cli.parsing import add_occlum, add_signing, read_key, say_occlum, signer_of
+from serdab.cli.progress import shown_progress
 
 SUMMARY: Final = "seal initfs/ and image/, write and sign the measurements"
 
@@ -42,23 +43,13 @@ def main(args: argparse.Namespace, context: Context) -> int:
     request = BuildRequest(
         signer, image_key=key, builtin_key=args.buildin_image_key, force=args.force
     )
-    progress = _progress(context)
-    try:
+    with shown_progress(context) as show:
+        progress = None if show is None else partial(show, "sealing")
         result = build(instance, request, say=context.say, progress=progress)
-    finally:
-        if progress is not None:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
-    values = {
-        "mrenclave": str(result.mrenclave),
-        "mrsigner": str(result.mrsigner),
-        "conf-mac": str(result.conf_mac),
-        "init-mac": result.init_mac.hex(),
-        "root-mac": result.root_mac.hex(),
-    }
-    text = "\n".join(f"{name:10}{value}" for name, value in values.items())
+    values = fields_of(result)
     done = " and ".join(result.sealed) or "nothing, all was up to date"
     kind = "debuggable" if result.debuggable else "production"
-    text = f"{text}\nimage     {result.image_type}\nplatform  {result.platform}"
+    text = f"{text_of(values)}\nimage     {result.image_type}\nplatform  {result.platform}"
     text = f"{text}\nkind      {kind}\nsealed    {done}"
     fields: dict[str, object] = {
         **values,
@@ -70,18 +61,3 @@ def main(args: argparse.Namespace, context: Context) -> int:
     }
     context.result(fields, "" if context.quiet else text)
     return 0
-
-
-def _progress(context: Context) -> Callable[[int], None] | None:
-    """Return what shows the bytes that were sealed, on a terminal only."""
-    if context.quiet or context.as_json or not sys.stderr.isatty():
-        return None
-    shown = -1
-
-    def show(count: int) -> None:
-        nonlocal shown
-        if count >> 20 != shown:
-            shown = count >> 20
-            print(f"\rsealing: {shown} MiB", end="", file=sys.stderr, flush=True)
-
-    return show

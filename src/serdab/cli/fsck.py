@@ -4,21 +4,18 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from serdab.cli import exitcodes
 from serdab.cli.messages import Context
+from serdab.cli.progress import shown_progress
 from serdab.errors import UsageError
 
 if TYPE_CHECKING:
     from serdab.instance.check import Checked
 
 SUMMARY: Final = "verify a sealed file system to the last byte"
-_STEP: Final = 16 << 20
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -50,37 +47,22 @@ def main(args: argparse.Namespace, context: Context) -> int:
     directory = Path(args.directory) if args.directory is not None else None
     lower = Path(args.lower) if args.lower is not None else None
     instance = Instance.open_built(context.instance) if directory is None else None
-    progress = _progress(context)
-    if args.repair:
-        results = [
-            check.repair(
-                instance, directory, Path(args.output), key=key, lower=lower, progress=progress
-            )
-        ]
-    elif directory is not None:
-        results = [check.check_directory(directory, key, lower, progress)]
-    else:
-        assert instance is not None  # noqa: S101 - opened above, since no directory was named
-        with naming_service(instance.path):
-            results = check.check_instance(instance, key, progress)
-    if progress is not None:
-        print("\r\033[K", end="", file=sys.stderr)
+    with shown_progress(context) as progress:
+        if args.repair:
+            results = [
+                check.repair(
+                    instance, directory, Path(args.output), key=key, lower=lower, progress=progress
+                )
+            ]
+        elif directory is not None:
+            results = [check.check_directory(directory, key, lower, progress)]
+        else:
+            assert instance is not None  # noqa: S101 - opened above, since no directory was named
+            with naming_service(instance.path):
+                results = check.check_instance(instance, key, progress)
     _print(results, context)
     clean = all(checked.report.is_clean() for checked in results)
     return exitcodes.DONE if clean else exitcodes.REFUSED
-
-
-def _progress(context: Context) -> Callable[[str, int], None] | None:
-    if context.quiet or context.as_json or not sys.stderr.isatty():
-        return None
-    last = [-_STEP]
-
-    def show(label: str, count: int) -> None:
-        if not 0 <= count - last[0] < _STEP:
-            last[0] = count
-            print(f"\r\033[K{os.path.basename(label)}: {count >> 20} MiB", end="", file=sys.stderr)
-
-    return show
 
 
 def _print(results: list[Checked], context: Context) -> None:

@@ -23,6 +23,12 @@ class Context:
         self.quiet = False
         self.verbose = False
 
+    def shown_level(self) -> str:
+        """Return up to which level lines for the operator are shown."""
+        if self.verbose:
+            return "debug"
+        return "error" if self.quiet and self.log_level == "notice" else self.log_level
+
     def say(self, line: str) -> None:
         """Print a note to standard error, unless -q."""
         if not self.quiet:

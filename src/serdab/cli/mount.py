@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from serdab.libos.orders import Opened
 
 SUMMARY: Final = "show the sealed root on the host, until Ctrl-C or umount"
-_LEVELS: Final = ("error", "notice", "warning", "info", "debug")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -184,17 +183,10 @@ class _Printer(logging.Handler):
     """Shows what the store and the session have to say, by level."""
 
     def __init__(self, context: Context) -> None:
+        from serdab.pal import log_to_stderr
+
         super().__init__()
-        self._context = context
-        wanted = "debug" if context.verbose else context.log_level
-        if context.quiet and wanted == "notice":
-            wanted = "error"
-        self._most = _LEVELS.index(wanted) if wanted in _LEVELS else -1
+        self.tell = log_to_stderr(context.shown_level())
 
     def emit(self, record: logging.LogRecord) -> None:
         self.tell(record.levelname.lower(), record.getMessage())
-
-    def tell(self, level: str, line: str) -> None:
-        """Print a line of a level that is wanted."""
-        if level in _LEVELS and _LEVELS.index(level) <= self._most:
-            self._context.warn(f"{level}: {line}")

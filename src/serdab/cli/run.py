@@ -63,13 +63,6 @@ def _run(
         expect_root=args.expect_root,
         freshness=freshness_of(args),
         previous=args.previous,
-        log_level=log_level_of(context),
+        log_level=context.shown_level(),
         begun=begun,
     )
-
-
-def log_level_of(context: Context) -> str:
-    """Return up to which level lines for the operator are shown."""
-    if context.verbose:
-        return "debug"
-    return "error" if context.quiet and context.log_level == "notice" else context.log_level

@@ -9,7 +9,6 @@ from typing import Final
 
 from serdab.cli.messages import Context
 from serdab.cli.parsing import add_boot, freshness_of, read_key, say_occlum
-from serdab.cli.run import log_level_of
 
 SUMMARY: Final = "boot the instance as a service, for many programs"
 
@@ -43,7 +42,7 @@ def main(args: argparse.Namespace, context: Context) -> int:
         freshness=freshness_of(args).placed_outside(instance),
         previous=args.previous,
     )
-    level = log_level_of(context)
+    level = context.shown_level()
     if args.foreground:
         starter.become(request, key, level=level, as_json=context.as_json)
     from serdab.pal import log_to_stderr
