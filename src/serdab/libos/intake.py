@@ -182,7 +182,8 @@ class Intake:
             self._start_ticking()
             return
         self._is_ticking = False
-        if self._lines:  # added while the flag still stood
+        front = self._front
+        if self._lines or (front and front.since):  # begun while the flag still stood
             self._wake()
 
     def _give_up(self, late: _Front) -> None:
