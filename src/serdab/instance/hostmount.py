@@ -39,8 +39,9 @@ GRACE_S: Final = 10.0
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: Two signals that come so close are one wish: timeout(1) sends to the process and to its group.
 _SAME_S: Final = 1.0
-#: What the unmounting thread sends; no signal has this number.
+#: What the unmounting thread sends; no signals have these numbers.
 _COMMIT: Final = 0
+_STOP: Final = 255
 
 Log = Callable[[str, str], None]
 
@@ -66,9 +67,9 @@ class _Bell:
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, lambda _number, _frame: None)
 
-    def ring(self) -> None:
-        """Ask for a commit."""
-        os.write(self._writer, bytes((_COMMIT,)))
+    def ring(self, wish: int) -> None:
+        """Ask for a commit, or for the end of the session."""
+        os.write(self._writer, bytes((wish,)))
 
     def answer(self) -> bytes:
         """Return who has rung."""
@@ -207,6 +208,8 @@ class _HostMount:
         for number in self._bell.answer():
             if number == _COMMIT:
                 self._commit()
+            elif number == _STOP:
+                self._session.stop()
             elif self._unmounting is None:
                 self._asked_at = time.monotonic()
                 self._unmounting = threading.Thread(target=self._unmount)
@@ -228,7 +231,7 @@ class _HostMount:
             detached = self._leave_tree()
         except OSError as exc:
             self.failure = self._not_unmounted(_words(exc))
-            self._session.stop()
+            self._bell.ring(_STOP)
             return
         # Unmounted here is not gone while another mount namespace has a copy (mount_namespaces(7)).
         if not detached and self._over.wait(_SAME_S):
@@ -239,7 +242,7 @@ class _HostMount:
             f"programs that use it have {GRACE_S:.0f} s, a second signal does not wait for them",
         )
         if not self._over.wait(GRACE_S):
-            self._session.stop()
+            self._bell.ring(_STOP)
 
     def _leave_tree(self) -> bool:
         """Take the mount off the directory tree; return whether it is in use there."""
@@ -272,7 +275,7 @@ class _HostMount:
             syncfs(fd)  # what programs stored through mappings comes to the session now
         finally:
             os.close(fd)
-        self._bell.ring()
+        self._bell.ring(_COMMIT)
 
     def _not_unmounted(self, why: str) -> Error:
         return Error(
