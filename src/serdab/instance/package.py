@@ -130,8 +130,6 @@ def package(instance: Instance, request: PackageRequest, *, say: Say) -> Package
         VerificationError: ``build/`` would not boot, or another key signed it.
     """
     require_free(request.output, request.output + SIGNATURE_SUFFIX)
-    if request.public_key is not None:
-        _write_public_key(request.public_key, request.signer)
     with lock_build(instance), ExitStack() as stack:
         raw = {name: instance.read(name) for name in (DESCRIPTOR, PROTECTED_CONFIG)}
         descriptor, config = _verify(raw, request)
@@ -160,6 +158,8 @@ def package(instance: Instance, request: PackageRequest, *, say: Say) -> Package
             members.append(_image_member(instance, f"{image}/{IMAGE_NAME}", stack))
         # Whoever changed our code while we read it changed what the descriptor names.
         _require_same_code(descriptor)
+        if request.public_key is not None:
+            _write_public_key(request.public_key, request.signer)
         return _write(request, descriptor, members, _words(runtime))
 
 

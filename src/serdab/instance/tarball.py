@@ -22,7 +22,7 @@ _LEVEL: Final = 6
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A regular file: its path, and its bytes or an open file of ``size`` bytes."""
+    """A regular file: its path, and its bytes or an open file of ``size_bytes``."""
 
     path: str
     content: bytes | BinaryIO
