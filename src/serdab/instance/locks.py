@@ -132,6 +132,19 @@ def lock_run(
             return lock
 
 
+def wait_until_closed(instance: Instance) -> None:
+    """Wait until whoever used ``run/`` has written its last byte; not for the next user.
+
+    Raises:
+        BusyError: it takes too long.
+    """
+    try:
+        lock_run(instance).close()
+    except BusyError:
+        if not _is_used(instance.at(RUN)):
+            raise
+
+
 def is_in_use(instance: Instance) -> bool:
     """Return whether somebody holds the lock of ``run/`` at this moment."""
     try:

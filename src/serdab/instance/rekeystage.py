@@ -88,7 +88,7 @@ class Staging:
             OSError: the host refused.
         """
         build, volume = switch.take_up(self._instance, with_layer=layer is not None)
-        has_previous = layer is not None and layer.image is not image
+        previous = None if layer is None or layer.image is image else layer.image
         image_path = os.path.join(build, _within(IMAGE))
         _clear(build, but=os.path.dirname(image_path))
         if not publish.is_directory(image_path):
@@ -96,8 +96,8 @@ class Staging:
         old = self._chain.config
         root_mac = self._reseal("image", image, image_path)
         lower, lower_mac = IMAGE, root_mac
-        if layer is not None and has_previous:
-            lower, lower_mac = self._reseal_previous(layer.image, build)
+        if previous is not None:
+            lower, lower_mac = self._reseal_previous(previous, build)
         init_mac = self._init_fs(old, os.path.join(build, _within(INITFS)))
         config = replace(old, root_mac=root_mac, init_mac=init_mac)
         raw = dump_boot_config(config)

@@ -58,15 +58,19 @@ def _greeted(where: place.Place) -> tuple[Channel, Hello] | None:
     if end is None:
         return None
     channel = Channel(end)
-    message = channel.receive()
-    if message is None:
+    try:
+        message = channel.receive()
+        if message is None:
+            channel.close()
+            return None
+        record, fds = message
+        close_all(fds)
+        if record.get("op") == "refused":
+            raise from_dict(record)
+        return channel, Hello.parse(record)
+    except BaseException:
         channel.close()
-        return None
-    record, fds = message
-    close_all(fds)
-    if record.get("op") == "refused":
-        raise from_dict(dict(record))
-    return channel, Hello.parse(record)
+        raise
 
 
 def _required(where: place.Place, verb: str) -> tuple[Channel, Hello]:
@@ -128,6 +132,9 @@ def stop(instance: str, patience_s: float) -> None:
         NotRunningError: it has none.
         Error: a volume could not be closed as it should.
     """
+    from serdab.instance.layout import Instance
+    from serdab.instance.locks import wait_until_closed
+
     where = place.Place.of(instance)
     channel, _ = _required(where, "stop")
     problems: list[str] = []
@@ -142,7 +149,7 @@ def stop(instance: str, patience_s: float) -> None:
                 problems = [str(item) for item in many(record, "problems")]
     finally:
         channel.close()
-    place.wait_until_free(where)
+    wait_until_closed(Instance(where.instance))
     if not has_ended:
         problems.append(f"the service was killed; its log is {where.log}")
     if problems:

@@ -219,14 +219,3 @@ def peer_of(end: _socket.socket) -> tuple[int, int]:
     raw = end.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, _CREDENTIALS.size)
     pid, uid, _ = _CREDENTIALS.unpack(raw)
     return pid, uid
-
-
-def wait_until_free(place: Place) -> None:
-    """Wait until whoever used the instance has written its last byte; not for the next user."""
-    from serdab.instance.layout import Instance
-    from serdab.instance.locks import lock_run
-
-    try:
-        lock_run(Instance(place.instance)).close()
-    except BusyError:
-        pass  # somebody else has it already, so it was free
