@@ -148,7 +148,9 @@ class TestKey:
             foreground = command.popen("-C", path, "start", "--foreground", "--image-key", key)
             assert foreground.stderr is not None
             assert b"is ready" in foreground.stderr.readline()
-        daemon = int(str(encrypted.status()["pid"]))
+        status = encrypted.status()
+        daemon, log = int(str(status["pid"])), status["log"]
+        assert (log is None) == (way == "foreground")
         try:
             assert encrypted.out("echo booted") == "booted"
             for form in self.forms(encrypted):
@@ -156,7 +158,8 @@ class TestKey:
                 for pid in (daemon, *descendants(daemon)):
                     for file in ("cmdline", "environ"):
                         assert form not in Path(f"/proc/{pid}/{file}").read_bytes()
-                assert form not in Path(str(encrypted.status()["log"])).read_bytes()
+                if log is not None:
+                    assert form not in Path(str(log)).read_bytes()
             assert any(self.forms(encrypted)[0] in memory_of(pid) for pid in children(daemon))
         finally:
             encrypted.ok("stop", "-t", "0")

@@ -42,7 +42,7 @@ def _fields(status: Status) -> dict[str, object]:
         "state": status.state,
         "pid": status.pid,
         "since": status.since_ms / 1000,
-        "log": status.log,
+        "log": status.log or None,
         "measured": [
             {"stage": stage, "subject": subject, "digest": digest}
             for stage, subject, digest in status.measured
@@ -62,7 +62,7 @@ def _fields(status: Status) -> dict[str, object]:
 def _text(status: Status) -> str:
     lines = [
         f"{status.state}, process {status.pid}, since {status.since()}",
-        f"log: {status.log}",
+        f"log: {status.log or 'its standard error'}",
         "measured:",
     ]
     lines += [f"  {stage:8} {digest}  {subject}" for stage, subject, digest in status.measured]

@@ -37,6 +37,7 @@ class _Background(Reporter):
 
     def claimed(self) -> None:
         self._file.publish()
+        self.log_path = self._file.path
 
     def write(self, level: str, line: str) -> None:
         """Write a line to the log."""

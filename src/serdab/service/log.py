@@ -22,14 +22,14 @@ _MAX_BYTES: Final = 16 << 20
 
 
 class LogFile:
-    """Appends lines with their time."""
+    """Appends lines with their time. ``path`` is where it is once it was published."""
 
-    __slots__ = ("_draft", "_fd", "_left", "_path")
+    __slots__ = ("_draft", "_fd", "_left", "path")
 
     def __init__(self, path: str) -> None:
         make_private(os.path.dirname(os.path.dirname(path)))
         make_private(os.path.dirname(path))
-        self._path = path
+        self.path = path
         self._draft = f"{path}.{os.getpid()}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         self._fd = os.open(self._draft, flags, 0o600)
@@ -41,12 +41,12 @@ class LogFile:
 
     def publish(self) -> None:
         """Become the log of the instance's service; only for who has claimed it."""
-        for old, new in ((self._path, f"{self._path}.old"), (self._draft, self._path)):
+        for old, new in ((self.path, f"{self.path}.old"), (self._draft, self.path)):
             try:
                 os.rename(old, new)
             except FileNotFoundError:
                 pass
-        for draft in glob.glob(f"{glob.escape(self._path)}.[0-9]*"):
+        for draft in glob.glob(f"{glob.escape(self.path)}.[0-9]*"):
             _remove(draft)  # of starts that were killed or refused
 
     def discard(self) -> None:

@@ -41,7 +41,12 @@ _SPARE_FDS: Final = 64
 
 
 class Reporter:
-    """Whom a service tells how it fares. All calls but the first come from the loop's thread."""
+    """Whom a service tells how it fares. All calls but the first come from the loop's thread.
+
+    ``log_path`` is the file that has the log; empty where it is standard error.
+    """
+
+    log_path = ""
 
     def claimed(self) -> None:
         """Tell that the instance is ours, before its boot; from the boot's thread."""
@@ -257,7 +262,7 @@ class Server:
             "state": self.state,
             "pid": os.getpid(),
             "since_ms": self.since_ms,
-            "log": self.place.log,
+            "log": self._out.log_path,
             "measured": [[item.stage, item.subject, item.digest] for item in measured],
             "programs": [
                 program
