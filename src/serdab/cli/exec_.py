@@ -7,14 +7,14 @@ import argparse
 from typing import Final
 
 from serdab.cli.messages import Context
-from serdab.cli.parsing import program_of
+from serdab.cli.parsing import add_program, program_of
 
 SUMMARY: Final = "run a program in the instance's service"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="PROGRAM [ARG ...]")
+    add_program(parser)
 
 
 def main(args: argparse.Namespace, context: Context) -> int:

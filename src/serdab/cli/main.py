@@ -52,6 +52,17 @@ LOG_LEVELS = {
     "trace": "debug",
 }
 
+_GLOBALS_HELP = """
+options, all before the verb:
+  -C, --instance DIR  the instance; by default the current directory
+  --log-level LEVEL   what the instance logs: off, error, warning, info, debug
+  --json              results and errors as JSON, one object a line
+  -q, --quiet         no output but results and errors
+  -v, --verbose       all that is logged, and where an error comes from
+  --version           the version
+
+`serdab VERB --help` shows the options of a verb."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
@@ -278,5 +289,5 @@ def _help() -> int:
     for verb, (module_name, _) in VERBS.items():
         summary = importlib.import_module(f"serdab.cli.{module_name}").SUMMARY
         print(f"  {verb:15}{summary}")
-    print("\n`serdab VERB --help` shows the options of a verb.")
+    print(_GLOBALS_HELP)
     return 0

@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     from serdab.trust.signing import Signer
 
 _KEY_FILE_BYTES: Final = 4096
+_GLOBALS: Final = (
+    "-C",
+    "--instance",
+    "--log-level",
+    "--json",
+    "-q",
+    "--quiet",
+    "-v",
+    "--verbose",
+    "--version",
+)
 _OCCLUM_OPTIONS: Final = {
     "--sgx-mode": "the platform is chosen by SERDAB_PLATFORM",
     "--enable-edmm": "memory is always dynamic",
@@ -43,8 +54,14 @@ class VerbParser(argparse.ArgumentParser):
         Raises:
             UsageError: always.
         """
-        usage = " ".join(self.format_usage().split()).removeprefix("usage: ")
-        raise UsageError(f"{self._verb}: {message}", hint=f"usage: {usage}")
+        unknown = message.removeprefix("unrecognized arguments: ").split()
+        misplaced = next((word for word in unknown if word.partition("=")[0] in _GLOBALS), None)
+        if misplaced is not None:
+            hint = f"{misplaced.partition('=')[0]} goes before the verb; `serdab --help` shows it"
+        else:
+            usage = " ".join(self.format_usage().split()).removeprefix("usage: ")
+            hint = f"usage: {usage}"
+        raise UsageError(f"{self._verb}: {message}", hint=hint)
 
 
 def add_signing(parser: argparse.ArgumentParser) -> None:
@@ -126,6 +143,17 @@ def freshness_of(args: argparse.Namespace) -> Freshness:
         pin_file=args.pin_file,
         pin_command=args.pin_command,
         expect_upper=args.expect_upper,
+    )
+
+
+def add_program(parser: argparse.ArgumentParser) -> None:
+    """Add the program and its arguments, which take the rest of the command line."""
+    parser.usage = f"{parser.prog} [OPTION ...] PROGRAM [ARG ...]"
+    parser.add_argument(
+        "command",
+        nargs=argparse.REMAINDER,
+        metavar="PROGRAM [ARG ...]",
+        help="its absolute path inside, below an entry point, and its arguments",
     )
 
 

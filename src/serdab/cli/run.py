@@ -7,7 +7,14 @@ import argparse
 from typing import TYPE_CHECKING, Final
 
 from serdab.cli.messages import Context
-from serdab.cli.parsing import add_boot, freshness_of, program_of, read_key, say_occlum
+from serdab.cli.parsing import (
+    add_boot,
+    add_program,
+    freshness_of,
+    program_of,
+    read_key,
+    say_occlum,
+)
 from serdab.errors import BusyError
 
 if TYPE_CHECKING:
@@ -19,7 +26,7 @@ SUMMARY: Final = "boot the instance, run a program in it, shut down"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     add_boot(parser)
-    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="PROGRAM [ARG ...]")
+    add_program(parser)
 
 
 def main(args: argparse.Namespace, context: Context) -> int:
