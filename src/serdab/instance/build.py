@@ -112,6 +112,14 @@ def build(
         MeasurementMismatch: the image has not the MAC that the configuration requires.
     """
     with lock_build(instance):
+        if not os.access(instance.path, os.W_OK):
+            raise UsageError(
+                "the instance cannot be built",
+                subject=instance.path,
+                expected=f"a directory that user id {os.geteuid()} may write to",
+                found="one that is not",
+                hint="be the user who made it, or make an instance of your own",
+            )
         settle_switch(instance)
         config = parse(instance.read(CONFIG))
         for note in config.notes:
@@ -190,8 +198,8 @@ def _build(
     _remember_signer(instance, mrsigner, say)
     if kept:
         say(
-            "the writable layer belongs to the image before this one, which is kept: "
-            "`serdab reset` gives both up"
+            "the image before this one is kept, for the writable layer: if `run` refuses it, "
+            "`serdab run --previous` boots what it belongs to; `serdab reset` gives both up"
         )
     return BuildResult(
         mrenclave=descriptor.mrenclave(),

@@ -203,7 +203,16 @@ def lock_build(instance: Instance) -> DirectoryLock:
 
 
 def _lock(path: str, message: str) -> DirectoryLock:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError as exc:
+        raise UsageError(
+            "the instance is another user's",
+            subject=path,
+            expected=f"a directory that user id {os.geteuid()} may use",
+            found=os.strerror(exc.errno or 0),
+            hint="be the user who made it, or make an instance of your own",
+        ) from exc
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
