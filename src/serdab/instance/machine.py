@@ -155,6 +155,20 @@ def _id_maps() -> Finding:
     )
 
 
+def _host_mounts() -> Finding:
+    feature = "mounting on the host"
+    if os.geteuid() == 0:
+        return Finding(feature, present=True, required=False, detail="root calls mount(2)")
+    program = shutil.which("fusermount3")
+    return Finding(
+        feature,
+        present=program is not None,
+        required=False,
+        detail=f"through {program}" if program else "no fusermount3",
+        hint="install fuse3; only `serdab mount` needs it",
+    )
+
+
 def _limits() -> Finding:
     hint = "without a cgroup the limits of the configuration are process limits only"
     if os.path.exists("/sys/fs/cgroup/cgroup.controllers"):
@@ -202,6 +216,7 @@ _CHECKS: Final[tuple[Callable[[], Finding], ...]] = (
     _fuse,
     _seccomp,
     _id_maps,
+    _host_mounts,
     _limits,
     _landlock,
     _machine_identity,
