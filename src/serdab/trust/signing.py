@@ -188,7 +188,19 @@ class ToolSigner:
                 found=f"{result.returncode}" + (f": {words[-1]}" if words else ""),
                 hint="it is run as EXE sign -key PEM, with the message on stdin",
             )
-        self.public.verify(message, result.stdout)
+        try:
+            self.public.verify(message, result.stdout)
+        except VerificationError:
+            raise VerificationError(
+                "what the sign tool returned is no signature by the given key",
+                stage="build",
+                subject=self._tool,
+                expected=f"a signature by {self.public.mrsigner()}, the key in {self._key_path}",
+                found="another signature"
+                if len(result.stdout) == MODULUS_BYTES
+                else f"{len(result.stdout)} bytes where {MODULUS_BYTES} were due",
+                hint="--sign-key must be the public half of the key that the tool signs with",
+            ) from None
         return result.stdout
 
 
