@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Final
 
 from serdab.cli.messages import Context
 from serdab.cli.parsing import add_signing, read_key, signer_of
-from serdab.errors import UsageError
+from serdab.errors import EnvironmentRefused, UsageError
 
 SUMMARY: Final = "a signed tarball that runs where no Serdab is installed"
 
@@ -35,9 +36,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace, context: Context) -> int:
     """Write the package, then say what it is."""
-    from serdab.instance.layout import Instance
+    from serdab.instance.layout import Instance, package_parts
     from serdab.instance.package import PackageRequest, output_path, package
+    from serdab.trust.codetree import package_root
 
+    if package_parts(os.path.realpath(package_root())):
+        raise EnvironmentRefused(
+            "a package makes no packages: its libraries are not installed ones",
+            expected="an installed Serdab",
+            found="the copy that a package carries",
+            hint="pass the tarball on as it is, with its signature",
+        )
     instance = Instance.open_built(context.instance)
     output = output_path(instance, args.name)
     signer = signer_of(args)

@@ -58,6 +58,7 @@ for word do
     esac
 done
 hint='install Python @VERSION@, or name one in SERDAB_PYTHON'
+if [ -n "${SERDAB_PYTHON:-}" ]; then hint='SERDAB_PYTHON names no program: mend it, or unset it'; fi
 if [ -n "$json" ]; then
     message='{"error": "environment", "exit_code": 6, "expected": "Python @VERSION@"'
     message=$message', "found": "none", "hint": "'$hint'", "message": "no Python that fits"'

@@ -119,6 +119,14 @@ def output_path(instance: Instance, name: str | None) -> str:
             found=folder or "nothing",
             hint="its top folder is named as the package is",
         )
+    parent = os.path.dirname(stem) or "."
+    if not os.path.isdir(parent):
+        raise UsageError(
+            "the package cannot be written",
+            subject=stem + SUFFIX,
+            expected="a path in a directory that can be written",
+            found=f"no directory {parent}",
+        )
     return stem + SUFFIX
 
 
