@@ -33,7 +33,6 @@ from serdab.keys import parse_hyphened
 FILE_NAME: Final = "Occlum.json"
 IMAGE_SOURCE: Final = "build/mount/__ROOT"
 MIN_CACHE_BYTES: Final = 192 << 10
-MIN_DISK_BYTES: Final = 5 << 30
 _KNOWN_TYPES: Final = ("sefs", "hostfs", "ramfs", "unionfs", "devfs", "procfs", "ext2")
 
 
@@ -323,10 +322,6 @@ def _other_line(line: Section, kind: str, target: str) -> MountEntry:
     elif kind == "ramfs":
         source = None
     else:
-        if kind == "ext2":
-            disk = options.size("disk_size")
-            if disk is None or disk < MIN_DISK_BYTES:
-                raise options.refuse("disk_size", "at least 5GB", f"{disk or 0} bytes")
         raise line.refuse(
             "type",
             "hostfs, ramfs, procfs or devfs besides the root",

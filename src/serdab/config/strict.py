@@ -89,7 +89,7 @@ def load_object(raw: bytes, fail: Fail) -> Section:
         hint = "comments are not part of JSON" if _at_comment(text, exc.pos) else ""
         # Some of the parser's sentences end in "at" themselves.
         said = exc.msg.lower().removesuffix(" at")
-        raise fail("", "JSON", f"{said} at {where}", hint) from None
+        raise fail("", "JSON", f"something else at {where}: {said}", hint) from None
     except RecursionError:
         raise fail("", f"at most {MAX_DEPTH} levels", "deeper nesting", "") from None
     except ValueError:

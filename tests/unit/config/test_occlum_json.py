@@ -179,7 +179,7 @@ REFUSALS = [
     ("mount[1].target", "//host", "mount[1].target"),
     ("mount[1].target", "/proc", "mount[2].target"),
     ("mount[1].options", {"quota": "1GB"}, "mount[1].options.quota"),
-    ("mount[1]", {"target": "/x", "type": "ext2"}, "mount[1].options.disk_size"),
+    ("mount[1]", {"target": "/x", "type": "ext2"}, "mount[1].type"),
     ("mount[1]", {"target": "/x", "type": "sefs", "source": "x"}, "mount[1].type"),
     ("mount[2].target", "/processes", "mount[2].target"),
     ("serdab.network", "bridge", "serdab.network"),
@@ -202,7 +202,7 @@ class TestRefusals:
         [
             (b"", "JSON"),
             (b"[]", "an object"),
-            (b'{"env": "a\nb"}', "control character at line 1"),
+            (b'{"env": "a\nb"}', "line 1, column 11: invalid control character"),
             (b'{"env": {}, "env": {}}', "same field twice"),
             (b'{"mount": NaN}', "NaN"),
             (b"\xff\xfe{}", "UTF-8"),
