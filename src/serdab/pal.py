@@ -32,7 +32,7 @@ from serdab.instance.layout import Instance
 from serdab.instance.locks import lock_run
 from serdab.keys import Key
 from serdab.libos.begin import Begun
-from serdab.libos.caller import current_umask, open_descriptors, spawn_record, terminal
+from serdab.libos.caller import current_umask, open_descriptors, require_key, spawn_record, terminal
 from serdab.libos.channel import Channel, close_all
 from serdab.libos.messages import Value
 from serdab.libos.request import NOTHING_PINNED, BootRequest, Freshness
@@ -410,6 +410,7 @@ def init(
     """
     begun = begun or Begun()
     try:
+        require_key(image_key)
         return _init(
             begun,
             os.fspath(instance),

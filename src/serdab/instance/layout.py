@@ -90,9 +90,7 @@ class Instance:
                     "not an instance",
                     subject=os.path.abspath(path),
                     expected=f"a directory with {CONFIG}",
-                    found="a built one that has no sources, as in a package"
-                    if packaged
-                    else found,
+                    found="a built one that has no sources, as in a package" if packaged else found,
                     hint="build where the sources are; what is built runs without them"
                     if packaged
                     else "`serdab new PATH` makes one; -C names the one to use",

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from serdab.errors import UsageError
+from serdab.keys import Key
 from serdab.libos.channel import close_all
 from serdab.libos.messages import Value
 
@@ -63,6 +64,20 @@ def terminal() -> str | None:
     return None
 
 
+def require_key(given: object) -> None:
+    """Refuse what is neither a key nor None; its value is never named.
+
+    Raises:
+        UsageError: it is something else, such as the text of a key.
+    """
+    if given is not None and not isinstance(given, Key):
+        raise UsageError(
+            "not a key: image_key",
+            expected="a serdab.keys.Key, as Key.parse(text) makes one",
+            found=type(given).__name__,
+        )
+
+
 def spawn_record(
     number: int,
     argv: Sequence[str],
@@ -79,8 +94,15 @@ def spawn_record(
     place ``terminal`` is (-1: by none).
 
     Raises:
-        UsageError: there is no program, or a NUL byte in what it would get.
+        UsageError: there is no program, or no list, or a NUL byte in what it would get.
     """
+    if isinstance(argv, str | bytes):
+        raise UsageError(
+            "not a list of arguments: argv",
+            stage="app",
+            expected='the path of a program and its arguments, as in ["/bin/ls", "-l"]',
+            found=type(argv).__name__,
+        )
     if not argv:
         raise UsageError("no program to start", stage="app")
     raw = [os.fsencode(item) for item in argv]
