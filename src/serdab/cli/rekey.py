@@ -46,6 +46,7 @@ def main(args: argparse.Namespace, context: Context) -> int:
     done = "image and writable layer" if result.has_layer else "image"
     if result.was_done:
         context.say(f"{done} had the new key already; nothing was left to do")
+        done = "nothing, all was done"
     fields: dict[str, object] = {
         **values,
         "writable_layer": result.has_layer,

@@ -28,15 +28,15 @@ def main(args: argparse.Namespace, context: Context) -> int:
     from serdab.instance.reset import reset, reset_volume
 
     instance = Instance.open(context.instance, sources=False)
+    what = f"the volume in {args.volume}" if args.volume else "everything that programs wrote"
     if not args.yes:
         if not sys.stdin.isatty():
             raise UsageError(
-                "reset throws everything away that programs wrote",
+                f"reset throws away {what}",
                 expected="--yes, or a terminal to ask on",
                 found="neither",
                 hint="add --yes if that is what you want",
             )
-        what = f"the volume in {args.volume}" if args.volume else "everything that programs wrote"
         print(f"throw away {what} (instance {instance.path})? [y/N] ", end="")
         sys.stdout.flush()
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):

@@ -32,6 +32,10 @@ def main(args: argparse.Namespace, context: Context) -> int:
     from serdab.service.unit import Unit, text_of
 
     instance = Instance.open_built(context.instance)
+    if args.image_key is not None and not os.path.exists(args.image_key):
+        context.say(
+            f"warning: there is no {args.image_key} yet: without it the unit fails to start"
+        )
     unit = Unit(
         os.path.realpath(instance.path),
         _command(),

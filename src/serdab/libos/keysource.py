@@ -128,7 +128,7 @@ def wrong_key(
 
 
 def _nothing_differs(mine: KeySource | None, subject: str, stage: str) -> WrongKeyError:
-    hint = "give the image key that the writable layer was first opened with"
+    hint = "give the key of its first use, or of the last `serdab rekey`"
     found = "another key"
     if mine is not None and mine.kind in (AUTOMATIC, BUILT_IN):
         found = "the automatic key of this platform, signer and product"
@@ -210,7 +210,8 @@ def _of_kind(theirs: KeySource, mine: KeySource) -> _Difference:
         )
     hint = "open it with the kind of key that it was made with"
     if mine.kind == USER:
-        hint = "it was written while no image key was given: leave the key out, and build without"
+        hint = "it was written while no key was given: leave the key out, and for a writable layer "
+        hint += "build without; or `serdab reset` gives up what was written"
     elif theirs.kind == USER:
         hint = "it was written under an image key: give that key with --image-key, to build and run"
     elif BUILT_IN in (theirs.kind, mine.kind):

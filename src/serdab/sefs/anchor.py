@@ -238,7 +238,7 @@ def load_anchor(file: File, key: Key, label: str) -> tuple[Anchor, KeySchedule, 
             subject=subject,
             expected="the key that the volume was made with",
             found="another key",
-            hint="give the image key that the writable layer was first opened with",
+            hint="give the key of its first use, or of the last `serdab rekey`",
         )
     raise FormatError(
         "not a sealed volume",

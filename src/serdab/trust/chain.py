@@ -303,7 +303,8 @@ def verify_signer(signer: Digest, expected: Digest | None) -> None:
             subject="libos descriptor",
             expected=f"mrsigner {expected}",
             found=f"mrsigner {signer}",
-            hint="if the new signer is right, say so once with `serdab run --expect-signer`",
+            hint="compare both with what the signer published; if the one found is right, say so "
+            "once with `serdab run --expect-signer`",
         )
 
 

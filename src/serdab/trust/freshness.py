@@ -167,8 +167,8 @@ class Guard:
             subject=self._path,
             expected=f"volume {uuid.hex()}{known}",
             found="no volume",
-            hint="restore it; `serdab reset` gives up what was written and lets a new one begin, "
-            "`serdab reset --volume DIR` for a volume that programs mount",
+            hint="restore it, or give up what was written, so that a new one may begin: `serdab "
+            "reset`, or for a volume that programs mount `serdab reset --volume DIR`",
         )
 
     def admit(self, volume: Volume) -> list[str]:
