@@ -72,6 +72,8 @@ class TestGeneral:
             (["new"], "PATH"),
             (["new", "a", "b"], "unrecognized"),
             (["build", "--forc"], "--forc"),
+            (["build", "-C", "x"], "-C goes before the verb"),
+            (["status", "--log-level=info"], "--log-level goes before the verb"),
             (["print", "everything"], "invalid choice"),
             (["-C", "/nonexistent", "build"], "not an instance"),
             (["build"], "not an instance"),

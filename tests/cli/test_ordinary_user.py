@@ -42,6 +42,22 @@ def test_an_ordinary_user_builds_what_root_builds(
         assert results[0][name] == results[1][name]
 
 
+def test_the_instance_of_another_user_is_said_to_be_one(
+    as_user: OrdinaryUser, serdab: Command
+) -> None:
+    path = as_user.home / "theirs"
+    serdab.ok("new", path)
+    serdab.ok("-C", path, "build")
+    path.chmod(0o755)
+    for words, code in ((["start"], 2), (["run", "/bin/x"], 125), (["reset", "--yes"], 2)):
+        result = as_user.command.run("-C", path, *words)
+        assert result.returncode == code, describe(result)
+        assert b"the instance is another user's" in result.stderr, describe(result)
+    result = as_user.command.run("-C", path, "build")
+    assert result.returncode == 2, describe(result)
+    assert b"may write to" in result.stderr, describe(result)
+
+
 @pytest.mark.parametrize("name", ["development-key.pem", "signers", "builds"])
 def test_state_is_private(as_user: OrdinaryUser, name: str) -> None:
     path = as_user.home / "instance"

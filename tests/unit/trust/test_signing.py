@@ -180,7 +180,7 @@ class TestSignTool:
         )
         body = f'exec openssl dgst -sha256 -sign "{other}"'
         signer = load_signer(str(KEY), self.tool(tmp_path, body))
-        with pytest.raises(VerificationError):
+        with pytest.raises(VerificationError, match="the sign tool returned"):
             signer.sign(b"serdab")
 
     def test_a_failing_tool_is_quoted(self, tmp_path: Path) -> None:
