@@ -218,6 +218,23 @@ def test_a_mount_that_cannot_be_unmounted_is_said(common_owner: Owner) -> None:
     assert common_owner.inside("/bin/cat", "/root/file") == "kept\n"
 
 
+def test_it_is_unmounted_where_a_rename_took_it(owner: Owner) -> None:
+    parent = owner.place("parent")
+    point = owner.place("parent/point")
+    mounted = owner.start(at=point)
+    mounted.shell('echo there > "$M/root/file"')
+    moved = parent.rename(parent.with_name("moved"))
+    try:
+        done = mounted.end()
+        assert done.returncode == 0, describe(done)
+        assert b"in use" not in done.stderr
+        assert not is_mounted(moved / "point")
+    finally:
+        if is_mounted(moved / "point"):
+            umount(str(moved / "point"), UmountFlag.DETACH)
+    assert owner.inside("/bin/cat", "/root/file") == "there\n"
+
+
 def test_a_change_is_committed_after_a_while_without_being_asked(root_owner: Owner) -> None:
     root_owner.inside("/bin/sh", "-c", "echo first > /root/file")
     anchor = root_owner.instance.path / "run/mount/__ROOT/anchor"

@@ -32,7 +32,7 @@ from typing import Final
 from serdab.errors import Error
 from serdab.fuse.mounting import mount_host, raise_read_ahead, unmount
 from serdab.fuse.session import Session, SessionOptions
-from serdab.linux.mounts import mounts_at, syncfs
+from serdab.linux.mounts import mounts_at, mounts_of, syncfs
 from serdab.vfs.api import FileSystem
 
 GRACE_S: Final = 10.0
@@ -197,6 +197,7 @@ class _HostMount:
 
         The connection is closed by now, so nobody is asked and nothing is waited for.
         """
+        self._follow()
         if self._device is None or _device_on_top(self._target) != self._device:
             return
         try:
@@ -246,6 +247,7 @@ class _HostMount:
 
     def _leave_tree(self) -> bool:
         """Take the mount off the directory tree; return whether it is in use there."""
+        self._follow()
         if self._device not in [item.device for item in mounts_at(self._target)]:
             return True  # somebody was here before
         if _device_on_top(self._target) != self._device:
@@ -254,6 +256,14 @@ class _HostMount:
             return False
         self._detach()
         return True
+
+    def _follow(self) -> None:
+        """Go where the mount is now: a directory on the way to it may have been renamed."""
+        if self._device is None:
+            return
+        places = [item.target for item in mounts_of(self._device)]
+        if len(places) == 1:
+            self._target = places[0]
 
     def _try_unmount(self) -> bool:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntFlag
 from typing import Final, final
@@ -86,21 +87,24 @@ class Mount:
 
 def mounts_at(target: str) -> list[Mount]:
     """Return what is mounted at a path without asking those file systems; the last is on top."""
-    found = []
+    return [item for item in _table() if item.target == target]
+
+
+def mounts_of(device: int) -> list[Mount]:
+    """Return where a file system is mounted, by its ``st_dev``."""
+    return [item for item in _table() if item.device == device]
+
+
+def _table() -> Iterator[Mount]:
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
         for line in table:
             fields = line.split()
             place = _OCTAL.sub(lambda match: chr(int(match[1], 8)), fields[4])
-            if place != target:
-                continue
             major, minor = fields[2].split(":")
             tail = fields.index("-")
-            found.append(
-                Mount(
-                    os.makedev(int(major), int(minor)),
-                    place,
-                    fields[tail + 1],
-                    tuple(fields[tail + 3].split(",")),
-                )
+            yield Mount(
+                os.makedev(int(major), int(minor)),
+                place,
+                fields[tail + 1],
+                tuple(fields[tail + 3].split(",")),
             )
-    return found
