@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """File content of a writable volume: chunks in memory, chunks in segments, the lower layer below.
 
-Above: ``volume``. Below: ``items`` (extents), ``segment`` (records), the lower ``Layer``.
+Above: ``volume``. Below: ``extents`` (which record), ``segment`` (records), the lower ``Layer``.
 
 A byte of a file is, in this order: in a dirty chunk; in the record its extent names; zero if the
 extent is a hole; the lower layer's if the inode is LOWER and the byte is below ``lower_limit``;
@@ -19,6 +19,7 @@ from typing import Final, final
 from serdab.errors import AuthenticationError, FormatError, FsError
 from serdab.sefs import keyspace as ks
 from serdab.sefs.cache import ByteCache
+from serdab.sefs.extents import END, Extents, check_group
 from serdab.sefs.items import Items
 from serdab.sefs.segment import (
     ABSENT,
@@ -34,10 +35,7 @@ from serdab.vfs.api import Inode
 from serdab.vfs.layer import Layer
 
 _CHUNK_CACHE: Final = 4 << 20
-_GROUP_CACHE: Final = 4 << 20
 _OWNERS_PER_ITEM: Final = 128
-END: Final = 1 << 62
-"""As the end of a discarded range: all that follows."""
 
 
 class DirtyChunk:
@@ -84,6 +82,9 @@ class Content:
     ) -> None:
         self._items = items
         self._segments = segments
+        self._extents = extents = Extents(items, segments)
+        # Bound once: reading asks for one of each chunk.
+        self._pointer, self._set_pointer = extents.pointer, extents.set_pointer
         self._chunk_size = chunk_size
         self._largest = (ks.MAX_GROUP + 1) * ks.GROUP * chunk_size
         self._lower = lower
@@ -91,53 +92,11 @@ class Content:
         self.writer: Writer = segments.writer()
         self._dirty: dict[int, _Open] = {}
         self.dirty_bytes = 0
-        self._groups: dict[int, dict[int, bytearray]] = {}
-        self._groups_pending: set[tuple[int, int]] = set()
-        self._clean_groups: ByteCache[tuple[int, int], bytes] = ByteCache(_GROUP_CACHE)
         self._chunks: ByteCache[bytes, bytes] = ByteCache(_CHUNK_CACHE)
         self._owners: dict[int, list[tuple[int, bytes]]] = {}
         self.discards: list[tuple[int, int, int]] = []
 
-    # Extents ------------------------------------------------------------------------------
-
-    def _group(self, ino: int, group: int) -> bytes | bytearray:
-        changed = self._groups.get(ino)
-        if changed is not None and group in changed:
-            return changed[group]
-        value = self._clean_groups.get((ino, group))
-        if value is None:
-            value = self._items.get(ks.group_key(ino, group)) or b""
-            if len(value) % POINTER_BYTES or len(value) > ks.GROUP * POINTER_BYTES:
-                raise FormatError("extent item of an impossible length", subject=f"inode {ino}")
-            self._clean_groups.put((ino, group), value, len(value) + 64)
-        return value
-
-    def _pointer(self, ino: int, chunk: int) -> bytes:
-        group, index = divmod(chunk, ks.GROUP)
-        if group > ks.MAX_GROUP:
-            return ABSENT
-        value = self._group(ino, group)
-        return bytes(value[index * POINTER_BYTES : (index + 1) * POINTER_BYTES]) or ABSENT
-
-    def _set_pointer(self, ino: int, chunk: int, pointer: bytes) -> None:
-        group, index = divmod(chunk, ks.GROUP)
-        changed = self._groups.setdefault(ino, {})
-        value = changed.get(group)
-        if value is None:
-            value = changed[group] = bytearray(self._group(ino, group))
-            self._clean_groups.drop((ino, group))
-        start = index * POINTER_BYTES
-        if len(value) < start + POINTER_BYTES:
-            if pointer == ABSENT:
-                return
-            value.extend(bytes(start + POINTER_BYTES - len(value)))
-        old = bytes(value[start : start + POINTER_BYTES])
-        if old == pointer:
-            return
-        if old not in (ABSENT, HOLE):
-            self._segments.free(old)
-        value[start : start + POINTER_BYTES] = pointer
-        self._groups_pending.add((ino, group))
+    # Records ------------------------------------------------------------------------------
 
     def _seal(self, ino: int, chunk: int, plain: bytes | bytearray | memoryview) -> None:
         pointer = self.writer.append(plain, data_aad(ino, chunk))
@@ -158,7 +117,7 @@ class Content:
 
     def copy_group(self, into: Content, ino: int, group: int) -> Iterator[tuple[int, str]]:
         """Seal the chunks of a group in another volume; yield (chunk, problem) of bad ones."""
-        for index in range(len(self._group(ino, group)) // POINTER_BYTES):
+        for index in range(len(self._extents.group(ino, group)) // POINTER_BYTES):
             chunk = group * ks.GROUP + index
             pointer = self._pointer(ino, chunk)
             if pointer == HOLE:
@@ -400,33 +359,15 @@ class Content:
         # must not show through when the file grows again.
         inode.lower_limit = min(inode.lower_limit, chunk * self._chunk_size)
         self.discards.append((ino, chunk, END))
-        self._clear_extents(ino, chunk)
-
-    def _clear_extents(self, ino: int, first: int) -> None:
-        group, index = divmod(first, ks.GROUP)
-        for number in sorted({*self._stored_groups(ino, group), *self._groups.get(ino, ())}):
-            if number < group:
-                continue
-            start = index if number == group else 0
-            for slot in range(start, len(self._group(ino, number)) // POINTER_BYTES):
-                self._set_pointer(ino, number * ks.GROUP + slot, ABSENT)
-
-    def _stored_groups(self, ino: int, first: int) -> Iterator[int]:
-        """Yield the extent items from a group on, in order."""
-        if first <= ks.MAX_GROUP:
-            start = ks.group_key(ino, first)
-            for key, _ in self._items.scan(ks.key(ino, ks.T_EXTENTS), start):
-                yield int.from_bytes(key[9:], "big")
+        self._extents.clear(ino, chunk)
 
     def _next_held(self, ino: int, chunk: int) -> int:
         """Return the first chunk from ``chunk`` on that may be held here; END if there is none."""
         dirty: Iterable[int] = self._dirty[ino].chunks if ino in self._dirty else ()
-        group = chunk // ks.GROUP
-        if chunk in dirty or (group <= ks.MAX_GROUP and self._group(ino, group)):
+        if chunk in dirty:
             return chunk
-        groups = (*self._groups.get(ino, ()), next(self._stored_groups(ino, group + 1), END))
-        first = min(number for number in groups if number > group) * ks.GROUP
-        return min(int(first), END, *(number for number in dirty if number > chunk))
+        first = self._extents.next_held(ino, chunk)
+        return min(first, END, *(number for number in dirty if number > chunk))
 
     def punch(self, inode: Inode, offset: int, length: int) -> None:
         """Make a range read as zeros."""
@@ -460,7 +401,7 @@ class Content:
         if inode.flags & ks.F_INLINE or stat.S_ISLNK(inode.mode):
             self._items.put(ks.key(ino, ks.T_INLINE), None)
         elif stat.S_ISREG(inode.mode):
-            self._clear_extents(ino, 0)
+            self._extents.clear(ino, 0)
 
     def ranges(self, inode: Inode, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield the stored ranges within [start, end), in order."""
@@ -536,13 +477,7 @@ class Content:
 
     def save_extents(self) -> None:
         """Put the changed extents into the items."""
-        for ino, group in self._groups_pending:
-            value = bytes(self._groups[ino][group])
-            end = len(value)
-            while end and value[end - POINTER_BYTES : end] == ABSENT:
-                end -= POINTER_BYTES
-            self._items.put(ks.group_key(ino, group), value[:end] or None)
-        self._groups_pending.clear()
+        self._extents.save()
 
     def save_owners(self) -> None:
         """Put who owns the new records into the items, for space reclaim to ask."""
@@ -555,8 +490,7 @@ class Content:
 
     def settle(self) -> None:
         """A checkpoint holds everything now."""
-        self._groups.clear()
-        self._groups_pending.clear()
+        self._extents.settle()
 
     # Replay -------------------------------------------------------------------------------
 
@@ -569,8 +503,7 @@ class Content:
 
     def replay_extents(self, ino: int, group: int, value: bytes) -> None:
         """Apply an extent item of the log, with its effect on the use of segments."""
-        if len(value) % POINTER_BYTES or len(value) > ks.GROUP * POINTER_BYTES:
-            raise FormatError("extent item of an impossible length", subject=f"inode {ino}")
+        check_group(ino, value)
         for index in range(ks.GROUP):
             chunk = group * ks.GROUP + index
             pointer = value[index * POINTER_BYTES : (index + 1) * POINTER_BYTES] or ABSENT

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which record, hole or nothing each chunk of a file has: the extent items, and their changes.
+
+Above: ``content``. Below: ``items``, ``segment`` (which counts what of a segment is in use).
+
+A changed group stays here until a checkpoint, since later changes to it are likely; it goes into
+the items when a commit asks for them (:meth:`Extents.save`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, final
+
+from serdab.errors import FormatError
+from serdab.sefs import keyspace as ks
+from serdab.sefs.cache import ByteCache
+from serdab.sefs.items import Items
+from serdab.sefs.segment import ABSENT, HOLE, POINTER_BYTES, SegmentStore
+
+_GROUP_CACHE: Final = 4 << 20
+END: Final = 1 << 62
+"""As the end of a discarded range: all that follows."""
+
+
+@final
+class Extents:
+    """The pointers of all chunks of one volume, in groups of ``keyspace.GROUP``."""
+
+    def __init__(self, items: Items, segments: SegmentStore) -> None:
+        self._items = items
+        self._segments = segments
+        self._changed: dict[int, dict[int, bytearray]] = {}
+        self._unsaved: set[tuple[int, int]] = set()
+        self._clean: ByteCache[tuple[int, int], bytes] = ByteCache(_GROUP_CACHE)
+
+    def group(self, ino: int, group: int) -> bytes | bytearray:
+        """Return the pointers of a group up to the last one that is there.
+
+        Raises:
+            FormatError: the item is of an impossible length.
+        """
+        changed = self._changed.get(ino)
+        if changed is not None and group in changed:
+            return changed[group]
+        value = self._clean.get((ino, group))
+        if value is None:
+            value = check_group(ino, self._items.get(ks.group_key(ino, group)) or b"")
+            self._clean.put((ino, group), value, len(value) + 64)
+        return value
+
+    def pointer(self, ino: int, chunk: int) -> bytes:
+        """Return the pointer of a chunk: to a record, HOLE or ABSENT."""
+        group, index = divmod(chunk, ks.GROUP)
+        if group > ks.MAX_GROUP:
+            return ABSENT
+        value = self.group(ino, group)
+        return bytes(value[index * POINTER_BYTES : (index + 1) * POINTER_BYTES]) or ABSENT
+
+    def set_pointer(self, ino: int, chunk: int, pointer: bytes) -> None:
+        """Replace the pointer of a chunk; the record it had is free."""
+        group, index = divmod(chunk, ks.GROUP)
+        changed = self._changed.setdefault(ino, {})
+        value = changed.get(group)
+        if value is None:
+            value = changed[group] = bytearray(self.group(ino, group))
+            self._clean.drop((ino, group))
+        start = index * POINTER_BYTES
+        if len(value) < start + POINTER_BYTES:
+            if pointer == ABSENT:
+                return
+            value.extend(bytes(start + POINTER_BYTES - len(value)))
+        old = bytes(value[start : start + POINTER_BYTES])
+        if old == pointer:
+            return
+        if old not in (ABSENT, HOLE):
+            self._segments.free(old)
+        value[start : start + POINTER_BYTES] = pointer
+        self._unsaved.add((ino, group))
+
+    def clear(self, ino: int, first: int) -> None:
+        """Let the chunks from ``first`` on have nothing."""
+        group, index = divmod(first, ks.GROUP)
+        for number in sorted({*self._stored(ino, group), *self._changed.get(ino, ())}):
+            if number < group:
+                continue
+            start = index if number == group else 0
+            for slot in range(start, len(self.group(ino, number)) // POINTER_BYTES):
+                self.set_pointer(ino, number * ks.GROUP + slot, ABSENT)
+
+    def _stored(self, ino: int, first: int) -> Iterator[int]:
+        """Yield the extent items from a group on, in order."""
+        if first <= ks.MAX_GROUP:
+            start = ks.group_key(ino, first)
+            for key, _ in self._items.scan(ks.key(ino, ks.T_EXTENTS), start):
+                yield int.from_bytes(key[9:], "big")
+
+    def next_held(self, ino: int, chunk: int) -> int:
+        """Return the first chunk from ``chunk`` on that may have something; END if none has."""
+        group = chunk // ks.GROUP
+        if group <= ks.MAX_GROUP and self.group(ino, group):
+            return chunk
+        groups = (*self._changed.get(ino, ()), next(self._stored(ino, group + 1), END))
+        first: int = min(number for number in groups if number > group) * ks.GROUP
+        return min(first, END)
+
+    def save(self) -> None:
+        """Put the changed groups into the items."""
+        for ino, group in self._unsaved:
+            value = bytes(self._changed[ino][group])
+            end = len(value)
+            while end and value[end - POINTER_BYTES : end] == ABSENT:
+                end -= POINTER_BYTES
+            self._items.put(ks.group_key(ino, group), value[:end] or None)
+        self._unsaved.clear()
+
+    def settle(self) -> None:
+        """A checkpoint holds everything now."""
+        self._changed.clear()
+        self._unsaved.clear()
+
+
+def check_group(ino: int, value: bytes) -> bytes:
+    """Return the value of an extent item.
+
+    Raises:
+        FormatError: its length is no number of pointers, or more than a group has.
+    """
+    if len(value) % POINTER_BYTES or len(value) > ks.GROUP * POINTER_BYTES:
+        raise FormatError("extent item of an impossible length", subject=f"inode {ino}")
+    return value
