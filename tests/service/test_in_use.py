@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.harness.command import describe
 from tests.harness.instances import MakeInstance
+from tests.harness.user import OrdinaryUser
 
 pytestmark = [pytest.mark.fuse, pytest.mark.userns]
 
@@ -36,3 +39,15 @@ def test_who_wants_the_instance_alone_hears_of_its_service(make_instance: MakeIn
             assert b"running since" in result.stderr, describe(result)
     finally:
         serdab.run("-C", made.path, "stop", "-t", "0")
+
+
+def test_a_log_that_cannot_be_written_is_said(
+    make_instance: MakeInstance, as_user: OrdinaryUser
+) -> None:
+    made = make_instance(user=as_user)
+    logs = Path(as_user.env["XDG_STATE_HOME"]) / "serdab/service"
+    as_user.run("mkdir", "-p", "-m", "500", logs)
+    result = made.command.run("-C", made.path, "start", "--image-key", str(made.key))
+    assert result.returncode == 6, describe(result)
+    assert b"the log cannot be written" in result.stderr
+    assert b"Traceback" not in result.stderr

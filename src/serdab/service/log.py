@@ -16,7 +16,7 @@ import time
 from typing import Final
 
 from serdab.config.dirs import make_private
-from serdab.errors import printable
+from serdab.errors import EnvironmentRefused, printable
 
 _MAX_BYTES: Final = 16 << 20
 
@@ -32,7 +32,17 @@ class LogFile:
         self.path = path
         self._draft = f"{path}.{os.getpid()}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._fd = os.open(self._draft, flags, 0o600)
+        try:
+            self._fd = os.open(self._draft, flags, 0o600)
+        except OSError as exc:
+            raise EnvironmentRefused(
+                "the log cannot be written",
+                stage="start",
+                subject=self._draft,
+                expected="a directory that can be written",
+                found=os.strerror(exc.errno or 0),
+                hint="set XDG_STATE_HOME to a directory of yours that can be written",
+            ) from exc
         self._left = _MAX_BYTES
 
     def fileno(self) -> int:
