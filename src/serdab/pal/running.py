@@ -1,52 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The API to embed: boot an instance, run programs in it, take it down.
+"""A running instance, from the message that boots it to its end.
 
-::
+Above: ``booting`` (makes one), ``foreground``, ``service.server``. Below: ``libos.channel``: what
+is said here, ``libos.kernel`` hears.
 
-    with pal.init("instance", image_key=key) as instance:
-        status = instance.exec(["/bin/echo", "hello"])
-
-:func:`init` goes through the whole boot chain, the init stage included, in a process of its own,
-the kernel process. Above: ``cli`` and embedders. Below: ``instance.layout``, ``libos``.
-
-Threads: a ``Pal`` and its processes may be used from several threads. The child processes of this
-module are the kernel process and the nursery of fs servers; an embedder that reaps all children
-must not reap them.
+Threads: any. Whichever thread waits for an answer reads for all that wait.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
-from serdab.config.dirs import cache_dir, runtime_dir, state_dir
-from serdab.errors import Error, InternalError, from_dict, printable
-from serdab.instance import layout
-from serdab.instance.layout import Instance
-from serdab.instance.locks import lock_run
-from serdab.keys import Key
+from serdab.errors import Error, InternalError, from_dict
 from serdab.libos.begin import Begun
-from serdab.libos.caller import current_umask, open_descriptors, require_key, spawn_record, terminal
+from serdab.libos.caller import current_umask, open_descriptors, spawn_record
 from serdab.libos.channel import Channel, close_all
 from serdab.libos.messages import Value
-from serdab.libos.request import NOTHING_PINNED, BootRequest, Freshness
-from serdab.trust.codetree import package_root
-from serdab.version import VERSION
 
-#: A notice is what the operator is to know without having asked: shown by default.
-LEVELS: Final = ("off", "error", "notice", "warning", "info", "debug")
 _DOWN_PATIENCE_S: Final = 5.0
-
-
-def get_version() -> str:
-    """Return the version of Serdab."""
-    return VERSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,10 +156,11 @@ class Pal:
     def _ended(self) -> None:
         if not self._is_down:
             self._is_down = True
-            self._end_use()
+            self.end_use()
             self._begun.wait()
 
-    def _end_use(self) -> None:
+    def end_use(self) -> None:
+        """Let the next user of the instance wait for its end, instead of being refused."""
         if self._use_fd >= 0:
             os.close(self._use_fd)
             self._use_fd = -1
@@ -214,7 +192,13 @@ class Pal:
 
     # The API --------------------------------------------------------------------------------
 
-    def _wait_for_boot(self) -> None:
+    def boot(self, request: dict[str, Value], fds: tuple[int, ...]) -> None:
+        """Ask the kernel process to boot, and wait until it has; :func:`init` does.
+
+        Raises:
+            Error: refused.
+        """
+        self._send(request, fds)
         self._wait_until(
             lambda: self._is_booted or self._boot_answer is not None or bool(self._defect)
         )
@@ -311,7 +295,7 @@ class Pal:
         if self._is_destroyed:
             return
         self._is_destroyed = True
-        self._end_use()
+        self.end_use()
         self._send({"op": "destroy", "patience_ms": int(patience_s * 1000)})
         try:
             self._wait_until(lambda: self._is_down)
@@ -334,10 +318,6 @@ class Pal:
         """
         return self._channel
 
-    def end_use(self) -> None:
-        """Let the next user of the instance wait for its end, instead of being refused."""
-        self._end_use()
-
     def ended(self) -> None:
         """Wait for the processes whose channel was handed over and has ended."""
         self._ended()
@@ -357,239 +337,3 @@ class Pal:
         trace: TracebackType | None,
     ) -> None:
         self.destroy()
-
-
-def log_to_stderr(level: str) -> Callable[[str, str], None]:
-    """Return a function that shows lines for the operator, up to a level."""
-    most = LEVELS.index(level) if level in LEVELS else 1
-
-    def log(kind: str, line: str) -> None:
-        if kind in LEVELS and LEVELS.index(kind) <= most:
-            # A program chooses some of these words, such as the path of what it wants mounted.
-            try:
-                sys.stderr.write(printable(f"serdab: {kind}: {line}") + "\n")
-                sys.stderr.flush()
-            except OSError:
-                pass  # nobody reads it any more (a hang-up): no reason to end an instance
-
-    return log
-
-
-def init(
-    instance: str | os.PathLike[str],
-    *,
-    image_key: Key | None = None,
-    image_key_fd: int = -1,
-    private: Sequence[str | os.PathLike[str]] = (),
-    expect_signer: str | None = None,
-    expect_root: str | None = None,
-    freshness: Freshness = NOTHING_PINNED,
-    previous: bool = False,
-    log_level: str = "notice",
-    log: Callable[[str, str], None] | None = None,
-    stdio: tuple[int, int, int] = (0, 1, 2),
-    env: Mapping[str, str] | None = None,
-    on_started: Callable[[Pal], None] | None = None,
-    begun: Begun | None = None,
-) -> Pal:
-    """Boot an instance through the whole chain, the init stage included.
-
-    ``image_key`` is shown to init as /etc/image_key; ``image_key_fd`` is a pipe to read it from,
-    for a caller that is not to have it in its own memory (``libos.request.pipe_with_key``).
-    ``private`` are files and directories that no host directory shows, such as the file the key
-    came from. ``expect_signer`` is 64 hexadecimal digits, ``expect_root`` too, or sixteen hyphened
-    bytes; ``freshness`` says what is pinned elsewhere.
-    ``previous`` boots the image that the writable layer belongs to instead of the newest one.
-    ``log(level, line)`` gets lines for the operator (default: standard error, up to ``log_level``).
-    ``stdio`` and ``env`` (default: this process's) are init's. ``on_started`` hears of the instance
-    before it has booted, so that another thread can end it. ``begun``: processes that were started
-    earlier; they are ours from here on.
-
-    Raises:
-        Error: refused; kind and stage say where and why.
-    """
-    begun = begun or Begun()
-    try:
-        require_key(image_key)
-        return _init(
-            begun,
-            os.fspath(instance),
-            image_key=image_key,
-            image_key_fd=image_key_fd,
-            private=private,
-            expect_signer=expect_signer,
-            expect_root=expect_root,
-            freshness=freshness,
-            previous=previous,
-            say=log or log_to_stderr(log_level),
-            stdio=stdio,
-            env=env,
-            on_started=on_started,
-        )
-    except BaseException:
-        begun.abandon()
-        raise
-
-
-def _init(
-    begun: Begun,
-    instance: str,
-    *,
-    image_key: Key | None,
-    image_key_fd: int,
-    private: Sequence[str | os.PathLike[str]],
-    expect_signer: str | None,
-    expect_root: str | None,
-    freshness: Freshness,
-    previous: bool,
-    say: Callable[[str, str], None],
-    stdio: tuple[int, int, int],
-    env: Mapping[str, str] | None,
-    on_started: Callable[[Pal], None] | None,
-) -> Pal:
-    place = Instance.open_built(instance)
-    freshness = freshness.placed_outside(place.path)
-    lock = lock_run(place, on_wait=lambda line: say("notice", line))
-    try:
-        request = BootRequest(
-            instance=place.path,
-            descriptor=place.read(layout.DESCRIPTOR),
-            config=place.read(layout.PROTECTED_CONFIG),
-            initfs=place.at(layout.INITFS),
-            rootfs=place.at(layout.IMAGE),
-            private=(*_private_directories(), *map(os.path.realpath, private)),
-            environment=tuple(
-                os.fsencode(f"{name}={value}")
-                for name, value in (os.environ if env is None else env).items()
-            ),
-            umask=current_umask(),
-            image_key=None if image_key is None else image_key.raw(),
-            expect_signer=expect_signer,
-            expect_root=expect_root,
-            terminal=terminal(),
-            previous=place.at(layout.PREVIOUS) if previous else None,
-            freshness=freshness,
-        )
-        pal = Pal(begun, say, lock.hand_use_on())
-        descriptors = open_descriptors(stdio)
-        try:
-            if on_started is not None:
-                on_started(pal)
-            # The lock is the kernel process's from here on: it lasts as long as the instance.
-            record = request.dump()
-            fds: tuple[int, ...] = (*descriptors.fds, lock.fd)
-            if image_key_fd >= 0:
-                record["key_follows"] = True
-                fds = (*fds, image_key_fd)
-            pal._send(record, fds)
-            pal._wait_for_boot()
-        except BaseException:
-            pal.destroy(patience_s=0)
-            raise
-        finally:
-            descriptors.close()
-        return pal
-    finally:
-        lock.close()
-
-
-def _private_directories() -> tuple[str, ...]:
-    code = package_root()
-    paths = (state_dir(), cache_dir(), runtime_dir(), code, *layout.package_parts(code))
-    return tuple(map(os.path.realpath, paths))
-
-
-def run_foreground(
-    instance: str | os.PathLike[str],
-    argv: Sequence[str],
-    *,
-    image_key: Key | None = None,
-    private: Sequence[str | os.PathLike[str]] = (),
-    expect_signer: str | None = None,
-    expect_root: str | None = None,
-    freshness: Freshness = NOTHING_PINNED,
-    previous: bool = False,
-    log_level: str = "notice",
-    begun: Begun | None = None,
-) -> int:
-    """Boot, run one program on our own standard streams, shut down; return its exit status.
-
-    Signals that reach this process alone are passed on to the program; see ``libos.signals``.
-
-    Raises:
-        Error: Serdab refused or failed before the program was started, or could not close.
-    """
-    from serdab.libos.signals import Foreground, start_forwarding
-
-    foreground = Foreground()
-    state = _Foreground()
-    start_forwarding(state.forward, state.on_ending)
-    try:
-        pal = init(
-            instance,
-            image_key=image_key,
-            private=private,
-            expect_signer=expect_signer,
-            expect_root=expect_root,
-            freshness=freshness,
-            previous=previous,
-            log_level=log_level,
-            on_started=state.started,
-            begun=begun,
-        )
-        try:
-            state.program_follows()
-            process = pal.create_process(argv)
-            state.program_is(process)
-            status = process.wait()
-        finally:
-            state.program_is(None)
-            # The program has ended, or never was: nothing inside is worth waiting for.
-            pal.destroy(patience_s=0)
-    except (Error, InternalError):
-        if state.ended_by:
-            return 128 + state.ended_by
-        raise
-    finally:
-        foreground.restore()
-    return status.shell
-
-
-class _Foreground:
-    """What the thread that waits for signals knows about the run."""
-
-    def __init__(self) -> None:
-        self._pal: Pal | None = None
-        self._process: Process | None = None
-        self._is_booting = True
-        # A program may run, and say so, before we hear of it: what comes meanwhile waits for that.
-        self._is_known = threading.Event()
-        self.ended_by = 0
-
-    def started(self, pal: Pal) -> None:
-        self._pal = pal
-        if self.ended_by:
-            # The signal came before there was anything to end.
-            raise Error("ended by a signal", stage="boot")
-
-    def program_follows(self) -> None:
-        self._is_booting = False
-
-    def program_is(self, process: Process | None) -> None:
-        self._process = process
-        self._is_known.set()
-
-    def on_ending(self, number: int) -> bool:
-        if not self._is_booting:
-            return False
-        self.ended_by = number
-        if self._pal is not None:
-            self._pal._send({"op": "destroy", "patience_ms": 0})
-        return True
-
-    def forward(self, number: int, sender: int) -> None:
-        if self._is_booting:
-            return
-        self._is_known.wait()
-        if self._pal is not None and self._process is not None:
-            self._pal.kill(self._process, number, sender=sender)
