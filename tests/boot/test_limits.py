@@ -47,6 +47,7 @@ def test_a_memory_hog_is_stopped(limited: Box) -> None:
         assert int(result.stdout) < 300 << 20  # told by malloc
     else:
         assert result.returncode == 128 + signal.SIGKILL, describe(result)
+        assert b"memory limit" in result.stderr, describe(result)
 
 
 def test_what_stays_within_the_limit_runs(limited: Box) -> None:

@@ -54,6 +54,7 @@ class Kernel:
         self._programs: dict[int, Program] = {}
         self._boot: Boot | None = None
         self._is_going_down = False
+        self._memory_kills = 0
         self._is_booted = False
         self._last_moment = math.inf
         self._lock_fds: list[int] = []
@@ -246,7 +247,23 @@ class Kernel:
         self._tell({"op": "spawned", "id": serial})
         status = await program.ended
         self._programs.pop(serial, None)
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+            self._explain_kill()
         self._tell({"op": "exited", "id": serial, "status": status})
+
+    def _explain_kill(self) -> None:
+        """Say so if the memory limit may have been what killed a program."""
+        try:
+            kills = self._sandbox.memory_kills()
+        except OSError:
+            return  # the group is gone already: there is nothing to be said about it
+        if kills > self._memory_kills:
+            self._memory_kills = kills
+            self._log(
+                "notice",
+                "the memory limit (resource_limits.user_space_max_size) was reached, and the kernel "
+                "killed a process inside",
+            )
 
     async def _run_terminal(self, serial: int) -> None:
         try:

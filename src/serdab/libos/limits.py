@@ -46,6 +46,21 @@ class ControlGroup:
         for directory in self._directories:
             _write(directory, "cgroup.procs", str(pid))
 
+    def memory_kills(self) -> int:
+        """Return how many processes the kernel killed because the memory limit was reached."""
+        for directory in self._directories:
+            for name in ("memory.events", "memory.oom_control"):
+                try:
+                    with open(os.path.join(directory, name), encoding="ascii") as file:
+                        lines = file.readlines()
+                except FileNotFoundError:
+                    continue  # the other version, or another controller's directory
+                for line in lines:
+                    word, _, count = line.partition(" ")
+                    if word == "oom_kill":
+                        return int(count)
+        return 0
+
     def remove(self) -> None:
         """Remove the directories; the last process may take a moment to leave."""
         until = time.monotonic() + _REMOVE_PATIENCE_S

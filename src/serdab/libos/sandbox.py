@@ -151,6 +151,10 @@ class Sandbox:
         self.has_scopes = bool(features & FEATURE_LANDLOCK_SCOPE)
         return limits.describe(wanted, has_group=has_group)
 
+    def memory_kills(self) -> int:
+        """Return how many processes inside died of the memory limit; 0 without a control group."""
+        return 0 if self._group is None else self._group.memory_kills()
+
     async def switch_root(self, tree: Tree, fds: tuple[int, ...] = ()) -> None:
         """Build a tree and make it the root of everything inside.
 
