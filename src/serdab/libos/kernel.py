@@ -261,8 +261,8 @@ class Kernel:
             self._memory_kills = kills
             self._log(
                 "notice",
-                "the memory limit (resource_limits.user_space_max_size) was reached, and the kernel "
-                "killed a process inside",
+                "the memory limit (resource_limits.user_space_max_size) was reached, and the "
+                "kernel killed a process inside",
             )
 
     async def _run_terminal(self, serial: int) -> None:
