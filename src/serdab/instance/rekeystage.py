@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes what an instance becomes under a new image key, beside what it is.
 
-What an earlier attempt finished is taken over: an image that was noted (``rekeynote``), and the
-writable layer as far as its copy came (``sefs.volumecopy``). All else is small and written again.
+What an earlier attempt finished is taken over: the present image, if it was noted (``rekeynote``),
+and the writable layer as far as its copy came (``sefs.volumecopy``). All else is written again: it
+is small, or, as the image before the present one, seldom there.
 
 Above: ``rekey``. Below: ``switch`` (where), ``sefs`` (sealing), ``publish``.
 """
