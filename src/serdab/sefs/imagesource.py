@@ -15,7 +15,7 @@ from typing import final
 
 from serdab.errors import FormatError
 from serdab.sefs.image import Image
-from serdab.sefs.imagewalk import Name, SourceEntry
+from serdab.sefs.imagewalk import Name, SourceEntry, in_order
 from serdab.vfs.api import ROOT_INO
 from serdab.vfs.layer import Dirent
 
@@ -36,17 +36,7 @@ class ImageSource:
         Raises:
             FormatError: the numbers of the inodes have gaps, as no image of ours has.
         """
-        root = self._entry(ROOT_INO, b"")
-        yield root
-        stack = [root]
-        while stack:
-            directory = stack.pop()
-            children = []
-            for entry in self._directory(directory):
-                yield entry
-                if stat.S_ISDIR(entry.inode.mode):
-                    children.append(entry)
-            stack.extend(reversed(children))
+        yield from in_order(self._entry(ROOT_INO, b""), self._directory)
         if len(self._seen) != self._image.max_ino:
             raise FormatError(
                 "image whose inodes are not numbered without gaps",

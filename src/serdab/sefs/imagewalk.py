@@ -82,6 +82,24 @@ class Source(Protocol):
         ...
 
 
+def in_order(
+    root: SourceEntry, listed: Callable[[SourceEntry], Iterator[SourceEntry]]
+) -> Iterator[SourceEntry]:
+    """Yield all of a directory before its first subdirectory: the order is part of the format.
+
+    ``listed`` yields what is new in a directory, by the bytes of the names.
+    """
+    yield root
+    stack = [root]
+    while stack:
+        children = []
+        for entry in listed(stack.pop()):
+            yield entry
+            if stat.S_ISDIR(entry.inode.mode):
+                children.append(entry)
+        stack.extend(reversed(children))
+
+
 Owner = Callable[[bytes], tuple[int, int]]
 
 
@@ -106,16 +124,7 @@ class Walk:
             raise UsageError("not a directory", subject=os.fsdecode(self._source))
         root = self._new(b"", self._source, root_stat.st_mode, 0)
         root.inode.nlink = 2
-        yield root
-        stack = [root]
-        while stack:
-            directory = stack.pop()
-            children = []
-            for entry in self._directory(directory):
-                yield entry
-                if stat.S_ISDIR(entry.inode.mode):
-                    children.append(entry)
-            stack.extend(reversed(children))
+        yield from in_order(root, self._directory)
 
     def pieces(self, entry: SourceEntry, unit: int) -> Iterator[bytes]:
         """See :class:`Source`.
