@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The signals of a client, as events beside its other ones.
 
-Above: ``client``. Below: ``linux.signalfd``. All are held back, so what ends or stops the program
-never ends or stops us before we know.
+Above: ``client``. Below: ``linux.signalfd``, ``libos.signals``. All are held back, so what ends or
+stops the program never ends or stops us before we know.
 """
 
 from __future__ import annotations
@@ -11,20 +11,11 @@ import os
 import signal
 from typing import Final
 
+from serdab.libos.signals import FORWARDED
 from serdab.linux.signalfd import Sent, open_signals, read_signals
 
 #: Passed on to the program; but one that was ignored when we started stays ignored.
-_PASSED_ON: Final = frozenset(
-    {
-        signal.SIGINT,
-        signal.SIGQUIT,
-        signal.SIGTERM,
-        signal.SIGHUP,
-        signal.SIGUSR1,
-        signal.SIGUSR2,
-        signal.SIGALRM,
-    }
-)
+_PASSED_ON: Final = FORWARDED - {signal.SIGWINCH}
 #: Acted on by ourselves.
 _ACTED_ON: Final = frozenset({signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH})
 #: Held back: whether we may touch the terminal is looked up before we do.
