@@ -189,14 +189,15 @@ class _Foreground:
         found = find(streams.fds)
         fds = list(streams.fds)
         slave = -1
-        # From here on no signal ends us: what ends the program does.
-        signals = Signals()
         if found is not None:
             master = self._ask_for_terminal()
             relay = self._terminal = Relay(found, master)
             slave = relay.open_slave()
             for index in found.places:
                 fds[index] = slave
+        # From here on no signal ends us: what ends the program does. Not before: programs inside
+        # can keep us waiting for a terminal.
+        signals = Signals()
         request = ExecRequest(
             argv=tuple(os.fsencode(item) for item in argv),
             environment=_environment(self._hello.names),
