@@ -182,6 +182,18 @@ class TestAdditions:
         assert result.returncode == 2
         assert b"the mount point /host is no directory" in result.stderr
 
+    @pytest.mark.parametrize("source", ["build", "nowhere"])
+    def test_a_host_directory_that_a_run_would_refuse_is_said(
+        self, serdab: Command, instance: Path, source: str
+    ) -> None:
+        config = json.loads((instance / "Occlum.json").read_text())
+        entry = {"target": "/data", "type": "hostfs", "source": source}
+        config["mount"].append(entry)
+        (instance / "Occlum.json").write_text(json.dumps(config))
+        result = serdab.run("-C", instance, "build")
+        assert result.returncode == 0, describe(result)
+        assert b"`run` will refuse the mount at /data" in result.stderr
+
     def test_a_built_in_key_is_said_to_be_public(
         self, serdab: Command, instance: Path, tmp_path: Path
     ) -> None:

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -37,6 +40,23 @@ def test_who_wants_the_instance_alone_hears_of_its_service(make_instance: MakeIn
             assert result.returncode == code, describe(result)
             assert b"service, process " in result.stderr or b"as a service" in result.stderr
             assert b"running since" in result.stderr, describe(result)
+    finally:
+        serdab.run("-C", made.path, "stop", "-t", "0")
+
+
+def test_a_service_that_does_not_answer_is_named(make_instance: MakeInstance) -> None:
+    made = make_instance(encrypted=False)
+    serdab = made.command
+    serdab.ok("-C", made.path, "start")
+    try:
+        service = json.loads(serdab.ok("-C", made.path, "--json", "status"))["pid"]
+        os.kill(service, signal.SIGSTOP)
+        try:
+            result = serdab.run("-C", made.path, "status")
+        finally:
+            os.kill(service, signal.SIGCONT)
+        assert result.returncode == 5, describe(result)
+        assert f"process {service}, silent".encode() in result.stderr
     finally:
         serdab.run("-C", made.path, "stop", "-t", "0")
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -51,6 +51,7 @@ from serdab.instance.layout import (
 from serdab.instance.locks import is_in_use, lock_build, settle_switch
 from serdab.instance.owners import Owner, load_owners
 from serdab.keys import Key
+from serdab.libos import hostdirs
 from serdab.sefs.imagebuild import ImageOptions, build_image
 from serdab.sefs.imageformat import IMAGE_NAME
 from serdab.sefs.imagewalk import Additions
@@ -124,6 +125,8 @@ def build(
         config = parse(instance.read(CONFIG))
         for note in config.notes:
             say(note)
+        for note in _unusable_sources(instance, config):
+            say(note)
         if request.builtin_key:
             say(
                 "warning: --buildin-image-key puts the image key in clear into the init FS: "
@@ -135,6 +138,21 @@ def build(
             return _build(instance, config, request, staging, say, progress)
         finally:
             publish.abandon(staging)
+
+
+def _unusable_sources(instance: Instance, config: InstanceConfig) -> Iterator[str]:
+    """Yield a warning for each host directory that a boot here would refuse.
+
+    No more than that: the instance may be meant for another machine.
+    """
+    for entry in config.mounts:
+        if entry.type == "hostfs":
+            try:
+                hostdirs.find(
+                    entry.source or ".", instance=os.path.realpath(instance.path), private=()
+                )
+            except UsageError as exc:
+                yield f"warning: `run` will refuse the mount at {entry.target}: {exc}"
 
 
 def _build(

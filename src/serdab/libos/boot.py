@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from serdab.config.boot import BootConfig, MountEntry
-from serdab.errors import Error, LayerMismatch, MeasurementMismatch, UsageError
+from serdab.errors import Error, LayerMismatch, MeasurementMismatch
 from serdab.keys import Key
 from serdab.libos import environment, hostdirs, hostfiles, keysource, mountkeys
 from serdab.libos.fsclient import FsServer
@@ -212,16 +212,7 @@ class Boot:
 
     def _show(self, source: str) -> hostdirs.Shown:
         instance = os.path.realpath(self._request.instance)
-        path = hostdirs.resolve(instance, source)
-        if not os.path.isdir(path):
-            raise UsageError(
-                "a host directory of the configuration is missing",
-                stage="config",
-                subject=path,
-                expected="a directory",
-                found="something else" if os.path.lexists(path) else "nothing",
-            )
-        return hostdirs.show(path, instance=instance, private=self._private())
+        return hostdirs.find(source, instance=instance, private=self._private())
 
     def _served(
         self, target: str, shown: hostdirs.Shown, server: FsServer, index: int

@@ -13,6 +13,7 @@ from __future__ import annotations
 import _socket
 import array
 import os
+import select
 from typing import Final
 
 from serdab.errors import FormatError
@@ -85,6 +86,18 @@ class Channel:
             send_raw(self._end, _IN_FILE, (file, *fds))
         finally:
             os.close(file)
+
+    def receive_within(self, patience_s: float) -> tuple[dict[str, Value], list[int]] | None:
+        """Return the next record as :meth:`receive` does.
+
+        Raises:
+            TimeoutError: nothing came in time: the peer is stopped, or stuck.
+        """
+        poll = select.poll()
+        poll.register(self._end.fileno(), select.POLLIN)
+        if not poll.poll(patience_s * 1000):
+            raise TimeoutError
+        return self.receive()
 
     def receive(self) -> tuple[dict[str, Value], list[int]] | None:
         """Return the next record and its descriptors, which are the caller's; None at the end."""

@@ -39,6 +39,25 @@ def resolve(instance: str, source: str) -> str:
     return os.path.realpath(os.path.join(instance, source))
 
 
+def find(source: str, *, instance: str, private: tuple[str, ...]) -> Shown:
+    """Return the host directory that a configuration means; ``instance`` is a real path.
+
+    Raises:
+        UsageError: there is none, or it is never shown.
+    """
+    path = resolve(instance, source)
+    if not os.path.isdir(path):
+        raise UsageError(
+            "a host directory of the configuration is missing",
+            stage="config",
+            subject=path,
+            expected="a directory",
+            found="something else" if os.path.lexists(path) else "nothing",
+            hint="make it, or take its mount out of Occlum.json and build",
+        )
+    return show(path, instance=instance, private=private)
+
+
 def show(path: str, *, instance: str, private: tuple[str, ...]) -> Shown:
     """Decide about a host directory; all paths are real paths.
 

@@ -13,9 +13,9 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Final, NoReturn
 
-from serdab.errors import Error, FormatError, InternalError, from_dict
+from serdab.errors import BusyError, Error, FormatError, InternalError, from_dict
 from serdab.libos.caller import current_umask, open_descriptors
 from serdab.libos.channel import Channel, close_all
 from serdab.libos.fields import many, number, text
@@ -24,6 +24,8 @@ from serdab.service import place
 from serdab.service.protocol import ExecRequest, Hello
 from serdab.service.signals import Signals
 from serdab.service.terminal import NoTerminal, Relay, find
+
+_ANSWER_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,27 @@ class Status:
         return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since_ms / 1000))
 
 
+def _answer(
+    channel: Channel, where: place.Place, pid: int
+) -> tuple[dict[str, Value], list[int]] | None:
+    """Return the next record of a service, which never takes long.
+
+    Raises:
+        BusyError: it does not answer: it was stopped (SIGSTOP), or is stuck.
+    """
+    try:
+        return channel.receive_within(_ANSWER_S)
+    except TimeoutError:
+        raise BusyError(
+            "the service does not answer",
+            subject=where.instance,
+            expected=f"an answer within {_ANSWER_S:.0f} s",
+            found=f"process {pid}, silent",
+            hint=f"`kill -CONT {pid}` continues one that was stopped; `kill -KILL {pid}` ends it, "
+            "and what was synced is safe",
+        ) from None
+
+
 def _greeted(where: place.Place) -> tuple[Channel, Hello] | None:
     """Return a connection; None if there is no service, or it ended at this very moment."""
     end = place.connect(where)
@@ -59,7 +82,7 @@ def _greeted(where: place.Place) -> tuple[Channel, Hello] | None:
         return None
     channel = Channel(end)
     try:
-        message = channel.receive()
+        message = _answer(channel, where, place.peer_of(end)[0])
         if message is None:
             channel.close()
             return None
@@ -82,13 +105,14 @@ def _required(where: place.Place, verb: str) -> tuple[Channel, Hello]:
 
 def ask_status(instance: str) -> Status | None:
     """Return what the instance's service says; None if it has none."""
-    greeted = _greeted(place.Place.of(instance))
+    where = place.Place.of(instance)
+    greeted = _greeted(where)
     if greeted is None:
         return None
-    channel, _ = greeted
+    channel, hello = greeted
     try:
         channel.send({"op": "status"})
-        message = channel.receive()
+        message = _answer(channel, where, hello.pid)
     except BrokenPipeError:
         return None
     finally:
