@@ -28,6 +28,7 @@ PROGRAMS = {
         "messages.c",
         "steps.c",
         "programs.c",
+        "errands.c",
         "sync.c",
         "sessions.c",
         "worker.c",

@@ -66,6 +66,10 @@ void kill_program(const struct header *h);
 
 /* sync.c */
 void sync_mounts(const struct message *m);
-int sync_ended(int pid, int status);
+
+/* errands.c */
+long errand_begin(u32 op, u32 serial);
+void errand_answer(u32 op, u32 serial, long result, int fd);
+int errand_ended(int pid, int status);
 
 #endif

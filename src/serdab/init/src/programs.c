@@ -229,7 +229,7 @@ void reap(void)
 	long pid;
 
 	while ((pid = SYS4(__NR_wait4, -1, &status, WAIT_NOHANG, 0)) > 0) {
-		if (sync_ended((int)pid, status))
+		if (errand_ended((int)pid, status))
 			continue;
 		for (int i = 0; i < PROGRAM_SLOTS; i++) {
 			struct follower *follower = programs[i].follower;

@@ -114,18 +114,13 @@ long lead(const struct message *m, struct follower *follower)
  * child: what lies at that path is up to the programs, and pid 1 must not wait for it. */
 void open_terminal(const struct header *req)
 {
-	struct header h;
 	int unlocked = 0, number;
-	long fd, r, pid = SYS5(__NR_clone, SIG_CHLD, 0, 0, 0, 0);
+	long fd, r, pid = errand_begin(OP_TERMINAL_OPEN, req->serial);
 
 	if (pid > 0)
 		return;
-	memset(&h, 0, sizeof(h));
-	h.op = OP_TERMINAL_OPEN;
-	h.serial = req->serial;
 	if (pid < 0) {
-		h.result = (s32)pid;
-		send(&h, -1);
+		errand_answer(OP_TERMINAL_OPEN, req->serial, pid, -1);
 		return;
 	}
 	fd = SYS4(__NR_openat, AT_FDCWD, "/dev/pts/ptmx",
@@ -133,7 +128,6 @@ void open_terminal(const struct header *req)
 	r = fd < 0 ? fd : SYS3(__NR_ioctl, fd, TIOCGPTN_, &number);
 	if (r >= 0)
 		r = SYS3(__NR_ioctl, fd, TIOCSPTLCK_, &unlocked);
-	h.result = (s32)(r < 0 ? r : 0);
-	send(&h, r < 0 ? -1 : (int)fd);
+	errand_answer(OP_TERMINAL_OPEN, req->serial, r, r < 0 ? -1 : (int)fd);
 	SYS1(__NR_exit_group, 0);
 }

@@ -2,30 +2,13 @@
 /* sync(2) for the programs: dirty pages of mappings go to the fs servers of the root and of every
  * mount that is served like it. What the servers then have, they make durable when they are asked.
  *
- * In a child: it waits for fs servers, and pid 1 must stay able to answer meanwhile. Programs may
- * kill the child, so pid 1 answers for one that ended without having done so. */
+ * In a child: it waits for fs servers, and pid 1 must stay able to answer meanwhile. */
 #include "common.h"
 
-#define SYNC_SLOTS 64
 #define TABLE_BYTES 16384 /* two paths and more: one line of proc_pid_mountinfo(5) fits */
 #define MOUNT_POINT 4
 
-static struct {
-	int pid;
-	u32 serial;
-} syncs[SYNC_SLOTS];
 static char table[TABLE_BYTES];
-
-static void answer(u32 serial, long result)
-{
-	struct header h;
-
-	memset(&h, 0, sizeof(h));
-	h.op = OP_SYNCED;
-	h.serial = serial;
-	h.result = (s32)(result < 0 ? result : 0);
-	send(&h, -1);
-}
 
 /* Not being able to get there is no error: something lies above it, or its server is gone, and then
  * the kernel process knows. */
@@ -119,37 +102,11 @@ static long write_back_all(int table_fd)
 void sync_mounts(const struct message *m)
 {
 	u32 serial = m->header->serial;
-	int slot = 0;
-	long pid = -EAGAIN;
+	long pid = m->fd_count == 1 ? errand_begin(OP_SYNCED, serial) : -EBADMSG;
 
-	while (slot < SYNC_SLOTS && syncs[slot].pid)
-		slot++;
-	if (m->fd_count != 1)
-		pid = -EBADMSG;
-	else if (slot < SYNC_SLOTS)
-		pid = SYS5(__NR_clone, SIG_CHLD, 0, 0, 0, 0);
-	if (pid == 0) {
-		answer(serial, write_back_all(m->fds[0]));
-		SYS1(__NR_exit_group, 0);
-	}
-	if (pid < 0) {
-		answer(serial, pid);
+	if (pid > 0)
 		return;
-	}
-	syncs[slot].pid = (int)pid;
-	syncs[slot].serial = serial;
-}
-
-/* Returns whether it was a child of ours. One that was killed may not have answered. */
-int sync_ended(int pid, int status)
-{
-	for (int i = 0; i < SYNC_SLOTS; i++) {
-		if (!pid || syncs[i].pid != pid)
-			continue;
-		syncs[i].pid = 0;
-		if (status)
-			answer(syncs[i].serial, -EIO);
-		return 1;
-	}
-	return 0;
+	errand_answer(OP_SYNCED, serial, pid < 0 ? pid : write_back_all(m->fds[0]), -1);
+	if (pid == 0)
+		SYS1(__NR_exit_group, 0);
 }
