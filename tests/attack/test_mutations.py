@@ -173,6 +173,12 @@ MUTANTS: dict[str, Mutant] = {
         "if False:",
         (VOLUME, "-k", "wrong_keys or anchor"),
     ),
+    "anchor that this session left": Mutant(
+        "sefs/anchor.py",
+        "if not hmac.compare_digest(found[-TAG_BYTES:], tag):",
+        "if False:",
+        (VOLUME, "-k", "rolled_back_while"),
+    ),
     "slot of an anchor": Mutant(
         "sefs/anchor.py",
         "    if state.epoch % 2 != slot:\n        raise",
