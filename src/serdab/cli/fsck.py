@@ -46,9 +46,9 @@ def main(args: argparse.Namespace, context: Context) -> int:
         key = read_key(args.image_key)
     directory = Path(args.directory) if args.directory is not None else None
     lower = Path(args.lower) if args.lower is not None else None
-    instance = Instance.open_built(context.instance) if directory is None else None
     with shown_progress(context) as progress:
         if args.repair:
+            instance = None if directory is not None else Instance.open_built(context.instance)
             results = [
                 check.repair(
                     instance, directory, Path(args.output), key=key, lower=lower, progress=progress
@@ -57,9 +57,9 @@ def main(args: argparse.Namespace, context: Context) -> int:
         elif directory is not None:
             results = [check.check_directory(directory, key, lower, progress)]
         else:
-            assert instance is not None  # noqa: S101 - opened above, since no directory was named
-            with naming_service(instance.path):
-                results = check.check_instance(instance, key, progress)
+            whole = Instance.open_built(context.instance)
+            with naming_service(whole.path):
+                results = check.check_instance(whole, key, progress)
     _print(results, context)
     clean = all(checked.report.is_clean() for checked in results)
     return exitcodes.DONE if clean else exitcodes.REFUSED

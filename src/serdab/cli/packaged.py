@@ -83,9 +83,8 @@ def _look_at(words: "list[str]") -> "tuple[bool, bool]":
 
 def _keep_byte_code_away() -> None:
     # First of what the next imports need, the modules that are not ours: they have byte code.
-    import functools  # noqa: F401
-    import hashlib  # noqa: F401
-    import typing  # noqa: F401
+    for name in ("functools", "hashlib", "typing"):
+        __import__(name)
 
     sys.dont_write_bytecode = True
     sys.pycache_prefix = os.devnull

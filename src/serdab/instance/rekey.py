@@ -101,8 +101,7 @@ def rekey(
         stack.enter_context(lock_run(instance, on_wait=say, resume_rekey=True))
         instance = Instance.open_built(instance.path)
         chain = verified_chain(instance)
-        prove_owner(chain, request.signer)
-        assert request.signer is not None  # noqa: S101 - proved
+        signer = prove_owner(chain, request.signer)
         _require_encrypted(chain.config)
         image = _open_image(instance, chain, request, stack)
         if image is None:
@@ -111,7 +110,7 @@ def rekey(
         refuse_others(instance, chain, keys, say=say)
         layer = find_writable(instance, chain, keys, image, stack, say=say)
         check_room(instance, image, layer)
-        staging = Staging(instance, chain, request.signer, request.new, progress)
+        staging = Staging(instance, chain, signer, request.new, progress)
         try:
             staged = _stage(instance, staging, image, layer)
         except OSError as exc:

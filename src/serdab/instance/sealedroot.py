@@ -53,8 +53,8 @@ def verified_chain(instance: Instance, *, expect_signer: str | None = None) -> B
     return chain
 
 
-def prove_owner(chain: BootChain, signer: Signer | None) -> None:
-    """Require that ``signer`` is the one that signed the instance; None: the caller has none.
+def prove_owner(chain: BootChain, signer: Signer | None) -> Signer:
+    """Return ``signer`` if it is the one that signed the instance; None: the caller has none.
 
     Raises:
         VerificationError: it is not; the message says whether the key or the tool differs.
@@ -97,6 +97,7 @@ def prove_owner(chain: BootChain, signer: Signer | None) -> None:
     except UsageError as exc:
         exc.stage = "signed"
         raise
+    return signer
 
 
 def layer_keys(chain: BootChain, image_key: Key | None) -> LayerKeys:

@@ -14,10 +14,12 @@ import _socket
 import _thread
 import os
 import signal
+from functools import partial
 from typing import Final
 
 from serdab.errors import Error, InternalError
 from serdab.libos.channel import Channel
+from serdab.libos.messages import Value
 from serdab.linux.process import hide_memory
 from serdab.service.log import LogFile
 from serdab.service.place import Place
@@ -81,10 +83,10 @@ class _Background(Reporter):
             self._starter.close()
             self._starter = None
 
-    def _tell(self, record: dict[str, object]) -> None:
+    def _tell(self, record: dict[str, Value]) -> None:
         if self._starter is not None:
             try:
-                self._starter.send(record)  # type: ignore[arg-type]
+                self._starter.send(record)
             except OSError:
                 pass  # its end is heard by the loop
 
@@ -133,5 +135,5 @@ def main(fd: int, _path: list[str]) -> None:
 def _read_output(reader: int, server: Server, out: _Background) -> None:
     """Read what init writes, until the last process that holds the other end has ended."""
     while piece := os.read(reader, _CHUNK):
-        server.loop.call_from_thread(lambda piece=piece: out.output(piece))  # type: ignore[misc]
+        server.loop.call_from_thread(partial(out.output, piece))
     os.close(reader)

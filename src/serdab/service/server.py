@@ -22,7 +22,7 @@ import os
 import resource
 import signal
 import time
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from serdab import pal
 from serdab.errors import BusyError, Error, InternalError
@@ -33,6 +33,9 @@ from serdab.libos.messages import Value
 from serdab.service import place
 from serdab.service.connections import Connection
 from serdab.service.protocol import RUNNING, STARTING, STOPPING, StartRequest
+
+if TYPE_CHECKING:
+    from socket import socket
 
 #: How long programs are asked to end when the one who ends the service says nothing about it.
 PATIENCE_S: Final = 10.0
@@ -143,7 +146,7 @@ class Server:
         if self._is_ending:
             raise Error("ended by a signal", stage="boot")
         listener = self._claim.listener
-        self.loop.call_from_thread(lambda: self.loop.watch(listener.fileno(), self._accept))
+        self.loop.call_from_thread(lambda: self._listen(listener))
 
     def _not_booted(self, error: Error | InternalError) -> None:
         self._has_failed = True
@@ -154,8 +157,8 @@ class Server:
     def _booted(self, booted: pal.Pal) -> None:
         self._pal = booted
         self._forget_boot()
-        self._kernel = booted.hand_over()
-        self.loop.watch(self._kernel.fileno(), self._hear_kernel)
+        kernel = self._kernel = booted.hand_over()
+        self.loop.watch(kernel.fileno(), lambda: self._hear_kernel(kernel, booted))
         if self._is_ending:
             self.stop(0)
             return
@@ -193,11 +196,10 @@ class Server:
         except OSError:
             pass  # it is gone: _hear_kernel hears it
 
-    def _hear_kernel(self) -> None:
-        assert self._kernel is not None  # noqa: S101 - watched since it was handed over
-        message = self._kernel.receive()
+    def _hear_kernel(self, kernel: Channel, booted: pal.Pal) -> None:
+        message = kernel.receive()
         if message is None:
-            self._down()
+            self._down(kernel, booted)
             return
         record, fds = message
         match record.get("op"):
@@ -219,10 +221,12 @@ class Server:
 
     # Clients --------------------------------------------------------------------------------
 
-    def _accept(self) -> None:
-        assert self._claim is not None  # noqa: S101 - it is its listener that is watched
+    def _listen(self, listener: socket) -> None:
+        self.loop.watch(listener.fileno(), lambda: self._accept(listener))
+
+    def _accept(self, listener: socket) -> None:
         try:
-            end, _ = self._claim.listener.accept()
+            end, _ = listener.accept()
         except OSError:
             return  # whoever it was went away
         pid, uid = place.peer_of(end)
@@ -287,13 +291,11 @@ class Server:
             self._pal.end_use()
         self._tell_kernel({"op": "destroy", "patience_ms": int(patience_s * 1000)})
 
-    def _down(self) -> None:
+    def _down(self, kernel: Channel, booted: pal.Pal) -> None:
         """The kernel process has ended: so has the instance."""
-        assert self._kernel is not None  # noqa: S101
-        assert self._pal is not None  # noqa: S101
-        self.loop.unwatch(self._kernel.fileno())
+        self.loop.unwatch(kernel.fileno())
         self._kernel = None
-        self._pal.ended()
+        booted.ended()
         if not self._is_ending:
             self._problems.append("the kernel process ended unexpectedly")
         for problem in self._problems:
