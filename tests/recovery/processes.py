@@ -128,8 +128,8 @@ def find_family(cli: int, instance: Path) -> Family:
         kernel,
         _process(volume[0]),
         _process(launchers[0]),
-        tuple(map(_process, servers)),
-        # Those inside come and go.
+        # The init FS's may be on its way out, and those inside come and go.
+        tuple(process for pid in servers if (process := _process_or_none(pid)) is not None),
         tuple(process for pid in inside if (process := _process_or_none(pid)) is not None),
         _connections(launchers[0]),
     )
