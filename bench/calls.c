@@ -57,7 +57,7 @@ static double median(double *times, int n)
 	return times[n / 2];
 }
 
-enum call { NULL_TARGET, BAD_FLAGS, ROOT, BAD_TYPE, PLAIN };
+enum call { NULL_TARGET, BAD_FLAGS, ROOT, BAD_TYPE, POLICY, PLAIN };
 
 static long make(enum call call)
 {
@@ -70,6 +70,8 @@ static long make(enum call call)
 		return umount2("/", 0);
 	case BAD_TYPE:
 		return mount("none", "/mnt", "nosuchfs", 0, "dir=x");
+	case POLICY:
+		return mount("none", "/mnt", "ramfs", 0, NULL);
 	default:
 		return umount2("/mnt", 0);
 	}
@@ -85,7 +87,7 @@ static void refused(const char *name, int rounds, enum call call)
 		make(call);
 		times[i] = now() - start;
 	}
-	printf("%s %.1f\n", name, median(times, rounds));
+	printf("%s %.2f\n", name, median(times, rounds));
 	free(times);
 }
 
@@ -189,5 +191,6 @@ int main(int argc, char **argv)
 	refused("bad_flags", rounds, BAD_FLAGS);
 	refused("root", rounds, ROOT);
 	refused("bad_type", rounds, BAD_TYPE);
+	refused("policy", rounds, POLICY);
 	return 0;
 }
