@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Runs the calls that its arguments name, one after the other, and prints what each returned:
  *
- *   mount SOURCE TARGET TYPE FLAGS OPTIONS     NULL and BAD stand for pointers
+ *   mount SOURCE TARGET TYPE FLAGS OPTIONS     NULL, BAD, KERNEL, MIDDLE, CLOSED, CUT: pointers
  *   umount TARGET FLAGS
  *   open PATH (as descriptor 9)    map PATH TEXT    pause
  *   write PATH TEXT    read PATH    cd PATH    mkdir PATH    sync    big N (options of N bytes)
@@ -24,6 +24,16 @@ static char *pointer(char *word)
 		return (char *)0x10;
 	if (!strcmp(word, "KERNEL"))
 		return (char *)0xffff888000000000ul;
+	if (!strcmp(word, "MIDDLE"))
+		return (char *)0x8000000000000001ul;
+	if (!strcmp(word, "CLOSED") || !strcmp(word, "CUT")) {
+		char *pages = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+		memset(pages, '/', 4096);
+		strcpy(pages + 4096, "mnt");
+		mprotect(pages + 4096, 4096, PROT_NONE);
+		return pages + (word[1] == 'L' ? 4096 : 4090);
+	}
 	if (!strncmp(word, "long:", 5)) {
 		size_t n = strtoul(word + 5, NULL, 0);
 		char *text = malloc(n + 1);

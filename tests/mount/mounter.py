@@ -11,12 +11,30 @@ LIBC.mount.argtypes = (
     ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p,
 )  # fmt: skip
 LIBC.umount2.argtypes = (ctypes.c_void_p, ctypes.c_int)
-POINTERS = {"NULL": None, "BAD": 0x10, "KERNEL": 0xFFFF888000000000}
+LIBC.mmap.argtypes = (
+    ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long,
+)  # fmt: skip
+LIBC.mmap.restype = ctypes.c_size_t
+LIBC.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+PROT_READ_WRITE = 3
+MAP_PRIVATE_ANONYMOUS = 0x22
+POINTERS = {"NULL": None, "BAD": 0x10, "KERNEL": 0xFFFF888000000000, "MIDDLE": (1 << 63) + 1}
+
+
+def pages(offset: int) -> int:
+    """Return an address in two pages of text, the second of which may not be read."""
+    start: int = LIBC.mmap(None, 8192, PROT_READ_WRITE, MAP_PRIVATE_ANONYMOUS, -1, 0)
+    ctypes.memset(start, ord("/"), 4096)
+    ctypes.memmove(start + 4096, b"mnt", 4)
+    LIBC.mprotect(start + 4096, 4096, 0)
+    return start + offset
 
 
 def pointer(word: str) -> int | bytes | None:
     if word in POINTERS:
         return POINTERS[word]
+    if word in ("CLOSED", "CUT"):
+        return pages(4096 if word == "CLOSED" else 4090)
     if word.startswith("long:"):
         return b"/" + b"x" * (int(word[5:]) - 1)
     return word.encode()

@@ -28,8 +28,11 @@ MOUNTS = [
     (("NULL", "NULL", "NULL", "512", "NULL"), "EINVAL"),
     (("BAD", "NULL", "sefs", "0", "dir=s"), "EFAULT"),
     (("KERNEL", "/mnt", "sefs", "0", "dir=s"), "EFAULT"),
+    (("CLOSED", "/mnt", "sefs", "0", "dir=s"), "EFAULT"),
     (("none", "NULL", "sefs", "0", "dir=s"), "EINVAL"),
     (("none", "BAD", "sefs", "0", "dir=s"), "EFAULT"),
+    (("none", "CLOSED", "ramfs", "0", "NULL"), "EFAULT"),
+    (("none", "CUT", "ramfs", "0", "NULL"), "EFAULT"),
     (("none", "", "nosuch", "512", "dir=s"), "ENOENT"),
     (("none", "long:4096", "nosuch", "512", "dir=s"), "ENAMETOOLONG"),
     # flags before type, type before options
@@ -45,6 +48,7 @@ MOUNTS = [
     (("none", "/mnt", "unionfs", "0", "NULL"), "EINVAL"),
     (("none", "/mnt", "hostfs", "0", "NULL"), "EINVAL"),
     (("none", "/mnt", "sefs", "0", "BAD"), "EFAULT"),
+    (("none", "/mnt", "sefs", "0", "CUT"), "EFAULT"),
     (("none", "/mnt", "sefs", "0", "long:1000000"), "EINVAL"),
     # options, before the target /
     (("none", "/", "sefs", "0", ""), "EINVAL"),
@@ -87,6 +91,8 @@ MOUNTS = [
 UMOUNTS = [
     (("NULL", "16"), "EINVAL"),
     (("BAD", "0"), "EFAULT"),
+    (("CLOSED", "0"), "EFAULT"),
+    (("MIDDLE", "0"), "EFAULT"),
     (("", "0"), "ENOENT"),
     (("long:4096", "0"), "ENAMETOOLONG"),
     (("/mnt", "16"), "EINVAL"),
@@ -108,6 +114,7 @@ SAYS: Final = {
     os.strerror(getattr(errno, name)): name
     for name in ("EINVAL", "EFAULT", "ENOENT", "ENAMETOOLONG", "EPERM", "ENOTDIR", "ELOOP", "EIO")
 } | {"permission denied (are you root?)": "EPERM"}
+POINTERS: Final = {"NULL", "BAD", "KERNEL", "MIDDLE", "CLOSED", "CUT", ""}
 #: Flags that busybox has words for; others it cannot set.
 WORDS: Final = {"0": "", "32": "remount,", "4096": "bind,", "8192": "move,"}
 UMOUNT_WORDS: Final = {"0": "", "1": "-f", "2": "-l"}
@@ -137,7 +144,7 @@ def by_words(mounter: Mounter, program: str) -> list[str]:
 
 def busybox_line(arguments: tuple[str, ...]) -> str:
     """Return the command of busybox for a call, or nothing if it has none."""
-    if {"NULL", "BAD", "KERNEL", ""} & set(arguments[:3]) or "long:1000000" in arguments:
+    if POINTERS & set(arguments[:3]) or {"CUT", "long:1000000"} & set(arguments):
         return ""
     words = [re.sub(r"^long:(\d+)$", lambda m: "/" + "x" * (int(m[1]) - 1), w) for w in arguments]
     if len(words) == 2:

@@ -44,7 +44,7 @@ static long in_new_namespaces(void)
 		printf("unshare ");
 		return -1;
 	}
-	return mount("none", "/tmp", "tmpfs", 0, "");
+	return mount("none", "/tmp", "ramfs", 0, NULL);
 }
 
 static long int80(int number)

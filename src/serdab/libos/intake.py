@@ -16,8 +16,9 @@ front touches the loop only through ``call_from_thread``. A call that two of the
 once: the kernel admits one answer for each notification id.
 
 Security:
-    1. The caller's memory is opened first, then the notification is checked, then every argument is
-       copied once; decisions use the copies (seccomp_unotify(2)).
+    1. Every argument is copied once, and decisions use the copies. Before a call is handed on the
+       notification is checked: whose memory and namespace were looked at still waits, so it was the
+       caller (seccomp_unotify(2)). A refusal needs no such check; its answer reaches nobody else.
     2. Other callers wait for a late front for tens of milliseconds at most. The late call itself
        ends with EFAULT at its deadline.
     3. The number of late threads is bounded. Beyond it nobody's memory is read: EAGAIN.
@@ -36,7 +37,8 @@ from typing import Final, TypeAlias
 
 from serdab.libos.loop import Loop
 from serdab.libos.mountcall import BadCall, MountCall, UmountCall
-from serdab.linux.seccomp import Listener, Memory, Notification
+from serdab.linux.memory import Memory
+from serdab.linux.seccomp import Listener, Notification
 
 #: What a look returns; None for calls that have none.
 Copied: TypeAlias = MountCall | UmountCall | None
@@ -44,6 +46,7 @@ Copied: TypeAlias = MountCall | UmountCall | None
 READ_DEADLINE_S: Final = 10.0
 _TICK_S: Final = 0.02
 _MAX_LATE: Final = 32
+_AT_ONCE: Final = 16
 _AFTER_DEFECT_S: Final = 1.0  # should it come again and again
 _PTRACE_SCOPE: Final = "/proc/sys/kernel/yama/ptrace_scope"
 
@@ -65,14 +68,13 @@ class CallerDied(Exception):
 class Look:
     """What a front does with a call before the loop hears of it.
 
-    ``admit(thread)`` refuses by who calls, ``read(memory, arguments)`` copies and checks the
-    arguments; both run in a front and raise ``CallError``, ``CallerDied``, ``BadCall`` or
-    ``OSError``.
+    ``read(memory, arguments)`` copies and checks the arguments, then ``admit(thread)`` refuses by
+    who calls; both run in a front and raise ``CallError``, ``BadCall`` or ``OSError``.
     """
 
     name: str
-    admit: Callable[[int], None]
     read: Callable[[Memory, tuple[int, ...]], Copied]
+    admit: Callable[[int], None]
 
 
 def unreadable(what: str) -> CallError:
@@ -91,9 +93,10 @@ def unreadable(what: str) -> CallError:
 class _Front:
     """One receiving thread. ``since`` is when it took its call, 0.0 while it has none."""
 
-    __slots__ = ("listener", "notification", "reads", "since")
+    __slots__ = ("listener", "memory", "notification", "reads", "since")
 
-    def __init__(self, *, reads: bool) -> None:
+    def __init__(self, memory: Memory, *, reads: bool) -> None:
+        self.memory = memory
         self.reads = reads
         self.since = 0.0
         self.listener: Listener | None = None
@@ -153,7 +156,8 @@ class Intake:
     # In the loop's thread ------------------------------------------------------------------
 
     def _start_front(self) -> None:
-        front = _Front(reads=len(self._late) + len(self._overdue) < _MAX_LATE)
+        reads = len(self._late) + len(self._overdue) < _MAX_LATE
+        front = _Front(Memory(self._owner), reads=reads)
         self._front = front
         _thread.start_new_thread(self._run, (front,))
 
@@ -203,7 +207,7 @@ class Intake:
     def _run(self, front: _Front) -> None:
         try:
             while self._front is front:
-                for fd, events in self._poller.poll():
+                for fd, events in self._poller.poll(-1, _AT_ONCE):
                     if self._front is not front:
                         return
                     self._ready(front, self._listeners[fd], events)
@@ -231,56 +235,41 @@ class Intake:
             return
         front.listener, front.notification = listener, notification
         front.since = time.monotonic()
-        self._wake()
+        if not self._is_ticking:
+            self._wake()
+        front.memory.turn_to(notification.thread)
         try:
-            self._look(front, look, listener, notification)
+            if not front.reads:
+                raise BadCall(errno.EAGAIN, f"the memory of {_MAX_LATE} callers is slow already")
+            copied = look.read(front.memory, notification.arguments)
+            look.admit(notification.thread)
+            if listener.is_alive(notification.id):
+                self._hand_over(listener, notification, copied)
+        except BadCall as exc:
+            self._refuse(listener, notification, exc.code, f"{look.name}: {exc.reason}")
+        except CallError as exc:
+            self._refuse(listener, notification, exc.code, exc.reason)
+        except (FileNotFoundError, ProcessLookupError):
+            pass  # the caller died
+        except PermissionError:
+            refusal = unreadable(look.name)
+            self._refuse(listener, notification, refusal.code, refusal.reason)
+        except OSError as exc:
+            self._refuse(listener, notification, exc.errno or errno.EFAULT, "")
+        except Exception as exc:  # a defect must not leave the caller waiting for ever
+            reason = f"please report: a system call failed by a defect: {exc!r}"
+            self._refuse(listener, notification, errno.EIO, reason)
         finally:
+            front.memory.forget()
             front.since = 0.0
 
-    def _look(
-        self, front: _Front, look: Look, listener: Listener, notification: Notification
+    def _refuse(
+        self, listener: Listener, notification: Notification, code: int, reason: str
     ) -> None:
-        try:
-            copied = self._copy(front, look, listener, notification)
-        except CallerDied:
-            return
-        except BadCall as exc:
-            code, reason = exc.code, f"{look.name}: {exc.reason}"
-        except CallError as exc:
-            code, reason = exc.code, exc.reason
-        except OSError as exc:
-            code, reason = exc.errno or errno.EFAULT, ""
-        except Exception as exc:  # a defect must not leave the caller waiting for ever
-            code = errno.EIO
-            reason = f"please report: a system call failed by a defect: {exc!r}"
-        else:
-            self._hand_over(listener, notification, copied)
-            return
         if reason:
             # Before the answer, so that it is told before the caller's end.
             self._lines.append(reason)
         listener.answer(notification.id, error=code)
-
-    def _copy(
-        self, front: _Front, look: Look, listener: Listener, notification: Notification
-    ) -> Copied:
-        if not front.reads:
-            raise CallError(
-                errno.EAGAIN, f"{look.name}: the memory of {_MAX_LATE} callers is slow already"
-            )
-        try:
-            memory = Memory(notification.thread, self._owner)
-        except (FileNotFoundError, ProcessLookupError):
-            raise CallerDied from None
-        except PermissionError:
-            raise unreadable(look.name) from None
-        try:
-            look.admit(notification.thread)
-            if not listener.is_alive(notification.id):
-                raise CallerDied
-            return look.read(memory, notification.arguments)
-        finally:
-            memory.close()
 
     def _hand_over(self, listener: Listener, notification: Notification, copied: Copied) -> None:
         self._loop.call_from_thread(lambda: self._accept(listener, notification, copied))

@@ -75,6 +75,7 @@ class Kernel:
             loop,
             self._sandbox,
             new_server=self._new_mount_server,
+            policy=lambda: None if self._boot is None else self._boot.chain.config.runtime_mounts,
             rules=lambda: None if self._boot is None else self._boot.mount_rules(),
             on_device=_raise_read_ahead,
             log=self._log,

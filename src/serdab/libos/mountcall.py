@@ -22,7 +22,7 @@ from __future__ import annotations
 import errno
 import os
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from serdab.keys import KEY_BYTES, parse_hyphened
 
@@ -64,6 +64,7 @@ _OPTIONS: Final = {
 #: Known words that cannot be mounted at run time; ext2 would need a disk size.
 _UNSUPPORTED: Final = frozenset({"devfs", "procfs", "ext2"})
 MOUNTABLE: Final = ("unionfs", "sefs", "hostfs", "ramfs")
+_EXPECTED_TYPES: Final = ", ".join(MOUNTABLE)
 MAC_BYTES: Final = 16
 
 
@@ -78,14 +79,17 @@ class Readable(Protocol):
 class BadCall(Exception):
     """The call is refused with an errno; ``reason`` is what the operator reads."""
 
+    __slots__ = ("code", "reason")
+
     def __init__(self, code: int, reason: str) -> None:
-        super().__init__(reason)
         self.code = code
         self.reason = reason
 
+    def __str__(self) -> str:
+        return self.reason
 
-@dataclass(frozen=True, slots=True)
-class MountCall:
+
+class MountCall(NamedTuple):
     """A mount(2) that passed every check without a file system."""
 
     target: bytes
@@ -190,7 +194,7 @@ def _read_type(memory: Readable, address: int) -> str:
         raw = b"(a long text)"
     fstype = raw.decode("utf-8", "replace")
     if fstype not in MOUNTABLE and fstype not in _UNSUPPORTED:
-        raise BadCall(errno.EINVAL, f"unknown type {fstype!r}, expected {', '.join(MOUNTABLE)}")
+        raise BadCall(errno.EINVAL, f"unknown type {fstype!r}, expected {_EXPECTED_TYPES}")
     return fstype
 
 

@@ -88,13 +88,12 @@ def check_program(policy: MountPolicy, program: str) -> None:
         )
 
 
-def check(rules: Rules, call: MountCall) -> None:
+def check(policy: MountPolicy, call: MountCall) -> None:
     """Refuse what the policy does not admit.
 
     Raises:
         BadCall: EPERM; EINVAL, a named key that is not configured.
     """
-    policy = rules.policy
     if call.type not in policy.types:
         allowed = ", ".join(policy.types) or "nothing"
         raise BadCall(errno.EPERM, f"{call.type} may not be mounted (expected {allowed})")
@@ -102,6 +101,14 @@ def check(rules: Rules, call: MountCall) -> None:
         raise BadCall(errno.EPERM, "a key in clear is not admitted (expected key=@name)")
     if call.key_name and call.key_name not in (key.name for key in policy.keys):
         raise BadCall(errno.EINVAL, f"no key is named {call.key_name!r} in the configuration")
+
+
+def check_key(rules: Rules, call: MountCall) -> None:
+    """Refuse a named key before its time.
+
+    Raises:
+        BadCall: EPERM.
+    """
     if call.key_name and call.key_name not in rules.named_keys:
         raise BadCall(errno.EPERM, f"the key named {call.key_name!r} is not there yet")
 
@@ -109,7 +116,7 @@ def check(rules: Rules, call: MountCall) -> None:
 def orders(rules: Rules, call: MountCall, *, patience_ms: int) -> Orders | None:
     """Return what an fs server is to serve; None for a file system of the kernel's own.
 
-    Preconditions: ``check`` passed.
+    Preconditions: ``check`` and ``check_key`` passed.
     """
     if call.type == "ramfs":
         return None

@@ -28,13 +28,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
+from serdab.config.mounts import MountPolicy
 from serdab.errors import Error
 from serdab.libos import mountcall, mountrules
 from serdab.libos.early import launcher_file
 from serdab.libos.fsclient import FsServer
 from serdab.libos.intake import CallerDied, CallError, Look, unreadable
 from serdab.libos.loop import Loop
-from serdab.libos.mountcall import BadCall
+from serdab.libos.mountcall import BadCall, MountCall, UmountCall
 from serdab.libos.mountrules import Rules
 from serdab.libos.notify import Caller, Settle
 from serdab.libos.sandbox import Sandbox
@@ -42,6 +43,7 @@ from serdab.libos.tree import FUSE_OPTIONS
 from serdab.libos.worker import Mounted, Place, Refused, Target, Worker
 
 MAX_MOUNTS: Final = 512
+_NOT_READY: Final = "mount: the instance is not ready"
 _RAMFS: Final = ("tmpfs", "source=ramfs,mode=1777")
 #: How long an fs server waits for a volume that another one of this instance is closing.
 _CLOSING_PATIENCE_MS: Final = 10_000
@@ -59,8 +61,9 @@ class _Mount:
 class RuntimeMounts:
     """The mounts of the programs of one instance.
 
-    ``new_server(name)`` starts an fs server, ``rules()`` returns what holds now (None: nothing may
-    be mounted yet), ``on_device(device)`` hears of a new FUSE mount, ``log`` is the operator's.
+    ``new_server(name)`` starts an fs server, ``policy()`` returns the measured policy, and
+    ``rules()`` what holds now (None: nothing may be mounted yet), ``on_device(device)`` hears of a
+    new FUSE mount, ``log`` is the operator's. ``policy`` is called from fronts, see ``intake``.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class RuntimeMounts:
         sandbox: Sandbox,
         *,
         new_server: Callable[[str], FsServer],
+        policy: Callable[[], MountPolicy | None],
         rules: Callable[[], Rules | None],
         on_device: Callable[[int], None],
         log: Callable[[str, str], None],
@@ -76,6 +80,7 @@ class RuntimeMounts:
         self._loop = loop
         self._sandbox = sandbox
         self._new_server = new_server
+        self._policy = policy
         self._rules = rules
         self._on_device = on_device
         self._log = log
@@ -85,8 +90,8 @@ class RuntimeMounts:
         self._pending = 0
         self._closing = 0
         self._workers: set[Worker] = set()
-        self.look_at_mount = Look("mount", self._admit, mountcall.read_mount)
-        self.look_at_umount = Look("umount", self._admit, mountcall.read_umount)
+        self.look_at_mount = Look("mount", self._read_mount, self._admit)
+        self.look_at_umount = Look("umount", mountcall.read_umount, self._admit)
 
     def forget_all(self) -> None:
         """The tree was switched: what was mounted in the old one went with it."""
@@ -105,7 +110,7 @@ class RuntimeMounts:
 
     # mount(2) ------------------------------------------------------------------------------
 
-    async def mount(self, caller: Caller, call: mountcall.MountCall) -> Settle:
+    async def mount(self, caller: Caller, call: MountCall) -> Settle:
         """Perform a mount; the result is told whether the caller got the answer.
 
         Raises:
@@ -116,7 +121,7 @@ class RuntimeMounts:
             caller.check_alive()
             rules = self._rules_for(where)
             try:
-                mountrules.check(rules, call)
+                mountrules.check_key(rules, call)
             except BadCall as exc:
                 raise CallError(exc.code, f"mount: {exc.reason}") from None
             if len(self._mounts) + self._pending >= MAX_MOUNTS:
@@ -152,14 +157,19 @@ class RuntimeMounts:
 
         return settle
 
+    # In a front, see ``intake``:
+
+    def _read_mount(self, memory: mountcall.Readable, arguments: tuple[int, ...]) -> MountCall:
+        call = mountcall.read_mount(memory, arguments)
+        policy = self._policy()
+        if policy is None:
+            raise CallError(errno.EPERM, _NOT_READY)
+        mountrules.check(policy, call)
+        return call
+
     def _admit(self, thread: int) -> None:
-        """Refuse callers in a mount namespace of their own. Runs in a front, see ``intake``."""
-        try:
-            theirs = os.readlink(f"/proc/{thread}/ns/mnt")
-        except (FileNotFoundError, ProcessLookupError):
-            raise CallerDied from None
-        except PermissionError:
-            raise unreadable("mount") from None
+        """Refuse callers in a mount namespace of their own."""
+        theirs = os.readlink(f"/proc/{thread}/ns/mnt")
         if theirs != self._sandbox.mount_namespace:
             raise CallError(
                 errno.EPERM, "mount: only from the instance's own mount namespace, not a nested one"
@@ -168,7 +178,7 @@ class RuntimeMounts:
     def _rules_for(self, where: _Where) -> Rules:
         rules = self._rules()
         if rules is None or self._has_ended:
-            raise CallError(errno.EPERM, "mount: the instance is not ready")
+            raise CallError(errno.EPERM, _NOT_READY)
         if rules.policy.programs != ("/",):
             try:
                 mountrules.check_program(rules.policy, where.program)
@@ -195,9 +205,7 @@ class RuntimeMounts:
                 errno.EIO, f"mount: the worker could not enter the sandbox: {exc}"
             ) from None
 
-    async def _mount_at(
-        self, caller: Caller, worker: Worker, rules: Rules, call: mountcall.MountCall
-    ) -> int:
+    async def _mount_at(self, caller: Caller, worker: Worker, rules: Rules, call: MountCall) -> int:
         patience_ms = _CLOSING_PATIENCE_MS if self._closing else 0
         orders = mountrules.orders(rules, call, patience_ms=patience_ms)
         words = f"{call.type} {os.fsdecode(call.target)}"
@@ -244,7 +252,7 @@ class RuntimeMounts:
 
     # umount2(2) ----------------------------------------------------------------------------
 
-    async def umount(self, caller: Caller, call: mountcall.UmountCall) -> Settle:
+    async def umount(self, caller: Caller, call: UmountCall) -> Settle:
         """Perform an umount; raises as :meth:`mount` does."""
         with _Where("umount", self._sandbox.namespaces, caller) as where:
             caller.check_alive()

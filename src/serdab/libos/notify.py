@@ -31,7 +31,8 @@ from serdab.libos.intake import (
 )
 from serdab.libos.loop import Future, Loop
 from serdab.libos.mountcall import MountCall, UmountCall
-from serdab.linux.seccomp import Listener, Memory, Notification
+from serdab.linux.memory import Memory
+from serdab.linux.seccomp import Listener, Notification
 
 T = TypeVar("T")
 
@@ -73,12 +74,8 @@ class Caller:
             CallError: EFAULT, it cannot be read, or not in time; EPERM, the host forbids it.
             CallerDied: the caller was gone before it could be sure whose memory this is.
         """
-        try:
-            memory = Memory(self.notification.thread, self._owner)
-        except (FileNotFoundError, ProcessLookupError):
-            raise CallerDied from None
-        except PermissionError:
-            raise unreadable("rootfs") from None
+        memory = Memory(self._owner)
+        memory.turn_to(self.notification.thread)
         outcome: Future[Any] = self._loop.future()
 
         def run() -> None:
@@ -90,20 +87,20 @@ class Caller:
             else:
                 self._loop.call_from_thread(lambda: outcome.set_result(value))
             finally:
-                memory.close()
+                memory.forget()
 
-        try:
-            self.check_alive()
-        except CallerDied:
-            memory.close()
-            raise
         _thread.start_new_thread(run, ())
         if not await self._loop.first(outcome, timeout_s=READ_DEADLINE_S):
             raise CallError(errno.EFAULT, "the memory of a program could not be read in time")
         try:
             value: T = await outcome
+        except ProcessLookupError:
+            raise CallerDied from None
+        except PermissionError:
+            raise unreadable("rootfs") from None
         except OSError as exc:
             raise CallError(exc.errno or errno.EFAULT) from None
+        self.check_alive()  # so it was the caller's memory
         return value
 
 
