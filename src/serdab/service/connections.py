@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from serdab.errors import Error, FormatError
 from serdab.libos.caller import spawn_record
@@ -25,18 +25,35 @@ from serdab.libos.messages import Value
 from serdab.service.protocol import RUNNING, ExecRequest, Hello
 
 if TYPE_CHECKING:
-    from serdab.libos.loop import Timer
-    from serdab.service.server import Server
+    from serdab.libos.loop import Loop, Timer
 
 _HANG_UP_PATIENCE_S: Final = 5.0
 _MAX_PATIENCE_MS: Final = 24 * 3600 * 1000
 
 
+class Service(Protocol):
+    """What a connection needs of the service it belongs to: see ``server.Server``."""
+
+    loop: Loop
+    state: str
+    connections: set[Connection]
+
+    def ask_kernel(
+        self, record: dict[str, Value], of: Connection, fds: tuple[int, ...] = ()
+    ) -> int: ...
+
+    def signal_program(self, number: int, sent: int, *, group: bool) -> None: ...
+
+    def status(self) -> dict[str, Value]: ...
+
+    def stop(self, patience_s: float) -> None: ...
+
+
 class Connection:
     """See the module."""
 
-    def __init__(self, server: Server, channel: Channel, pid: int) -> None:
-        self._server = server
+    def __init__(self, service: Service, channel: Channel, pid: int) -> None:
+        self._service = service
         self._channel = channel
         self._pid = pid
         self._asked = 0  # the number of the request for a terminal or a program
@@ -46,11 +63,11 @@ class Connection:
         self._is_gone = False
         self._wants_down = False
         self._killer: Timer | None = None
-        server.loop.watch(channel.fileno(), self._readable)
+        service.loop.watch(channel.fileno(), self._readable)
 
     def greet(self, names: tuple[str, ...]) -> None:
         """Say hello; ``names`` are those that the environment may bring."""
-        self.tell(Hello(self._server.state, os.getpid(), names).dump())
+        self.tell(Hello(self._service.state, os.getpid(), names).dump())
 
     def program(self) -> dict[str, Value] | None:
         """Return what ``status`` shows of its program, if it runs one."""
@@ -77,7 +94,7 @@ class Connection:
         if self._wants_down:
             self.tell({"op": "down", "problems": list(problems)})
         if not self._is_gone:
-            self._server.loop.unwatch(self._channel.fileno())
+            self._service.loop.unwatch(self._channel.fileno())
             self._channel.close()
 
     # What the client says ---------------------------------------------------------------------
@@ -106,7 +123,7 @@ class Connection:
         match record.get("op"):
             case "terminal" if not self._asked:
                 self._check_running()
-                self._asked = self._server.ask_kernel({"op": "terminal"}, self)
+                self._asked = self._service.ask_kernel({"op": "terminal"}, self)
             case "exec" if len(fds) == 3 and self._request is None:
                 self._check_running()
                 self._start(ExecRequest.parse(record), fds)
@@ -114,25 +131,25 @@ class Connection:
                 sent = number(record, "signal")
                 if sent not in signal.valid_signals():
                     raise FormatError("no such signal")
-                self._server.signal_program(self._asked, sent, group=record.get("group") is True)
+                self._service.signal_program(self._asked, sent, group=record.get("group") is True)
             case "signal":
                 pass  # it has ended meanwhile
             case "status":
-                self.tell(self._server.status())
+                self.tell(self._service.status())
             case "stop":
                 self._wants_down = True
                 patience_ms = min(max(number(record, "patience_ms"), 0), _MAX_PATIENCE_MS)
-                self._server.stop(patience_ms / 1000)
+                self._service.stop(patience_ms / 1000)
             case _:
                 raise FormatError("a client said what it may not say now")
 
     def _check_running(self) -> None:
-        if self._server.state != RUNNING:
+        if self._service.state != RUNNING:
             raise Error(
                 "the service takes no programs now",
                 stage="exec",
                 expected=RUNNING,
-                found=self._server.state,
+                found=self._service.state,
                 hint="`serdab start` returns when it does",
             )
 
@@ -147,7 +164,7 @@ class Connection:
             terminal=request.terminal,
         )
         self._request = request
-        self._asked = self._server.ask_kernel(record, self, fds)
+        self._asked = self._service.ask_kernel(record, self, fds)
 
     # What the kernel process says ------------------------------------------------------------
 
@@ -178,7 +195,7 @@ class Connection:
         if self._killer is not None:
             self._killer.cancel()
         if self._is_gone:
-            self._server.connections.discard(self)
+            self._service.connections.discard(self)
 
     # The client goes away --------------------------------------------------------------------
 
@@ -186,17 +203,17 @@ class Connection:
         if self._is_gone:
             return
         self._is_gone = True
-        self._server.loop.unwatch(self._channel.fileno())
+        self._service.loop.unwatch(self._channel.fileno())
         self._channel.close()
         if self._is_running:
             self._hang_up()
         elif not self._asked:
-            self._server.connections.discard(self)
+            self._service.connections.discard(self)
 
     def _hang_up(self) -> None:
         for sent in (signal.SIGHUP, signal.SIGCONT):
-            self._server.signal_program(self._asked, sent, group=True)
-        self._killer = self._server.loop.call_later(
+            self._service.signal_program(self._asked, sent, group=True)
+        self._killer = self._service.loop.call_later(
             _HANG_UP_PATIENCE_S,
-            lambda: self._server.signal_program(self._asked, signal.SIGKILL, group=True),
+            lambda: self._service.signal_program(self._asked, signal.SIGKILL, group=True),
         )
