@@ -40,9 +40,13 @@ def send_raw(end: _socket.socket, payload: bytes, fds: tuple[int, ...] = ()) -> 
 
 def receive_raw(end: _socket.socket, size: int) -> tuple[bytes, list[int]]:
     """Return one datagram and its descriptors (close-on-exec); ``b""`` at end of file."""
-    payload, extra, flags, _ = end.recvmsg(
-        size, _socket.CMSG_SPACE(_MAX_FDS * 4), _socket.MSG_CMSG_CLOEXEC
-    )
+    try:
+        payload, extra, flags, _ = _next_datagram(end, size)
+    except ConnectionResetError:
+        # The peer went away and left something of ours unread. Linux says so once, before what the
+        # peer had sent until then (__skb_try_recv_datagram() in 6.18): that is still to be read,
+        # and may be all that tells how it ended.
+        payload, extra, flags, _ = _next_datagram(end, size)
     fds = array.array("i")
     for level, kind, content in extra:
         if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
@@ -51,6 +55,12 @@ def receive_raw(end: _socket.socket, size: int) -> tuple[bytes, list[int]]:
         close_all(fds)
         raise FormatError("a message between processes was cut off")
     return payload, list(fds)
+
+
+def _next_datagram(
+    end: _socket.socket, size: int
+) -> tuple[bytes, list[tuple[int, int, bytes]], int, object]:
+    return end.recvmsg(size, _socket.CMSG_SPACE(_MAX_FDS * 4), _socket.MSG_CMSG_CLOEXEC)
 
 
 def close_all(fds: list[int] | array.array[int] | tuple[int, ...]) -> None:
@@ -101,10 +111,7 @@ class Channel:
 
     def receive(self) -> tuple[dict[str, Value], list[int]] | None:
         """Return the next record and its descriptors, which are the caller's; None at the end."""
-        try:
-            payload, fds = receive_raw(self._end, _INLINE_BYTES + 1)
-        except ConnectionResetError:
-            return None
+        payload, fds = receive_raw(self._end, _INLINE_BYTES + 1)
         if not payload:
             close_all(fds)
             return None

@@ -168,10 +168,7 @@ class Launcher:
         return future
 
     def _readable(self) -> None:
-        try:
-            payload, fds = receive_raw(self._end, HEADER.size)
-        except ConnectionResetError:
-            payload, fds = b"", []
+        payload, fds = receive_raw(self._end, HEADER.size)
         if len(payload) != HEADER.size:
             close_all(fds)
             self._gone()

@@ -92,10 +92,7 @@ class Worker:
         loop.watch(self._end.fileno(), self._readable)
 
     def _readable(self) -> None:
-        try:
-            payload, fds = receive_raw(self._end, HEADER.size)
-        except ConnectionResetError:
-            payload, fds = b"", []
+        payload, fds = receive_raw(self._end, HEADER.size)
         waiting, self._waiting = self._waiting, None
         if len(payload) != HEADER.size:
             close_all(fds)

@@ -71,7 +71,8 @@ def run_foreground(
         raise
     finally:
         foreground.restore()
-    return status.shell
+    # The boot may have been over by the time it was to end: then the program was killed for that.
+    return 128 + state.ended_by if state.ended_by else status.shell
 
 
 class _Foreground:

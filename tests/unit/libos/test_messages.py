@@ -101,6 +101,18 @@ class TestChannel:
             channel.send({})
         channel.close()
 
+    def test_what_a_peer_said_last_arrives_although_it_left_something_unread(self) -> None:
+        one, two = socket_pair()
+        left, right = Channel(one), Channel(two)
+        left.send({"op": "sync"})
+        right.send({"op": "synced"})
+        right.send({"op": "closed"})
+        right.close()
+        assert left.receive() == ({"op": "synced"}, [])
+        assert left.receive() == ({"op": "closed"}, [])
+        assert left.receive() is None
+        left.close()
+
     def test_a_malformed_datagram_is_refused(self) -> None:
         one, two = socket_pair()
         one.send(b"\7nonsense")
