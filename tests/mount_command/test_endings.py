@@ -9,8 +9,10 @@ import os
 import pty
 import signal
 import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -262,6 +264,40 @@ def test_a_signal_while_it_starts_leaves_nothing_mounted(common_owner: Owner, ro
     process.communicate(timeout=60)
     assert not is_mounted(place)
     assert common_owner.instance.run("/bin/true").returncode == 0
+
+
+SERVE_WITHOUT_DESCRIPTORS: Final = """
+import os, resource, sys
+from serdab.instance.hostmount import Wanted, serve_on_host
+from serdab.vfs.memfs import MemFs
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+taken = []
+try:
+    while True:
+        taken.append(os.dup(0))
+except OSError:
+    pass
+# What is left: the two ends of a pipe, and /dev/fuse.
+for fd in taken[:3]:
+    os.close(fd)
+nothing = lambda *_: None
+wanted = Wanted(sys.argv[1], "serdab-test")
+try:
+    serve_on_host(MemFs(), wanted, on_ready=nothing, on_unmounted=nothing, log=nothing)
+except OSError as exc:
+    print(exc.strerror, exc.filename)
+"""
+
+
+def test_a_mount_that_cannot_be_served_is_taken_back(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SERVE_WITHOUT_DESCRIPTORS, str(tmp_path)]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+        assert done.stdout == b"Too many open files /proc/self/mountinfo\n", describe(done)
+        assert not is_mounted(tmp_path)
+    finally:
+        while is_mounted(tmp_path):
+            umount(str(tmp_path), UmountFlag.DETACH)
 
 
 def interrupted_copy(owner: Owner, megabytes: int, end: str) -> None:

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from serdab.errors import Error
-from serdab.fuse.mounting import mount_host, raise_read_ahead, unmount
+from serdab.fuse.mounting import SUBTYPE, mount_host, raise_read_ahead, unmount
 from serdab.fuse.session import Session, SessionOptions
 from serdab.linux.mounts import mounts_at, mounts_of, syncfs
 from serdab.vfs.api import FileSystem
@@ -107,7 +107,12 @@ def serve_on_host(
     try:
         try:
             fd = _mount(wanted)
-            mount = _HostMount(fs, fd, wanted, bell, log)
+            try:
+                mount = _HostMount(fs, fd, wanted, bell, log)
+            except BaseException:
+                os.close(fd)
+                _take_back(wanted.target, log)
+                raise
             try:
                 on_ready()
                 mount.run()
@@ -140,6 +145,16 @@ def _mount(wanted: Wanted) -> int:
             found=_words(exc),
             hint="`serdab doctor` shows what this machine lacks",
         ) from exc
+
+
+def _take_back(target: str, log: Log) -> None:
+    """Take away a mount that was just made, and that nobody will serve."""
+    try:
+        mounted = mounts_at(target)
+        if mounted and mounted[-1].fstype == f"fuse.{SUBTYPE}":
+            unmount(target, lazy=True)
+    except OSError as exc:
+        log("error", f"{target}: what was mounted could not be unmounted: {_words(exc)}")
 
 
 def _close(fs: FileSystem) -> None:
