@@ -37,7 +37,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace, context: Context) -> int:
     """Write the package, then say what it is."""
     from serdab.instance.layout import Instance, package_parts
-    from serdab.instance.package import PackageRequest, output_path, package
+    from serdab.instance.package import PackageRequest, package
+    from serdab.instance.packageoutput import output_path
     from serdab.trust.codetree import package_root
 
     if package_parts(os.path.realpath(package_root())):
@@ -69,9 +70,9 @@ def main(args: argparse.Namespace, context: Context) -> int:
     made = package(instance, request, say=context.say)
     fields: dict[str, object] = {
         "package": made.path,
-        "signature": made.signature,
-        "sha256": made.sha256,
-        "size_bytes": made.size_bytes,
+        "signature": made.written.signature,
+        "sha256": made.written.sha256,
+        "size_bytes": made.written.size_bytes,
         "mrenclave": str(made.descriptor.mrenclave()),
         "mrsigner": str(signer.public.mrsigner()),
         "platform": made.descriptor.platform,

@@ -5,7 +5,8 @@ What travels is named, never collected: the descriptor, the protected configurat
 sealed images of ``build/``; this Serdab; the libraries it needs; a launcher; a manifest. So never
 ``run/``, state, keys, previous images, ``Occlum.json`` or the source trees, whatever lies there.
 
-Above: ``cli``. Below: ``carried`` (code), ``launcher``, ``tarball``, ``check``, ``trust.chain``.
+Above: ``cli``. Below: ``carried`` (code), ``launcher``, ``packageoutput``, ``check``,
+``trust.chain``.
 
 On-disk format:
     ``NAME/serdab`` (launcher), ``NAME/package.json`` (what it is and needs),
@@ -28,7 +29,6 @@ from __future__ import annotations
 import _imp
 import hashlib
 import json
-import mmap
 import os
 import sys
 from collections.abc import Callable
@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Final
 
 from serdab.config.boot import ENCRYPTED, BootConfig
-from serdab.config.dirs import create_durably, sync_directory
+from serdab.config.dirs import create_durably
 from serdab.errors import SignerMismatch, UsageError, VerificationError
 from serdab.instance import carried
 from serdab.instance.check import check_image_at, check_image_header
@@ -56,8 +56,8 @@ from serdab.instance.layout import (
     Instance,
 )
 from serdab.instance.locks import lock_build
-from serdab.instance.pendingfile import PendingFile, require_free
-from serdab.instance.tarball import Member, write_tarball
+from serdab.instance.packageoutput import Written, require_place, write_package
+from serdab.instance.tarball import Member
 from serdab.keys import Key
 from serdab.sefs.imageformat import IMAGE_NAME
 from serdab.trust import platform
@@ -66,8 +66,6 @@ from serdab.trust.descriptor import Descriptor, parse_and_verify
 from serdab.trust.measurement import code_digest
 from serdab.trust.signing import Signer
 
-SUFFIX: Final = ".tar.gz"
-SIGNATURE_SUFFIX: Final = ".sig"
 FORMAT: Final = 1
 
 
@@ -92,42 +90,12 @@ class Packaged:
     """What was made."""
 
     path: str
-    signature: str
-    sha256: str
-    size_bytes: int
+    written: Written
     runs_on: str
     descriptor: Descriptor
 
 
 Say = Callable[[str], None]
-
-
-def output_path(instance: Instance, name: str | None) -> str:
-    """Return the path of the tarball that a name stands for (None: the instance's own name).
-
-    Raises:
-        UsageError: it has no name that a folder could bear.
-    """
-    path = os.path.basename(instance.path) if name is None else name
-    stem = path.removesuffix(SUFFIX)
-    folder = os.path.basename(stem)
-    if folder in ("", ".", "..") or folder.startswith("-") or not folder.isprintable():
-        raise UsageError(
-            "not a name for a package",
-            subject=path,
-            expected=f"NAME{SUFFIX}",
-            found=folder or "nothing",
-            hint="its top folder is named as the package is",
-        )
-    parent = os.path.dirname(stem) or "."
-    if not os.path.isdir(parent):
-        raise UsageError(
-            "the package cannot be written",
-            subject=stem + SUFFIX,
-            expected="a path in a directory that can be written",
-            found=f"no directory {parent}",
-        )
-    return stem + SUFFIX
 
 
 def package(instance: Instance, request: PackageRequest, *, say: Say) -> Packaged:
@@ -137,7 +105,7 @@ def package(instance: Instance, request: PackageRequest, *, say: Say) -> Package
         UsageError: something is at the output's place, or something may not travel unasked.
         VerificationError: ``build/`` would not boot, or another key signed it.
     """
-    require_free(request.output, request.output + SIGNATURE_SUFFIX)
+    require_place(request.output)
     with lock_build(instance), ExitStack() as stack:
         raw = {name: instance.read(name) for name in (DESCRIPTOR, PROTECTED_CONFIG)}
         descriptor, config = _verify(raw, request)
@@ -168,7 +136,8 @@ def package(instance: Instance, request: PackageRequest, *, say: Say) -> Package
         _require_same_code(descriptor)
         if request.public_key is not None:
             _write_public_key(request.public_key, request.signer)
-        return _write(request, descriptor, members, _words(runtime))
+        written = write_package(request.output, request.signer, members, source_date_epoch() or 0)
+        return Packaged(request.output, written, _words(runtime), descriptor)
 
 
 def _write_public_key(path: str, signer: Signer) -> None:
@@ -185,6 +154,7 @@ def _write_public_key(path: str, signer: Signer) -> None:
             subject=path,
             expected="a path in a directory that can be written",
             found=os.strerror(exc.errno or 0),
+            hint="make room or the directory there, or name a path elsewhere",
         ) from exc
     if found != content:
         raise UsageError(
@@ -327,34 +297,3 @@ def _image_member(instance: Instance, relative: str, stack: ExitStack) -> Member
     file = stack.enter_context(os.fdopen(os.open(instance.at(relative), flags), "rb"))
     size = os.fstat(file.fileno()).st_size
     return Member(f"{PACKAGE_INSTANCE}/{relative}", file, size)
-
-
-def _write(
-    request: PackageRequest, descriptor: Descriptor, members: list[Member], runs_on: str
-) -> Packaged:
-    top = os.path.basename(request.output).removesuffix(SUFFIX)
-    members = [
-        Member(f"{top}/{one.path}", one.content, one.size_bytes, one.executable) for one in members
-    ]
-    signature_path = request.output + SIGNATURE_SUFFIX
-    with ExitStack() as stack:
-        file = PendingFile(request.output, stack)
-        write_tarball(file.file, members, source_date_epoch() or 0)
-        file.file.flush()
-        size = file.file.tell()
-        # Mapped, not read: it may be larger than memory.
-        with mmap.mmap(file.file.fileno(), size, prot=mmap.PROT_READ) as content:
-            signature = request.signer.sign(content)
-            request.signer.public.verify(content, signature)
-            digest = hashlib.sha256(content).hexdigest()
-        detached = PendingFile(signature_path, stack)
-        detached.file.write(signature)
-        # The tarball comes last: whoever sees it finds the signature beside it.
-        detached.publish()
-        try:
-            file.publish()
-        except BaseException:
-            os.unlink(signature_path)
-            raise
-    sync_directory(os.path.dirname(request.output))
-    return Packaged(request.output, signature_path, digest, size, runs_on, descriptor)
