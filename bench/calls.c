@@ -57,7 +57,7 @@ static double median(double *times, int n)
 	return times[n / 2];
 }
 
-enum call { NULL_TARGET, BAD_FLAGS, ROOT, BAD_TYPE, POLICY, PLAIN };
+enum call { NULL_TARGET, BAD_FLAGS, ROOT, BAD_TYPE, POLICY, TOO_LATE, PLAIN };
 
 static long make(enum call call)
 {
@@ -72,6 +72,8 @@ static long make(enum call call)
 		return mount("none", "/mnt", "nosuchfs", 0, "dir=x");
 	case POLICY:
 		return mount("none", "/mnt", "ramfs", 0, NULL);
+	case TOO_LATE:
+		return syscall(363, NULL, NULL);
 	default:
 		return umount2("/mnt", 0);
 	}
@@ -192,5 +194,6 @@ int main(int argc, char **argv)
 	refused("root", rounds, ROOT);
 	refused("bad_type", rounds, BAD_TYPE);
 	refused("policy", rounds, POLICY);
+	refused("too_late", rounds, TOO_LATE);
 	return 0;
 }

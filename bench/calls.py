@@ -21,7 +21,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 SERDAB = [sys.executable, "-m", "serdab"]
-REFUSED = ("null_target", "bad_flags", "root", "bad_type", "policy")
+REFUSED = ("null_target", "bad_flags", "root", "bad_type", "policy", "too_late")
 #: A refused call, against the listener in C on the same processors.
 MOST_TIMES_BARE = 5.0
 #: getppid(2) inside, against a process under the smallest filter there is.

@@ -308,6 +308,15 @@ class Boot:
 
     # MountRootFS ---------------------------------------------------------------------------
 
+    def check_mount_root(self) -> None:
+        """Refuse call 363 when it is not its time; also called from fronts, see ``intake``.
+
+        Raises:
+            CallError: EPERM.
+        """
+        if self.chain.state is not State.INIT or self._mounting:
+            raise CallError(errno.EPERM, "rootfs: MountRootFS works once, while init runs")
+
     async def mount_root(self, caller: Caller) -> None:
         """Perform call 363.
 
@@ -315,8 +324,7 @@ class Boot:
             CallError: refused, the errno for init.
         """
         # First of all, so that a second call changes nothing: not even the environment.
-        if self.chain.state is not State.INIT or self._mounting:
-            raise CallError(errno.EPERM, "rootfs: MountRootFS works once, while init runs")
+        self.check_mount_root()
         self._mounting = True
         try:
             key, config = caller.notification.arguments[:2]

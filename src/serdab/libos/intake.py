@@ -54,10 +54,14 @@ _PTRACE_SCOPE: Final = "/proc/sys/kernel/yama/ptrace_scope"
 class CallError(Exception):
     """A call is refused with an errno; ``reason`` is the line for the operator, if any."""
 
+    __slots__ = ("code", "reason")
+
     def __init__(self, code: int, reason: str = "") -> None:
-        super().__init__(reason or os.strerror(code))
         self.code = code
         self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason or os.strerror(self.code)
 
 
 class CallerDied(Exception):

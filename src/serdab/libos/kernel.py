@@ -28,7 +28,7 @@ from serdab.libos.early import Early
 from serdab.libos.environment import check_entry_point
 from serdab.libos.fields import byte_strings, number, raw
 from serdab.libos.fsclient import FsServer
-from serdab.libos.intake import CallError
+from serdab.libos.intake import CallError, Look
 from serdab.libos.launcher import SpawnRequest
 from serdab.libos.loop import Loop
 from serdab.libos.messages import Value
@@ -37,6 +37,7 @@ from serdab.libos.notify import Caller, Handlers, Notifications
 from serdab.libos.request import BootRequest, take_key
 from serdab.libos.sandbox import Listeners, Program, Sandbox
 from serdab.libos.streams import Streams
+from serdab.linux.memory import Memory
 
 _CLOSE_PATIENCE_S: Final = 600.0
 _TERM_PATIENCE_S: Final = 5.0
@@ -87,6 +88,7 @@ class Kernel:
             loop,
             numbers,
             handlers=Handlers(
+                look_at_root=Look("rootfs", self._look_at_root, lambda _thread: None),
                 mount_root=self._mount_root,
                 look_at_mount=self._mounts.look_at_mount,
                 mount=self._mounts.mount,
@@ -142,6 +144,12 @@ class Kernel:
 
         server.closed.when_done(ended)
         return server
+
+    def _look_at_root(self, _memory: Memory, _arguments: tuple[int, ...]) -> None:
+        """Refuse at once what comes too late: the arguments are read in ``mount_root``."""
+        if self._boot is None:
+            raise CallError(errno.EPERM)
+        self._boot.check_mount_root()
 
     async def _mount_root(self, caller: Caller) -> None:
         if self._boot is None:

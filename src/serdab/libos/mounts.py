@@ -4,11 +4,12 @@
 Above: ``kernel``. Below: ``mountcall`` (arguments), ``mountrules`` (policy), ``worker`` (the static
 process that acts inside), ``fsclient`` (one fs server per mount).
 
-The order for a mount: open the caller's /proc directory, root, working directory; make sure that
-the caller still waits; copy and check the arguments; resolve the target; open the file system;
-mount it at the target that was resolved; answer. If nobody waits for the answer any more, the
-mount is taken off again, so that one call is one mount. A refused call changes nothing: the file
-system is opened after the target was found, and is not mounted before it was verified.
+The order for a mount: copy and check the arguments, then who calls (both in a front); open the
+caller's root and working directory; make sure that the caller still waits; resolve the target; open
+the file system; mount it at the target that was resolved; answer. If nobody waits for the answer
+any more, the mount is taken off again, so that one call is one mount. A refused call changes
+nothing: the file system is opened after the target was found, and is not mounted before it was
+verified.
 
 Threads: one. Calls of different programs are coroutines side by side; whatever may block (the
 caller's memory, a path inside, opening a volume) happens in a thread, the worker, or the fs server.
@@ -119,7 +120,7 @@ class RuntimeMounts:
         """
         with _Where("mount", self._sandbox.namespaces, caller) as where:
             caller.check_alive()
-            rules = self._rules_for(where)
+            rules = self._rules_now()
             try:
                 mountrules.check_key(rules, call)
             except BadCall as exc:
@@ -161,29 +162,30 @@ class RuntimeMounts:
 
     def _read_mount(self, memory: mountcall.Readable, arguments: tuple[int, ...]) -> MountCall:
         call = mountcall.read_mount(memory, arguments)
+        mountrules.check(self._policy_now(), call)
+        return call
+
+    def _policy_now(self) -> MountPolicy:
         policy = self._policy()
         if policy is None:
             raise CallError(errno.EPERM, _NOT_READY)
-        mountrules.check(policy, call)
-        return call
+        return policy
 
     def _admit(self, thread: int) -> None:
-        """Refuse callers in a mount namespace of their own."""
+        """Refuse programs that may not mount, and callers in a mount namespace of their own."""
+        policy = self._policy_now()
+        if policy.programs != ("/",):
+            mountrules.check_program(policy, os.readlink(f"/proc/{thread}/exe"))
         theirs = os.readlink(f"/proc/{thread}/ns/mnt")
         if theirs != self._sandbox.mount_namespace:
             raise CallError(
                 errno.EPERM, "mount: only from the instance's own mount namespace, not a nested one"
             )
 
-    def _rules_for(self, where: _Where) -> Rules:
+    def _rules_now(self) -> Rules:
         rules = self._rules()
         if rules is None or self._has_ended:
             raise CallError(errno.EPERM, _NOT_READY)
-        if rules.policy.programs != ("/",):
-            try:
-                mountrules.check_program(rules.policy, where.program)
-            except BadCall as exc:
-                raise CallError(exc.code, f"mount: {exc.reason}") from None
         return rules
 
     async def _resolve(
@@ -256,7 +258,7 @@ class RuntimeMounts:
         """Perform an umount; raises as :meth:`mount` does."""
         with _Where("umount", self._sandbox.namespaces, caller) as where:
             caller.check_alive()
-            self._rules_for(where)
+            self._rules_now()
             worker = self._start_worker()
             try:
                 target = await self._resolve(
@@ -355,7 +357,7 @@ def own_link(path: bytes, thread: int) -> tuple[str, bytes] | None:
 
 
 class _Where:
-    """The caller's root, directory and program, opened before it is checked to be still there.
+    """The caller's root and directory, opened before it is checked to be still there.
 
     SAFETY: ``thread`` may belong to somebody else by now; what is opened here is used only after
     ``Caller.check_alive`` has found the notification alive.
@@ -369,7 +371,6 @@ class _Where:
             if not namespaces:
                 raise CallerDied  # it went with the sandbox
             user_ns, mount_ns = namespaces
-            self.program = os.readlink("exe", dir_fd=proc)
             self.place = Place(
                 user_ns=user_ns,
                 mount_ns=mount_ns,

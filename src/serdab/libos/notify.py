@@ -120,6 +120,7 @@ class Handlers:
     what their looks returned; ``sync()`` makes everything durable.
     """
 
+    look_at_root: Look
     mount_root: Callable[[Caller], Awaitable[None]]
     look_at_mount: Look
     mount: Callable[[Caller, MountCall], Awaitable[Settle]]
@@ -148,7 +149,11 @@ class Notifications:
         self._do = handlers
         self._owner = owner
         self._log = log
-        looks = {numbers.mount: handlers.look_at_mount, numbers.umount2: handlers.look_at_umount}
+        looks = {
+            MOUNT_ROOT_FS: handlers.look_at_root,
+            numbers.mount: handlers.look_at_mount,
+            numbers.umount2: handlers.look_at_umount,
+        }
         self._intake = Intake(loop, looks, owner=owner, accept=self._accept, log=log)
         self.add = self._intake.add
         self.flush = self._intake.flush
