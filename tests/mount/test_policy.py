@@ -41,6 +41,23 @@ class TestPolicy:
         assert done.returncode != 0
         assert b"/bin/busybox may not mount" in done.stderr
 
+    def test_a_program_in_a_mount_that_was_detached_is_not_the_one_of_its_path(
+        self, mounter: Mounter
+    ) -> None:
+        configure(mounter, programs=["/bin/busybox"])
+        mounter.folder("d")
+        # What is left of its path, once its mount is gone, is /bin/busybox.
+        script = (
+            "mount -t hostfs -o dir=d x /mnt && mkdir /mnt/bin && "
+            "cp /bin/mounter /mnt/bin/busybox && busybox mkfifo /tmp/go /tmp/said && "
+            "{ /mnt/bin/busybox cd / wait mount x /mnt2 ramfs 0 NULL umount /mnt2 0 "
+            "</tmp/go >/tmp/said & } && exec 3>/tmp/go 4</tmp/said && read said <&4 && "
+            "umount /mnt && echo >&3 && cat <&4"
+        )
+        done = mounter.instance.run("/bin/sh", "-c", script)
+        assert done.stdout.decode().splitlines() == ["mount EPERM", "umount EPERM"]
+        assert b"/bin/busybox may not mount: it is not in the tree" in done.stderr
+
     def test_layers_lie_where_the_configuration_says(self, mounter: Mounter) -> None:
         configure(mounter, layers=["volumes"])
         mounter.folder("volumes/a")

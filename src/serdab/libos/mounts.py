@@ -175,12 +175,26 @@ class RuntimeMounts:
         """Refuse programs that may not mount, and callers in a mount namespace of their own."""
         policy = self._policy_now()
         if policy.programs != ("/",):
-            mountrules.check_program(policy, os.readlink(f"/proc/{thread}/exe"))
+            self._check_program(policy, f"/proc/{thread}/exe")
         theirs = os.readlink(f"/proc/{thread}/ns/mnt")
         if theirs != self._sandbox.mount_namespace:
             raise CallError(
                 errno.EPERM, "mount: only from the instance's own mount namespace, not a nested one"
             )
+
+    def _check_program(self, policy: MountPolicy, link: str) -> None:
+        from serdab.linux.mounts import is_mounted
+
+        mountrules.check_program(policy, os.readlink(link))
+        # A file in a mount that was detached has a path that starts there: any path there is.
+        fd = os.open(link, os.O_PATH | os.O_CLOEXEC)
+        try:
+            program = os.readlink(f"/proc/self/fd/{fd}")
+            mountrules.check_program(policy, program)  # of this very file: prctl(2) can change it
+            if not is_mounted(fd, self._sandbox.pid):
+                raise BadCall(errno.EPERM, f"{program} may not mount: it is not in the tree")
+        finally:
+            os.close(fd)
 
     def _rules_now(self) -> Rules:
         rules = self._rules()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mounting and unmounting by path: mount(2), umount2(2), and the table of mounts (proc(5)).
 
-Above: ``fuse.mounting``. Below: ``linux.libc``.
+Above: ``fuse.mounting``, ``libos.mounts``. Below: ``linux.libc``.
 """
 
 from __future__ import annotations
@@ -93,6 +93,18 @@ def mounts_at(target: str) -> list[Mount]:
 def mounts_of(device: int) -> list[Mount]:
     """Return where a file system is mounted, by its ``st_dev``."""
     return [item for item in _table() if item.device == device]
+
+
+def is_mounted(fd: int, pid: int) -> bool:
+    """Return whether the mount that an open file lies in is in the tree of a process.
+
+    Preconditions: the process has the root of its mount namespace as its own.
+    """
+    # Of a mount that was detached proc_pid_exe(5) and the like show what is left of the path.
+    with open(f"/proc/self/fdinfo/{fd}", "rb") as file:
+        number = next(line.split()[1] for line in file if line.startswith(b"mnt_id:"))
+    with open(f"/proc/{pid}/mountinfo", "rb") as table:
+        return any(line.split(None, 1)[0] == number for line in table)
 
 
 def _table() -> Iterator[Mount]:
