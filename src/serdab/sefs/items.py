@@ -18,6 +18,8 @@ from serdab.sefs.page import Item
 from serdab.sefs.tree import Change, Tree
 
 _PREFIX: Final = 9
+_UNKNOWN: Final = bytes(bytearray(b"unknown"))
+"""Told from every value by being this object: a miss that raises costs more than the rest."""
 
 
 class _Run:
@@ -43,12 +45,10 @@ class Items:
 
     def get(self, key: bytes) -> bytes | None:
         """Return a value, or None."""
-        try:
-            return self.mem[key]
-        except KeyError:
-            if key[:8] in self.young:
-                return None
-            return self.tree.get(key)
+        value = self.mem.get(key, _UNKNOWN)
+        if value is not _UNKNOWN:
+            return value
+        return None if key[:8] in self.young else self.tree.get(key)
 
     def put(self, key: bytes, value: bytes | None) -> None:
         """Set a value; None deletes."""
@@ -62,16 +62,18 @@ class Items:
         self.pending.add(key)
 
     def scan(self, prefix: bytes, start: bytes = b"") -> Iterator[Item]:
-        """Yield the items of one inode and kind (a 9-byte prefix) from ``start`` on."""
+        """Return an iterator of the items of one inode and kind (a 9-byte prefix), in order.
+
+        It begins at ``start``, if that is given.
+        """
         start = max(start, prefix)
-        end = prefix[:8] + bytes((prefix[8] + 1,))
         stored: Iterator[Item] = iter(())
         if prefix[:8] not in self.young:
-            stored = self.tree.scan(start, end)
+            stored = self.tree.scan(start, prefix[:8] + bytes((prefix[8] + 1,)))
         run = self._runs.get(prefix)
-        if run is None:
-            yield from stored
-            return
+        return stored if run is None else self._merged(stored, run, start)
+
+    def _merged(self, stored: Iterator[Item], run: _Run, start: bytes) -> Iterator[Item]:
         if run.ordered is None:
             run.ordered = sorted(run.keys)
         # A copy of the position is enough: a later change makes a new list.

@@ -66,39 +66,44 @@ class _Near(NamedTuple):
     page: Page
 
 
+_NEAR_LEAVES: Final = 512
+"""So many leaves are found without a walk from the root."""
+
+
 @final
 class Tree:
     """Reads a tree. The root may be replaced by what :func:`apply_changes` returned."""
 
-    __slots__ = ("_near", "root", "store")
+    __slots__ = ("_lows", "_near", "root", "store")
 
     def __init__(self, store: PageStore, root: Root) -> None:
         if root.level > MAX_LEVEL:
             raise FormatError("tree deeper than any real one", found=str(root.level))
         self.store = store
         self.root = root
-        self._near: dict[int, _Near] = {}
+        self._lows: list[bytes] = []
+        self._near: list[_Near] = []
 
     def get(self, key: bytes) -> bytes | None:
         """Return the value of a key, or None."""
-        near = self._near.get(key[8])
-        if near is not None and near.low <= key < near.high:
-            page = near.page
-        else:
+        at = bisect_right(self._lows, key) - 1
+        if at < 0 or key >= (near := self._near[at]).high:
             found = self._leaf(key)
             if found is None:
                 return None
-            page = found
-        index = bisect_left(page.keys, key)
-        if index < len(page.keys) and page.keys[index] == key:
+            near = found
+        page = near.page
+        keys = page.keys
+        index = bisect_left(keys, key)
+        if index < len(keys) and keys[index] == key:
             return page.value(index)
         return None
 
-    def _leaf(self, key: bytes) -> Page | None:
+    def _leaf(self, key: bytes) -> _Near | None:
         """Return the leaf that would hold a key, and remember which keys it answers for.
 
-        Programs ask for what lies together: the last leaf of each kind of item answers most of
-        them. The tree of a root never changes, so there is nothing to invalidate.
+        Programs ask for what lies together: the leaves used of late answer most of them. The tree
+        of a root never changes, so there is nothing to invalidate.
         """
         pointer, level = self.root.pointer, self.root.level
         if not pointer:
@@ -114,19 +119,30 @@ class Tree:
                 high = page.keys[index + 1]
             level -= 1
             page = load_child(self.store, page, index)
-        self._near[key[8]] = _Near(low, high, page)
-        return page
+        if len(self._lows) >= _NEAR_LEAVES:
+            self._lows, self._near = [], []
+        at = bisect_left(self._lows, low)
+        near = _Near(low, high, page)
+        self._lows.insert(at, low)
+        self._near.insert(at, near)
+        return near
 
     def scan(self, start: bytes, end: bytes) -> Iterator[Item]:
-        """Yield the items with start <= key < end, in order."""
+        """Return an iterator of the items with start <= key < end, in order."""
+        at = bisect_right(self._lows, start) - 1
+        near = self._near[at] if at >= 0 else None
+        if near is None or start >= near.high:
+            near = self._leaf(start)
+        if near is not None and end <= near.high:
+            keys = near.page.keys
+            index = bisect_left(keys, start)
+            if index == len(keys) or keys[index] >= end:
+                return iter(())  # most files have none of what is asked for
+            return self._scan(near.page, start, end)
         if not self.root.pointer:
-            return
-        for near in self._near.values():
-            if near.low <= start and end <= near.high:
-                yield from self._scan(near.page, start, end)
-                return
+            return iter(())
         page = self.store.load_page(self.root.pointer, level=self.root.level)
-        yield from self._scan(page, start, end)
+        return self._scan(page, start, end)
 
     def _scan(self, page: Page, start: bytes, end: bytes) -> Iterator[Item]:
         if page.level == 0:
