@@ -30,12 +30,18 @@ class Merged:
     def __init__(self, upper: WritableLayer, lower: Layer | None) -> None:
         self.upper = upper
         self.lower = lower
+        #: Above it all inodes are the upper layer's own: it numbers new ones from there.
+        self._last_below = 0 if lower is None else lower.max_ino
+
+    def _below(self, ino: int) -> Layer | None:
+        """Return the lower layer if it can know an inode."""
+        return self.lower if ino <= self._last_below else None
 
     def inode(self, ino: int) -> Inode | None:
         """Return the record of an inode."""
         inode = self.upper.live_inode(ino) or self.upper.inode(ino)
-        if inode is None and self.lower is not None:
-            inode = self.lower.inode(ino)
+        if inode is None and (below := self._below(ino)) is not None:
+            inode = below.inode(ino)
             if inode is not None:
                 # Seen from here, all of its content is the lower layer's.
                 inode.flags = FLAG_LOWER if stat.S_ISREG(inode.mode) else 0
@@ -46,28 +52,15 @@ class Merged:
         """Return what a name leads to, or None."""
         entry = self.upper.dirent(parent, name)
         if entry is None:
-            return None if self.lower is None else self.lower.dirent(parent, name)
+            below = self._below(parent)
+            return None if below is None else below.dirent(parent, name)
         return entry if entry.ino else None
 
     def entries(self, ino: int, position: int) -> Iterator[tuple[int, bytes, Dirent]]:
-        """Yield the entries of a directory in order, whiteouts applied."""
+        """Return an iterator of the entries of a directory in order, whiteouts applied."""
         upper = self.upper.dirents(ino, position)
-        if self.lower is None:
-            yield from upper
-            return
-        lower = self.lower.dirents(ino, position)
-        above, below = next(upper, None), next(lower, None)
-        while above is not None or below is not None:
-            if above is None or (below is not None and below[:2] < above[:2]):
-                assert below is not None  # noqa: S101 - for the type checker
-                yield below
-                below = next(lower, None)
-                continue
-            if below is not None and above[:2] == below[:2]:
-                below = next(lower, None)
-            if above[2].ino:
-                yield above
-            above = next(upper, None)
+        below = self._below(ino)
+        return upper if below is None else _interleaved(upper, below.dirents(ino, position))
 
     def is_empty(self, ino: int) -> bool:
         """Return whether a directory has no entries."""
@@ -79,7 +72,8 @@ class Merged:
 
     def hide(self, parent: int, name: bytes) -> None:
         """Make a name lead nowhere."""
-        if self.lower is not None and self.lower.dirent(parent, name) is not None:
+        below = self._below(parent)
+        if below is not None and below.dirent(parent, name) is not None:
             self.upper.put_dirent(parent, name, WHITEOUT)
         else:
             self.upper.remove_dirent(parent, name)
@@ -87,11 +81,13 @@ class Merged:
     def target(self, ino: int) -> bytes:
         """Return the target of a symbolic link."""
         target = self.upper.target(ino)
-        if not target and self.lower is not None:
-            target = self.lower.target(ino)
+        if not target and (below := self._below(ino)) is not None:
+            target = below.target(ino)
         return target
 
     def _is_upper(self, ino: int) -> bool:
+        if ino > self._last_below:
+            return True
         return self.upper.live_inode(ino) is not None or self.upper.inode(ino) is not None
 
     def read(self, inode: Inode, offset: int, buf: memoryview) -> int:
@@ -111,19 +107,40 @@ class Merged:
     def xattr(self, ino: int, name: bytes) -> bytes:
         """Return an attribute with its marker byte; empty if there is none."""
         marked = self.upper.xattr(ino, name)
-        if marked is None and self.lower is not None:
-            marked = self.lower.xattr(ino, name)
+        if marked is None and (below := self._below(ino)) is not None:
+            marked = below.xattr(ino, name)
         return marked or b""
 
     def xattr_names(self, ino: int) -> list[bytes]:
         """Return the names of all attributes, sorted."""
-        found = dict(self.lower.xattrs(ino)) if self.lower is not None else {}
+        below = self._below(ino)
+        found = dict(below.xattrs(ino)) if below is not None else {}
         found.update(self.upper.xattrs(ino))
         return sorted(name for name, marked in found.items() if marked)
 
     def drop_xattr(self, ino: int, name: bytes) -> None:
         """Remove an attribute."""
-        if self.lower is not None and self.lower.xattr(ino, name):
+        below = self._below(ino)
+        if below is not None and below.xattr(ino, name):
             self.upper.put_xattr(ino, name, b"")
         else:
             self.upper.remove_xattr(ino, name)
+
+
+def _interleaved(
+    upper: Iterator[tuple[int, bytes, Dirent]], lower: Iterator[tuple[int, bytes, Dirent]]
+) -> Iterator[tuple[int, bytes, Dirent]]:
+    above, below = next(upper, None), next(lower, None)
+    while above is not None:
+        if below is not None and below[:2] < above[:2]:
+            yield below
+            below = next(lower, None)
+            continue
+        if below is not None and above[:2] == below[:2]:
+            below = next(lower, None)
+        if above[2].ino:
+            yield above
+        above = next(upper, None)
+    if below is not None:
+        yield below
+        yield from lower
