@@ -28,7 +28,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final, final
 
 from serdab.crypto.kdf import KeySchedule
@@ -46,7 +46,7 @@ from serdab.sefs.pagestore import VolumePages, dump_table, parse_table
 from serdab.sefs.position import History, Position
 from serdab.sefs.reclaim import choose_victims, forget_owners, move_data, move_pages
 from serdab.sefs.replay import replay
-from serdab.sefs.reserve import FlushError, Reserve, RoomyDir, is_full
+from serdab.sefs.reserve import FlushError, HostErrors, Reserve, RoomyDir, is_full
 from serdab.sefs.segment import TABLE_AAD, SegmentStore, file_name, plain_length
 from serdab.sefs.tree import Root, Tree, apply_changes
 from serdab.vfs.api import Inode
@@ -84,6 +84,7 @@ class Journal:
         self._keys = keys
         self._anchor = AnchorFile(self._dir, keys, state, uuid=uuid, source=source, tag=tag)
         self.read_only = read_only
+        self._page_size = state.page_size
         self._subdirs: dict[str, Dir] = {}
         self.segments = SegmentStore(lambda: self._subdir("seg"), keys, state.next_segment, limits)
         self._pages = VolumePages(self.segments)
@@ -104,11 +105,14 @@ class Journal:
         self._oldest_change = 0.0
         self._last_checkpoint = 0.0
         self._appended_before = 0
+        self._look_at_churn = 0
+        self._ask_host_at = 0
         self._failed = ""
         self._closed = False
         self._first_checkpoint = True
         self._unmovable: set[int] = set()
         self.history = History()
+        self.host_errors = HostErrors(self._fail)
 
     @property
     def state(self) -> AnchorState:
@@ -220,10 +224,10 @@ class Journal:
             raise FsError(errno.EROFS)
         limits = self._limits
         if growth and self.content.dirty_bytes > limits.dirty_bytes:
-            with self.host_errors():
+            with self.host_errors:
                 self.content.flush()
         items = len(self.items.mem) + len(self.inodes)
-        wasteful = self._is_wasteful()
+        wasteful = self.segments.churn_bytes >= self._look_at_churn and self._is_wasteful()
         if wasteful or items > limits.items or self._log_bytes > limits.log_bytes:
             try:
                 self._guarded(self._checkpoint)
@@ -248,10 +252,9 @@ class Journal:
         growth += self.content.dirty_bytes + self.content.writer.waiting_bytes
         if limits.max_bytes and self.segments.live_bytes + growth > limits.max_bytes:
             raise FsError(errno.ENOSPC)
-        scattered = items * self.state.page_size
+        scattered = items * self._page_size
         if scattered > limits.scattered_bytes:
-            if self._dir.free_bytes()[1] < limits.tight_bytes:
-                self._guarded(self._checkpoint)
+            self._keep_apart(scattered)
             scattered = limits.scattered_bytes
         needed = growth + 2 * scattered + limits.log_growth_bytes + _BASE_ROOM
         if needed <= self._reserve.size:
@@ -272,26 +275,30 @@ class Journal:
                 return
         raise FsError(errno.ENOSPC)
 
+    def _keep_apart(self, scattered: int) -> None:
+        """Write a checkpoint if the host has little room and the reserve does not cover all.
+
+        The host is asked again when a part of what counts as little may have been used.
+        """
+        spent = scattered + self.segments.appended_bytes
+        if spent < self._ask_host_at:
+            return
+        tight = self._limits.tight_bytes
+        self._ask_host_at = spent + tight // 64
+        if self._dir.free_bytes()[1] < tight:
+            self._guarded(self._checkpoint)
+
     def _is_wasteful(self) -> bool:
-        """Return whether dead bytes alone are reason for a checkpoint now."""
+        """Return whether dead bytes alone are reason for a checkpoint now.
+
+        The sums are over all segments: they are not made again until something has changed.
+        """
         segments, unit = self.segments, self._limits.segment_bytes
+        self._look_at_churn = segments.churn_bytes + unit // 64
         if segments.appended_bytes - self._appended_before < unit // 2:
             return False  # the last checkpoint gave back what it could
         live = segments.live_bytes
         return segments.used_bytes - live > live // 4 + unit // 2
-
-    @contextlib.contextmanager
-    def host_errors(self) -> Iterator[None]:
-        """Records go to the host while a program writes: a full host is the program's ENOSPC."""
-        try:
-            yield
-        except FsError:
-            raise
-        except OSError as exc:
-            if not is_full(exc):
-                self._fail(os.strerror(exc.errno or errno.EIO))
-                raise FsError(errno.EIO) from None
-            raise FsError(errno.ENOSPC) from None
 
     # Durability ---------------------------------------------------------------------------
 
@@ -437,6 +444,7 @@ class Journal:
         self._changed = self._uncommitted = False
         self._last_checkpoint = time.monotonic()
         self._appended_before = self.segments.appended_bytes
+        self._ask_host_at = 0
         self._leftovers.bury(self.state.epoch)
         self._leftovers.sweep(self.state.epoch, number)
         if self._first_checkpoint:

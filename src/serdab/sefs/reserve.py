@@ -17,7 +17,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from typing import Final, final
 
 from serdab.errors import FsError
@@ -37,6 +38,26 @@ class FlushError(OSError):
 def is_full(exc: OSError) -> bool:
     """Return whether the host has no room."""
     return exc.errno in FULL
+
+
+@final
+class HostErrors:
+    """Within it records go to the host while a program writes: a full host is its ENOSPC."""
+
+    __slots__ = ("_fail",)
+
+    def __init__(self, fail: Callable[[str], None]) -> None:
+        self._fail = fail
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _: object, exc: BaseException | None, __: object) -> None:
+        if exc is None or isinstance(exc, FsError) or not isinstance(exc, OSError):
+            return
+        if is_full(exc):
+            raise FsError(errno.ENOSPC) from None
+        self._fail(os.strerror(exc.errno or errno.EIO))
+        raise FsError(errno.EIO) from None
 
 
 @final

@@ -115,6 +115,8 @@ class SegmentStore:
         self._scratch = bytearray((1 << 20) + TAG_BYTES)
         self.unsynced_dir = False
         self.appended_bytes = 0
+        self.churn_bytes = 0
+        """What was appended and what was freed, in all."""
 
     def writer(self) -> Writer:
         """Return a new writer; it makes its first segment when something is appended."""
@@ -171,6 +173,7 @@ class SegmentStore:
         usage = self.usage.get(segment)
         if usage is not None:
             usage.live -= stored
+            self.churn_bytes += stored
 
     def claim(self, pointer: bytes) -> None:
         """The newest state refers to a record (again)."""
@@ -324,6 +327,7 @@ class Writer:
         usage.used = self.written + self._fill
         usage.live += stored
         self._store.appended_bytes += stored
+        self._store.churn_bytes += stored
         self._dirty = True
         if self._fill >= self._limits.buffer_bytes:
             try:

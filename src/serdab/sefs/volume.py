@@ -272,17 +272,17 @@ class Volume:
         self._journal.touch()
 
     def write(self, inode: Inode, offset: int, data: memoryview) -> None:
-        with self._journal.host_errors():
+        with self._journal.host_errors:
             self._content.write(inode, offset, data)
         self._journal.touch()
 
     def truncate(self, inode: Inode, size: int) -> None:
-        with self._journal.host_errors():
+        with self._journal.host_errors:
             self._content.truncate(inode, size)
         self._journal.touch()
 
     def punch(self, inode: Inode, offset: int, length: int) -> None:
-        with self._journal.host_errors():
+        with self._journal.host_errors:
             self._content.punch(inode, offset, length)
         self._journal.touch()
 
