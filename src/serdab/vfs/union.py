@@ -41,6 +41,8 @@ _CACHE_INODES: Final = 40_000
 _COPY_UNIT: Final = 1 << 20
 _MAX_SIZE: Final = (1 << 63) - 1
 _NOW: Final = -1
+_FORMAT: Final = 0o170000
+_DIRECTORY: Final = stat.S_IFDIR >> 12
 
 
 def _time(when_ns: int) -> int:
@@ -106,8 +108,8 @@ class Union:
         return inode
 
     def _dir(self, ino: int) -> Inode:
-        inode = self._inode(ino)
-        if not stat.S_ISDIR(inode.mode):
+        inode = self._inodes.get(ino) or self._inode(ino)
+        if inode.mode & _FORMAT != stat.S_IFDIR:
             raise FsError(errno.ENOTDIR)
         return inode
 
@@ -156,9 +158,10 @@ class Union:
         entry = self._merged.entry(parent, name)
         if entry is None:
             raise FsError(errno.ENOENT)
-        inode = self._inode(entry.ino)
-        if entry.dtype == stat.S_IFDIR >> 12:
-            self._parents[entry.ino] = parent
+        ino, dtype = entry
+        inode = self._inodes.get(ino) or self._inode(ino)
+        if dtype == _DIRECTORY:
+            self._parents[ino] = parent
         return self._count(inode)
 
     def lookup_ino(self, ino: int) -> Inode:
