@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,14 @@ def test_they_are_small_and_static() -> None:
         assert raw[:4] == b"\x7fELF"
         assert b"/ld-" not in raw
         assert len(raw) < 32 << 10
+
+
+def test_init_tells_of_an_error_that_nobody_else_tells_of() -> None:
+    # Nobody answers system call 363 here.
+    (init,) = (INIT / "bin").glob(f"{os.uname().machine}/init")
+    result = subprocess.run([init], capture_output=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr == b"init: the root file system was not mounted: error 38\n"
 
 
 def test_the_sources_build_the_same_bytes() -> None:

@@ -8,7 +8,11 @@
  *   1. /etc/image_key, if it exists, holds sixteen hyphened hexadecimal bytes;
  *   2. MountRootFS (363) gets those bytes, or NULL, and NULL for "the configured root FS".
  *
- * Exit status: 0 done; 1 MountRootFS failed; 2 the key file cannot be read; 3 it holds no key. */
+ * Exit status: 0 done; 1 MountRootFS failed; 2 the key file cannot be read; 3 it holds no key.
+ *
+ * EIO and EINVAL are how MountRootFS refuses the root FS itself: then the kernel process tells the
+ * operator why, which a number from here would only obscure. Any other error is told by nobody
+ * else. */
 #include <asm/unistd.h>
 #include <linux/errno.h>
 #include <linux/fcntl.h>
@@ -98,6 +102,8 @@ __attribute__((used, noreturn)) static void init_main(void)
 		fail("init: cannot open /etc/image_key", fd, 2);
 	}
 	r = SYS2(NR_MOUNT_ROOT_FS, given, 0);
+	if (r == -EIO || r == -EINVAL)
+		SYS1(__NR_exit_group, 1);
 	if (r < 0)
 		fail("init: the root file system was not mounted", r, 1);
 	SYS1(__NR_exit_group, 0);
