@@ -53,10 +53,19 @@ def test_a_service_that_does_not_answer_is_named(make_instance: MakeInstance) ->
         os.kill(service, signal.SIGSTOP)
         try:
             result = serdab.run("-C", made.path, "status")
+            asked = serdab.popen("-C", made.path, "exec", "/bin/true")
+            assert asked.stderr is not None
+            waiting = asked.stderr.readline()
         finally:
             os.kill(service, signal.SIGCONT)
         assert result.returncode == 5, describe(result)
         assert f"process {service}, silent".encode() in result.stderr
+        # Long before the end it is said what is waited for; and an answer is still taken.
+        said = f"waiting for its service, process {service}, to answer\n".encode()
+        assert said in result.stderr, describe(result)
+        assert waiting.endswith(said)
+        _, rest = asked.communicate(timeout=60)
+        assert (asked.returncode, rest) == (0, b"")
     finally:
         serdab.run("-C", made.path, "stop", "-t", "0")
 

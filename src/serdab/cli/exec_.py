@@ -23,4 +23,5 @@ def main(args: argparse.Namespace, context: Context) -> int:
     from serdab.instance.layout import Instance
     from serdab.service.client import execute
 
-    return execute(Instance.open(context.instance, sources=False).path, command)
+    instance = Instance.open(context.instance, sources=False).path
+    return execute(instance, command, on_wait=context.say)

@@ -58,7 +58,7 @@ def main(args: argparse.Namespace, context: Context) -> int:
             results = [check.check_directory(directory, key, lower, progress)]
         else:
             whole = Instance.open_built(context.instance)
-            with naming_service(whole.path):
+            with naming_service(whole.path, context):
                 results = check.check_instance(whole, key, progress)
     _print(results, context)
     clean = all(checked.report.is_clean() for checked in results)

@@ -9,27 +9,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from serdab.cli.messages import Context
 from serdab.errors import BusyError, Error
 
 
 @contextmanager
-def naming_service(instance: str) -> Iterator[None]:
+def naming_service(instance: str, context: Context) -> Iterator[None]:
     """Let what is refused within, since the instance is in use, name the service that has it."""
     try:
         yield
     except BusyError as exc:
         if exc.subject != instance:  # that one is the lock of builds
-            name_service(exc, instance)
+            name_service(exc, instance, context)
         raise
 
 
-def name_service(error: BusyError, instance: str) -> None:
+def name_service(error: BusyError, instance: str, context: Context) -> None:
     """Put the service into the error, if there is one."""
     from serdab.service.client import ask_status
 
     status = None
     with suppress(Error):  # what was refused is what there is to say
-        status = ask_status(instance)
+        status = ask_status(instance, on_wait=context.say)
     if status is not None:
         error.expected = error.expected or "no other user"
         error.found = f"its service, process {status.pid}, {status.state} since {status.since()}"

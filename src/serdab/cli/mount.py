@@ -79,7 +79,10 @@ def main(args: argparse.Namespace, context: Context) -> int:
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:
-        with naming_service(instance.path), lock_run(instance, on_wait=context.say) as lock:
+        with (
+            naming_service(instance.path, context),
+            lock_run(instance, on_wait=context.say) as lock,
+        ):
             # After the lock: the same command once more is in use, not a bad mount point.
             target = usable_mount_point(args.path, instance.path, say=context.say)
             check_available(allow_other=args.allow_other)

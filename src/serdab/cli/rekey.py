@@ -40,7 +40,7 @@ def main(args: argparse.Namespace, context: Context) -> int:
     request = RekeyRequest(
         signer_of(args), old=read_key(args.image_key), new=read_key(args.new_image_key)
     )
-    with shown_progress(context) as progress, naming_service(instance.path):
+    with shown_progress(context) as progress, naming_service(instance.path, context):
         result = rekey(instance, request, say=context.say, progress=progress)
     values = fields_of(result)
     done = "image and writable layer" if result.has_layer else "image"

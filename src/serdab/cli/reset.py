@@ -41,7 +41,7 @@ def main(args: argparse.Namespace, context: Context) -> int:
         sys.stdout.flush()
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             raise UsageError("reset: not confirmed, nothing was done", hint="y confirms")
-    with naming_service(instance.path):
+    with naming_service(instance.path, context):
         removed = reset(instance) if args.volume is None else reset_volume(instance, args.volume)
     context.result(
         {"removed": removed}, "removed " + ", ".join(removed) if removed else "nothing to remove"

@@ -46,7 +46,7 @@ def main(args: argparse.Namespace, context: Context) -> int:
         begun.abandon()
         from serdab.cli.inuse import name_service
 
-        name_service(exc, instance.path)
+        name_service(exc, instance.path, context)
         raise
     except BaseException:
         begun.abandon()

@@ -30,7 +30,7 @@ def main(args: argparse.Namespace, context: Context) -> int:
     from serdab.linux.process import hide_memory
     from serdab.service import starter
 
-    starter.refuse_second(instance)
+    starter.refuse_second(instance, on_wait=context.say)
     hide_memory()  # before there is a key in it
     key = None if args.image_key is None else read_key(args.image_key)
     request = starter.request_for(

@@ -27,7 +27,7 @@ def main(args: argparse.Namespace, context: Context) -> int:
     from serdab.service.client import ask_status
 
     instance = Instance.open(context.instance, sources=False).path
-    status = ask_status(instance)
+    status = ask_status(instance, on_wait=context.say)
     if status is None:
         holder = run_holder(instance)
         text = "stopped" if holder is None else f"stopped; in use by {holder}"

@@ -40,6 +40,6 @@ def main(args: argparse.Namespace, context: Context) -> int:
     from serdab.service.client import stop
 
     instance = Instance.open(context.instance, sources=False).path
-    stop(instance, args.patience)
+    stop(instance, args.patience, on_wait=context.say)
     context.result({"state": "stopped"}, "")
     return 0

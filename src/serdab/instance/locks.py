@@ -132,14 +132,16 @@ def lock_run(
             return lock
 
 
-def wait_until_closed(instance: Instance) -> None:
+def wait_until_closed(instance: Instance, *, on_wait: Callable[[str], None]) -> None:
     """Wait until whoever used ``run/`` has written its last byte; not for the next user.
+
+    ``on_wait(line)`` hears of it when that takes long.
 
     Raises:
         BusyError: it takes too long.
     """
     try:
-        lock_run(instance).close()
+        lock_run(instance, on_wait=on_wait).close()
     except BusyError:
         if not _is_used(instance.at(RUN)):
             raise

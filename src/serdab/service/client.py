@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
@@ -26,6 +26,10 @@ from serdab.service.signals import Signals
 from serdab.service.terminal import NoTerminal, Relay, find
 
 _ANSWER_S: Final = 10.0
+_QUIET_S: Final = 1.0
+
+#: Hears, once, that a service takes long to answer, or its end.
+OnWait = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,7 @@ class Status:
 
 
 def _answer(
-    channel: Channel, where: place.Place, pid: int
+    channel: Channel, where: place.Place, pid: int, on_wait: OnWait
 ) -> tuple[dict[str, Value], list[int]] | None:
     """Return the next record of a service, which never takes long.
 
@@ -63,7 +67,11 @@ def _answer(
         BusyError: it does not answer: it was stopped (SIGSTOP), or is stuck.
     """
     try:
-        return channel.receive_within(_ANSWER_S)
+        return channel.receive_within(_QUIET_S)
+    except TimeoutError:
+        on_wait(f"{where.instance}: waiting for its service, process {pid}, to answer")
+    try:
+        return channel.receive_within(_ANSWER_S - _QUIET_S)
     except TimeoutError:
         raise BusyError(
             "the service does not answer",
@@ -75,14 +83,14 @@ def _answer(
         ) from None
 
 
-def _greeted(where: place.Place) -> tuple[Channel, Hello] | None:
+def _greeted(where: place.Place, on_wait: OnWait) -> tuple[Channel, Hello] | None:
     """Return a connection; None if there is no service, or it ended at this very moment."""
     end = place.connect(where)
     if end is None:
         return None
     channel = Channel(end)
     try:
-        message = _answer(channel, where, place.peer_of(end)[0])
+        message = _answer(channel, where, place.peer_of(end)[0], on_wait)
         if message is None:
             channel.close()
             return None
@@ -96,23 +104,23 @@ def _greeted(where: place.Place) -> tuple[Channel, Hello] | None:
         raise
 
 
-def _required(where: place.Place, verb: str) -> tuple[Channel, Hello]:
-    greeted = _greeted(where)
+def _required(where: place.Place, verb: str, on_wait: OnWait) -> tuple[Channel, Hello]:
+    greeted = _greeted(where, on_wait)
     if greeted is None:
         raise place.not_running(where, verb)
     return greeted
 
 
-def ask_status(instance: str) -> Status | None:
+def ask_status(instance: str, *, on_wait: OnWait) -> Status | None:
     """Return what the instance's service says; None if it has none."""
     where = place.Place.of(instance)
-    greeted = _greeted(where)
+    greeted = _greeted(where, on_wait)
     if greeted is None:
         return None
     channel, hello = greeted
     try:
         channel.send({"op": "status"})
-        message = _answer(channel, where, hello.pid)
+        message = _answer(channel, where, hello.pid, on_wait)
     except BrokenPipeError:
         return None
     finally:
@@ -149,7 +157,7 @@ def ask_status(instance: str) -> Status | None:
     )
 
 
-def stop(instance: str, patience_s: float) -> None:
+def stop(instance: str, patience_s: float, *, on_wait: OnWait) -> None:
     """Stop the instance's service; returns when everything is durable and the lock is free.
 
     Raises:
@@ -160,7 +168,7 @@ def stop(instance: str, patience_s: float) -> None:
     from serdab.instance.locks import wait_until_closed
 
     where = place.Place.of(instance)
-    channel, _ = _required(where, "stop")
+    channel, _ = _required(where, "stop", on_wait)
     problems: list[str] = []
     has_ended = False
     try:
@@ -173,7 +181,7 @@ def stop(instance: str, patience_s: float) -> None:
                 problems = [str(item) for item in many(record, "problems")]
     finally:
         channel.close()
-    wait_until_closed(Instance(where.instance))
+    wait_until_closed(Instance(where.instance), on_wait=on_wait)
     if not has_ended:
         problems.append(f"the service was killed; its log is {where.log}")
     if problems:
@@ -186,7 +194,7 @@ def stop(instance: str, patience_s: float) -> None:
         )
 
 
-def execute(instance: str, argv: Sequence[str]) -> int:
+def execute(instance: str, argv: Sequence[str], *, on_wait: OnWait) -> int:
     """Run a program in the instance's service; return its exit status as a shell shows it.
 
     Raises:
@@ -194,7 +202,7 @@ def execute(instance: str, argv: Sequence[str]) -> int:
         Error: the program was not started, or the instance ended without telling how it ended.
     """
     where = place.Place.of(instance)
-    channel, hello = _required(where, "exec")
+    channel, hello = _required(where, "exec", on_wait)
     return _Foreground(where, channel, hello).run(argv)
 
 

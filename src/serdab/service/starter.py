@@ -32,13 +32,13 @@ from serdab.service.protocol import StartRequest
 Say = Callable[[str, str], None]
 
 
-def refuse_second(instance: str) -> None:
-    """Check that the instance has no service yet.
+def refuse_second(instance: str, *, on_wait: Callable[[str], None]) -> None:
+    """Check that the instance has no service yet; ``on_wait(line)`` hears if that takes long.
 
     Raises:
         BusyError: it has; the message names it.
     """
-    status = ask_status(instance)
+    status = ask_status(instance, on_wait=on_wait)
     if status is None:
         return
     raise BusyError(
@@ -118,7 +118,7 @@ def start(request: StartRequest, key: Key | None, say: Say) -> int:
     Raises:
         Error: refused, as by ``run``.
     """
-    refuse_second(request.instance)
+    refuse_second(request.instance, on_wait=lambda line: say("notice", line))
     ours, theirs = socket_pair()
     try:
         pid = start_python(
