@@ -148,6 +148,8 @@ def check_the_tree(instance: BuiltInstance) -> None:
     again = try_rekey(instance, new, third)
     assert again.returncode == 0, describe(again)
     assert b"had the new key already" in again.stderr
+    assert b"not checked" in again.stderr
+    assert b"the old key was not checked" in again.stdout
     assert run(instance, third, LISTING) == before
 
 

@@ -45,8 +45,12 @@ def main(args: argparse.Namespace, context: Context) -> int:
     values = fields_of(result)
     done = "image and writable layer" if result.has_layer else "image"
     if result.was_done:
-        context.say(f"{done} had the new key already; nothing was left to do")
-        done = "nothing, all was done"
+        # Nothing is sealed with the old key any more that it could be compared with.
+        context.say(
+            f"{done} had the new key already: nothing was left to do, and whether "
+            "OLD was the old key was not checked"
+        )
+        done = "nothing, all was done; the old key was not checked"
     fields: dict[str, object] = {
         **values,
         "writable_layer": result.has_layer,
