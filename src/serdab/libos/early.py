@@ -17,29 +17,59 @@ from serdab.libos.channel import Channel, socket_pair
 from serdab.libos.interpreter import CHANNEL_FD, PYTHON_IGNORES
 from serdab.linux.process import sealed_file
 
+TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 class Nursery:
-    """The kernel process's end of the nursery, which makes fs servers."""
+    """The kernel process's end of the nursery, which makes fs servers.
 
-    __slots__ = ("_channel",)
+    ``renew`` is asked for another one, its channel and process id, where it has died.
+    """
+
+    __slots__ = ("_channel", "_pid", "renew")
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
+        self._pid = 0  # the first one is the caller's to wait for
+        self.renew: Callable[[], tuple[Channel, int] | None] = lambda: None
 
     def new_server(self) -> _socket.socket:
         """Return our end of a new server's channel."""
         ours, theirs = socket_pair()
         try:
-            self._channel.send({"op": "fork"}, (theirs.fileno(),))
-        except OSError:
-            pass  # it is gone: the end of the new channel, which nobody holds, will say so
+            if not self._fork(theirs.fileno()) and self._replace():
+                self._fork(theirs.fileno())
         finally:
+            # Where nobody took it: the end of the channel, which nobody holds, will say so.
             theirs.close()
         return ours
+
+    def _fork(self, fd: int) -> bool:
+        """Ask for a server; return False if the nursery has died."""
+        try:
+            self._channel.send({"op": "fork"}, (fd,))
+        except (BrokenPipeError, ConnectionResetError):
+            return False
+        except OSError:
+            pass  # no more descriptors can be sent: told by the end of the channel, too
+        return True
+
+    def _replace(self) -> bool:
+        made = self.renew()
+        if made is None:
+            return False
+        self.close()
+        self._channel, self._pid = made
+        return True
 
     def close(self) -> None:
         """Let it go; its servers live on."""
         self._channel.close()
+        if self._pid:
+            os.waitpid(self._pid, 0)  # it has nothing left to do, but for its own end
+            self._pid = 0
 
 
 class Started:

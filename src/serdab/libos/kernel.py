@@ -51,6 +51,7 @@ class Kernel:
         self._loop = loop
         self._channel = channel
         self._nursery = early.nursery
+        self._nursery.renew = self._renew_nursery
         self._all_servers: list[FsServer] = []
         self._programs: dict[int, Program] = {}
         self._boot: Boot | None = None
@@ -106,6 +107,20 @@ class Kernel:
         server = FsServer(self._loop, name, nursery=self._nursery, log=self._log)
         self._all_servers.append(server)
         return server
+
+    def _renew_nursery(self) -> tuple[Channel, int] | None:
+        """Start another nursery where the first one was killed; None if that cannot be."""
+        if self._boot is None or not self._is_booted:
+            return None  # what it should be is not known yet; the boot fails, and says so
+        from serdab.libos.renewal import start_nursery
+
+        try:
+            made = start_nursery(self._boot.chain.descriptor.code_digest)
+        except (Error, OSError) as exc:
+            self._log("error", f"the nursery of fs servers was killed, and no other starts: {exc}")
+            return None
+        self._log("notice", "the nursery of fs servers was killed: another one was started")
+        return made
 
     def _tell(self, record: dict[str, Value], fds: tuple[int, ...] = ()) -> None:
         # What was refused before comes before: a program's end is told after its refusals.
