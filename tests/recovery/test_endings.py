@@ -86,7 +86,8 @@ def boot_round(ward: Ward, ending: signal.Signals, delay_s: float) -> None:
     time.sleep(delay_s)
     run.process.send_signal(ending)
     if ending != signal.SIGKILL:
-        run.process.wait(PATIENCE_S)  # it ends in order, and is in use until then
+        # It ends in order, and is in use until then.
+        assert run.process.wait(PATIENCE_S) in (-ending, 128 + ending)
     next_one = ward.start("/bin/probe", "verify", "/data")
     ward.settle(run)
     ward.expect_all(next_one)

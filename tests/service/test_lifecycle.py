@@ -339,6 +339,16 @@ class TestForeground:
         result = stopped.run("start", "--foreground", "--expect-root", "00" * 32)
         assert result.returncode == 3, describe(result)
 
+    def test_a_signal_ends_a_boot_that_is_under_way(self, stopped: Service) -> None:
+        for moment in range(10):
+            process = popen(stopped, "start", "--foreground", start_new_session=True)
+            time.sleep(moment * 0.03)  # somewhere; what is asserted holds for all of them
+            process.terminate()
+            _, said = process.communicate(timeout=60)
+            assert process.returncode in (0, -signal.SIGTERM, 128 + signal.SIGTERM), said
+            assert b"error" not in said
+        assert stopped.box.run("/bin/true").returncode == 0
+
     def test_ctrl_c_is_a_stop(self, stopped: Service) -> None:
         process = popen(stopped, "start", "--foreground", start_new_session=True)
         assert process.stderr is not None

@@ -56,6 +56,7 @@ class Kernel:
         self._programs: dict[int, Program] = {}
         self._boot: Boot | None = None
         self._is_going_down = False
+        self._is_unwanted = False
         self._memory_kills = 0
         self._is_booted = False
         self._last_moment = math.inf
@@ -196,6 +197,7 @@ class Kernel:
         message = self._channel.receive()
         if message is None:
             self._loop.unwatch(self._channel.fileno())
+            self._is_unwanted = True
             self._start_down(_TERM_PATIENCE_S)
             return
         record, fds = message
@@ -215,6 +217,7 @@ class Kernel:
                 self._kill(record)
             case "destroy":
                 close_all(fds)
+                self._is_unwanted = True
                 self._start_down(number(record, "patience_ms") / 1000)
             case other:
                 close_all(fds)
@@ -236,7 +239,9 @@ class Kernel:
             )
             await self._boot.run()
         except Error as exc:
-            self._tell({"op": "failed", **exc.as_dict()})
+            # Where it was ended on purpose, what failed under it is a consequence of that.
+            error = Error("the boot was ended", stage="boot") if self._is_unwanted else exc
+            self._tell({"op": "failed", **error.as_dict()})
             self._start_down(0)
         except Exception as exc:
             self._report_defect(exc)

@@ -154,6 +154,7 @@ class Launcher:
         self._on_fuse = on_fuse
         self._on_gone = on_gone
         self._waiting: dict[tuple[int, int], Future[Any]] = {}
+        self._has_gone = False
         self._serial = 0
         self.pid = 0
         self._end = started.end
@@ -164,7 +165,10 @@ class Launcher:
 
     def _expect(self, op: int, serial: int) -> Future[Any]:
         future: Future[Any] = self._loop.future()
-        self._waiting[op, serial] = future
+        if self._has_gone:
+            future.set_error(_gone_error())
+        else:
+            self._waiting[op, serial] = future
         return future
 
     def _readable(self) -> None:
@@ -196,11 +200,10 @@ class Launcher:
 
     def _gone(self, *, tell: bool = True) -> None:
         self._loop.unwatch(self._end.fileno())
+        self._has_gone = True
         waiting, self._waiting = self._waiting, {}
         for future in waiting.values():
-            future.set_error(
-                Error("the sandbox ended unexpectedly", stage="sandbox", subject="launcher")
-            )
+            future.set_error(_gone_error())
         if tell:
             self._on_gone()
 
@@ -343,6 +346,8 @@ class Launcher:
         body: bytes = b"",
         fds: tuple[int, ...] = (),
     ) -> None:
+        if self._has_gone:
+            return  # whoever waits for an answer was told, or is told when they ask for it
         try:
             send_raw(self._end, HEADER.pack(op, flags, serial, result, value) + body, fds)
         except (BrokenPipeError, ConnectionResetError):
@@ -354,3 +359,7 @@ class Launcher:
         if self._end.fileno() >= 0:
             self._gone(tell=False)
             self._end.close()
+
+
+def _gone_error() -> Error:
+    return Error("the sandbox ended unexpectedly", stage="sandbox", subject="launcher")

@@ -90,7 +90,7 @@ class _Foreground:
         self._pal = pal
         if self.ended_by:
             # The signal came before there was anything to end.
-            raise Error("ended by a signal", stage="boot")
+            raise Error("the boot was ended", stage="boot")
 
     def program_follows(self) -> None:
         self._is_booting = False

@@ -38,14 +38,17 @@ class _Foreground(Reporter):
 
 
 def serve(request: StartRequest, say: Callable[[str, str], None], *, key_fd: int) -> int:
-    """Boot, serve until stopped, go down; return the exit code.
+    """Boot, serve until stopped, go down; return the exit code, 128+n if a signal ended the boot.
 
     Raises:
         Error: the instance did not boot.
     """
     default_signals()
     out = _Foreground(say, notify.take_address())
-    is_fine = Server(request, (0, 1, 2), out, key_fd=key_fd).run()
+    server = Server(request, (0, 1, 2), out, key_fd=key_fd)
+    is_fine = server.run()
     if out.failure is not None:
+        if server.ended_by and not isinstance(out.failure, InternalError):
+            return 128 + server.ended_by
         raise out.failure
     return 0 if is_fine else 1

@@ -22,6 +22,7 @@ import os
 import resource
 import signal
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from serdab import pal
@@ -87,6 +88,8 @@ class Server:
         self._problems: list[str] = []
         self._has_failed = False
         self._is_ending = False
+        #: The signal that ended it, 0 for none.
+        self.ended_by = 0
         self._next = 0
         self._waiting: dict[int, Connection] = {}
         self.connections: set[Connection] = set()
@@ -106,8 +109,12 @@ class Server:
 
     def _wait_for_signals(self) -> None:
         while True:
-            signal.sigwait(_ENDING)
-            self.loop.call_from_thread(lambda: self.stop(PATIENCE_S))
+            number = signal.sigwait(_ENDING)
+            self.loop.call_from_thread(partial(self._hear_signal, number))
+
+    def _hear_signal(self, number: int) -> None:
+        self.ended_by = self.ended_by or number
+        self.stop(PATIENCE_S)
 
     def _boot(self, begun: Begun) -> None:
         request = self._request
@@ -144,7 +151,7 @@ class Server:
         self._out.claimed()
         self._pal = started
         if self._is_ending:
-            raise Error("ended by a signal", stage="boot")
+            raise Error("the boot was ended", stage="boot")
         listener = self._claim.listener
         self.loop.call_from_thread(lambda: self._listen(listener))
 
