@@ -54,10 +54,8 @@ def name_hash(name: bytes) -> int:
     collisions; a listing never ends a batch between two names of one position. Both layers ask for
     it, and the kernel looks a name up before it makes it: hence the cache.
     """
-    return max(
-        int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 1,
-        16,
-    )
+    position = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 1
+    return position if position > 16 else 16
 
 
 class KeyedHasher:

@@ -118,6 +118,8 @@ STATX_BASIC_STATS: Final = 0x7FF
 STATX_BTIME: Final = 0x800
 
 IN_HEADER: Final = Struct("=IIQQIIIHH")
+#: The fields of it that are of use.
+IN_HEADER_START: Final = Struct("=IIQQII")
 OUT_HEADER: Final = Struct("=IiQ")
 IN_HEADER_BYTES: Final = IN_HEADER.size  # 40
 OUT_HEADER_BYTES: Final = OUT_HEADER.size  # 16

@@ -54,8 +54,11 @@ class DirtyChunk:
         """A range changed."""
         if self.low == self.high:
             self.low, self.high = low, high
-        else:
-            self.low, self.high = min(self.low, low), max(self.high, high)
+            return
+        if low < self.low:
+            self.low = low
+        if high > self.high:
+            self.high = high
 
 
 class _Open:
@@ -247,12 +250,6 @@ class Content:
 
     # Writing ------------------------------------------------------------------------------
 
-    def _open(self, inode: Inode) -> _Open:
-        opened = self._dirty.get(inode.ino)
-        if opened is None:
-            opened = self._dirty[inode.ino] = _Open(inode)
-        return opened
-
     def live_inode(self, ino: int) -> Inode | None:
         """Return the object whose content is dirty, if any."""
         opened = self._dirty.get(ino)
@@ -260,7 +257,9 @@ class Content:
 
     def _load(self, inode: Inode, chunk: int) -> DirtyChunk:
         """Return a chunk as a dirty one that holds its present content."""
-        opened = self._open(inode)
+        opened = self._dirty.get(inode.ino)
+        if opened is None:
+            opened = self._dirty[inode.ino] = _Open(inode)
         held = opened.chunks.get(chunk)
         if held is None:
             start = chunk * self._chunk_size
@@ -322,9 +321,12 @@ class Content:
         before = len(buf)
         if skip > before:
             buf.extend(bytes(skip - before))
-        buf[skip:stop] = part
+        if skip >= before:
+            buf += part  # a slice would be set from a copy of the part
+        else:
+            buf[skip:stop] = part
         self.dirty_bytes += len(buf) - before
-        held.touch(min(skip, before), stop)
+        held.touch(skip if skip < before else before, stop)
         return held
 
     def _drop_chunk(self, ino: int, chunk: int) -> None:

@@ -64,11 +64,14 @@ _RECORDS: Final = struct.Struct(">QBII")
 _DIRENT_KEY: Final = struct.Struct(">QBQ")
 _INODE: Final = struct.Struct("<IIIIIIQqqqqQQ")
 _DIRENT: Final = struct.Struct("<QB")
+_SLASH: Final = ord("/")
 SUPER: Final = struct.Struct("<QQQ")
 OWNER: Final = struct.Struct("<QIII")
 
-_TYPES: Final = frozenset(
-    (
+#: The types of inodes, as they stand in a directory entry and above bit 12 of a mode.
+_DTYPES: Final = frozenset(
+    kind >> 12
+    for kind in (
         stat.S_IFREG,
         stat.S_IFDIR,
         stat.S_IFLNK,
@@ -118,7 +121,7 @@ def kind_range(ino: int, kind: int) -> tuple[bytes, bytes]:
 def parse_dirent_key(raw: bytes) -> tuple[int, bytes]:
     """Return (position, name), checked."""
     name = raw[_DIRENT_KEY.size :]
-    if not 1 <= len(name) <= NAME_MAX or b"/" in name or b"\0" in name or name in (b".", b".."):
+    if not 1 <= len(name) <= NAME_MAX or _SLASH in name or 0 in name or name in (b".", b".."):
         raise FormatError("directory entry with an impossible name")
     position: int = _DIRENT_KEY.unpack_from(raw)[2]
     if position != name_hash(name):
@@ -135,10 +138,10 @@ def parse_dirent(raw: bytes) -> Dirent:
         return WHITEOUT
     if len(raw) != _DIRENT.size:
         raise FormatError("directory entry of the wrong length", found=str(len(raw)))
-    entry = Dirent(*_DIRENT.unpack(raw))
-    if not 1 <= entry.ino <= MAX_INO or (entry.dtype << 12) not in _TYPES:
+    ino, dtype = pair = _DIRENT.unpack(raw)
+    if not 1 <= ino <= MAX_INO or dtype not in _DTYPES:
         raise FormatError("directory entry that names no possible inode")
-    return entry
+    return tuple.__new__(Dirent, pair)  # half of what calling it takes, and one for each lookup
 
 
 def dump_inode(inode: Inode) -> bytes:
@@ -163,31 +166,27 @@ def parse_inode(ino: int, raw: bytes) -> Inode:
     """Return the inode, checked."""
     if len(raw) != _INODE.size:
         raise FormatError("inode record of the wrong length", found=str(len(raw)))
-    inode = Inode(ino, 0)
     (
-        inode.mode,
-        inode.nlink,
-        inode.uid,
-        inode.gid,
-        inode.rdev,
-        inode.flags,
-        inode.size,
-        inode.atime_ns,
-        inode.mtime_ns,
-        inode.ctime_ns,
-        inode.btime_ns,
-        inode.lower_limit,
-        reserved,
-    ) = _INODE.unpack(raw)
+        mode, nlink, uid, gid, rdev, flags, size, atime_ns, mtime_ns, ctime_ns, btime_ns,
+        lower_limit, reserved,
+    ) = _INODE.unpack(raw)  # fmt: skip
     if (
-        (inode.mode & 0o170000) not in _TYPES
-        or inode.mode >> 16
-        or inode.size > MAX_FILE_BYTES
-        or inode.nlink > MAX_LINKS
-        or inode.flags & ~_KNOWN_FLAGS
+        mode >> 12 not in _DTYPES
+        or size > MAX_FILE_BYTES
+        or nlink > MAX_LINKS
+        or flags & ~_KNOWN_FLAGS
         or reserved
     ):
         raise FormatError("inode record with an impossible field", subject=f"inode {ino}")
+    inode = Inode(ino, mode, uid, gid, rdev)
+    inode.nlink = nlink
+    inode.flags = flags
+    inode.size = size
+    inode.atime_ns = atime_ns
+    inode.mtime_ns = mtime_ns
+    inode.ctime_ns = ctime_ns
+    inode.btime_ns = btime_ns
+    inode.lower_limit = lower_limit
     return inode
 
 

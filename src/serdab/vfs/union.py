@@ -22,6 +22,7 @@ from typing import Final, final
 
 from serdab.errors import FsError
 from serdab.vfs.api import ROOT_INO, DirEntry, Inode, SetAttr, StatFs
+from serdab.vfs.attributes import clamped_time, drop_suidgid, one_name_less
 from serdab.vfs.layer import Layer, WritableLayer
 from serdab.vfs.merged import Merged
 
@@ -42,17 +43,8 @@ _COPY_UNIT: Final = 1 << 20
 _MAX_SIZE: Final = (1 << 63) - 1
 _NOW: Final = -1
 _FORMAT: Final = 0o170000
+_SLASH: Final = ord("/")
 _DIRECTORY: Final = stat.S_IFDIR >> 12
-
-
-def _time(when_ns: int) -> int:
-    """Clamp a time to what is stored, as timestamp_truncate() of the kernel does."""
-    return max(-(1 << 63), min(when_ns, (1 << 63) - 1))
-
-
-def _less(inode: Inode) -> None:
-    """One name less; an image may have lied about their number."""
-    inode.nlink = max(inode.nlink - 1, 0)
 
 
 @final
@@ -132,7 +124,7 @@ class Union:
         directory = self._dir(parent)
         if len(name) > NAME_MAX:
             raise FsError(errno.ENAMETOOLONG)
-        if not name or name in (b".", b"..") or b"/" in name or b"\0" in name:
+        if not name or name in (b".", b"..") or _SLASH in name or 0 in name:
             raise FsError(errno.EINVAL)
         if directory.nlink == 0:
             raise FsError(errno.ENOENT)
@@ -159,10 +151,9 @@ class Union:
         if entry is None:
             raise FsError(errno.ENOENT)
         ino, dtype = entry
-        inode = self._inodes.get(ino) or self._inode(ino)
         if dtype == _DIRECTORY:
             self._parents[ino] = parent
-        return self._count(inode)
+        return self._count(self._inodes.get(ino) or self._inode(ino))
 
     def lookup_ino(self, ino: int) -> Inode:
         return self._count(self._inode(ino))
@@ -211,12 +202,14 @@ class Union:
         if changes.gid is not None:
             inode.gid = changes.gid
         if changes.kill_suidgid:
-            self._kill_suidgid(inode)
+            drop_suidgid(inode)
         if changes.atime_ns is not None:
-            inode.atime_ns = now if changes.atime_ns == _NOW else _time(changes.atime_ns)
+            inode.atime_ns = now if changes.atime_ns == _NOW else clamped_time(changes.atime_ns)
         if changes.mtime_ns is not None:
-            inode.mtime_ns = now if changes.mtime_ns == _NOW else _time(changes.mtime_ns)
-        inode.ctime_ns = now if changes.ctime_ns in (None, _NOW) else _time(changes.ctime_ns or now)
+            inode.mtime_ns = now if changes.mtime_ns == _NOW else clamped_time(changes.mtime_ns)
+        inode.ctime_ns = (
+            now if changes.ctime_ns in (None, _NOW) else clamped_time(changes.ctime_ns or now)
+        )
         self._upper.put_inode(inode)
         return inode
 
@@ -224,15 +217,6 @@ class Union:
         if size < inode.size:
             self._upper.truncate(inode, size)
         inode.size = size
-
-    @staticmethod
-    def _kill_suidgid(inode: Inode) -> None:
-        """Clear what a write by somebody else must clear (chown(2), write(2))."""
-        if stat.S_ISDIR(inode.mode):
-            return
-        inode.mode &= ~stat.S_ISUID
-        if inode.mode & stat.S_IXGRP:
-            inode.mode &= ~stat.S_ISGID
 
     # Creation -----------------------------------------------------------------------------
 
@@ -325,7 +309,7 @@ class Union:
             inode.nlink = 0
             self._upper.clear_dirents(inode.ino)
         else:
-            _less(inode)
+            one_name_less(inode)
         if inode.nlink > 0:
             self._changed(inode)
         elif self._counts.get(inode.ino):
@@ -361,7 +345,7 @@ class Union:
         self._upper.admit()
         self._merged.hide(parent, name)
         self._release(inode)
-        _less(directory)
+        one_name_less(directory)
         self._changed(directory, content=True)
 
     def rename(
@@ -401,13 +385,13 @@ class Union:
                 raise FsError(errno.EMLINK)
         self._upper.admit()
         if target is not None and stat.S_ISDIR(target.mode):
-            _less(target_dir)
+            one_name_less(target_dir)
         self._merged.hide(parent, name)
         self._merged.show(new_parent, new_name, inode)
         if target is not None:
             self._release(target)
         if is_dir:
-            _less(source_dir)
+            one_name_less(source_dir)
             target_dir.nlink += 1
             self._parents[inode.ino] = new_parent
         self._changed(inode)
@@ -432,7 +416,7 @@ class Union:
         self._merged.show(source_dir.ino, name, target)
         for moved, old, new in ((inode, source_dir, target_dir), (target, target_dir, source_dir)):
             if stat.S_ISDIR(moved.mode):
-                _less(old)
+                one_name_less(old)
                 new.nlink += 1
                 self._parents[moved.ino] = new.ino
             self._changed(moved)
@@ -467,7 +451,7 @@ class Union:
         if end > inode.size:
             inode.size = end
         if kill_suidgid:
-            self._kill_suidgid(inode)
+            drop_suidgid(inode)
         self._changed(inode, content=True)
         return len(data)
 
@@ -487,7 +471,7 @@ class Union:
         if action:
             self._upper.punch(inode, offset, length)
         # The request does not say whether the caller may keep set-id bits.
-        self._kill_suidgid(inode)
+        drop_suidgid(inode)
         if not keep and offset + length > inode.size:
             inode.size = offset + length
         self._changed(inode, content=True)
