@@ -401,9 +401,9 @@ class Content:
             self.dirty_bytes -= sum(len(held.buf) for held in opened.chunks.values())
             self.discards.append((ino, 0, END))
         if inode.flags & ks.F_INLINE or stat.S_ISLNK(inode.mode):
-            self._items.put(ks.key(ino, ks.T_INLINE), None)
+            self._items.drop(ks.key(ino, ks.T_INLINE))
         elif stat.S_ISREG(inode.mode):
-            self._extents.clear(ino, 0)
+            self._extents.drop(ino)
 
     def ranges(self, inode: Inode, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield the stored ranges within [start, end), in order."""

@@ -88,6 +88,21 @@ class Extents:
             for slot in range(start, len(self.group(ino, number)) // POINTER_BYTES):
                 self.set_pointer(ino, number * ks.GROUP + slot, ABSENT)
 
+    def drop(self, ino: int) -> None:
+        """Let no chunk have anything, of an inode that goes away."""
+        groups: dict[int, bytes | bytearray] = {}
+        for key, value in self._items.scan(ks.key(ino, ks.T_EXTENTS)):
+            groups[int.from_bytes(key[9:], "big")] = check_group(ino, value)
+        groups.update(self._changed.pop(ino, {}))
+        for group, pointers in groups.items():
+            for start in range(0, len(pointers), POINTER_BYTES):
+                pointer = bytes(pointers[start : start + POINTER_BYTES])
+                if pointer not in (ABSENT, HOLE):
+                    self._segments.free(pointer)
+            self._clean.drop((ino, group))
+            self._unsaved.discard((ino, group))
+            self._items.drop(ks.group_key(ino, group))
+
     def _stored(self, ino: int, first: int) -> Iterator[int]:
         """Yield the extent items from a group on, in order."""
         if first <= ks.MAX_GROUP:

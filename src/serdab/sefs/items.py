@@ -61,6 +61,11 @@ class Items:
         self.mem[key] = value
         self.pending.add(key)
 
+    def drop(self, key: bytes) -> None:
+        """Delete a value that may not be there: of a young inode that no commit saw, nothing is."""
+        if key in self.mem or key[:8] not in self.young:
+            self.put(key, None)
+
     def scan(self, prefix: bytes, start: bytes = b"") -> Iterator[Item]:
         """Return an iterator of the items of one inode and kind (a 9-byte prefix), in order.
 

@@ -93,6 +93,8 @@ class Journal:
         self.content = Content(self.items, self.segments, state.chunk_size, lower, self.put_inode)
         self.inodes: dict[int, Inode] = {}
         """Inodes whose records changed since the last commit."""
+        self.orphans: set[int] = set()
+        """Inodes that lost their last name since the last commit and are in use."""
         self.next_ino = state.next_ino
         self._log: LogWriter | None = None
         self._log_bytes = 0
@@ -351,6 +353,9 @@ class Journal:
         for ino, inode in self.inodes.items():
             self.items.put(ks.key(ino, ks.T_INODE), ks.dump_inode(inode))
         self.inodes.clear()
+        for ino in self.orphans:
+            self.items.put(ks.orphan_key(ino), b"")
+        self.orphans.clear()
         self.content.save_extents()
         self.content.save_owners()
 

@@ -61,6 +61,7 @@ _KNOWN_FLAGS: Final = F_INLINE | F_LOWER
 _HEAD: Final = struct.Struct(">QB")
 _SUB32: Final = struct.Struct(">QBI")
 _RECORDS: Final = struct.Struct(">QBII")
+_ORPHAN: Final = struct.Struct(">QBQ")
 _DIRENT_KEY: Final = struct.Struct(">QBQ")
 _INODE: Final = struct.Struct("<IIIIIIQqqqqQQ")
 _DIRENT: Final = struct.Struct("<QB")
@@ -107,6 +108,10 @@ def group_key(ino: int, group: int) -> bytes:
 
 def records_key(segment: int, number: int) -> bytes:
     return _RECORDS.pack(0, T_RECORDS, segment, number)
+
+
+def orphan_key(ino: int) -> bytes:
+    return _ORPHAN.pack(0, T_ORPHAN, ino)
 
 
 def pack_key(pack: int) -> bytes:

@@ -110,7 +110,7 @@ class Volume:
                 self._orphans.add(ino)
                 self.drop_inode(inode)
             else:
-                self._items.put(self._orphan_key(ino), None)
+                self._items.put(ks.orphan_key(ino), None)
 
     # Layer: reading -----------------------------------------------------------------------
 
@@ -222,27 +222,25 @@ class Volume:
     def drop_inode(self, inode: Inode) -> None:
         ino = inode.ino
         self._content.drop(inode)
-        for name, _ in list(self.xattrs(ino)):
-            self._items.put(ks.xattr_key(ino, name), None)
+        for key, _ in list(self._items.scan(ks.key(ino, ks.T_XATTR))):
+            self._items.put(key, None)
         self._journal.inodes.pop(ino, None)
-        self._items.put(ks.key(ino, ks.T_INODE), None)
+        self._items.drop(ks.key(ino, ks.T_INODE))
         if ino in self._orphans:
-            self._orphans.remove(ino)
-            self._items.put(self._orphan_key(ino), None)
+            self.clear_orphan(ino)
         self._journal.touch()
-
-    @staticmethod
-    def _orphan_key(ino: int) -> bytes:
-        return ks.key(0, ks.T_ORPHAN) + ino.to_bytes(8, "big")
 
     def put_orphan(self, ino: int) -> None:
         self._orphans.add(ino)
-        self._items.put(self._orphan_key(ino), b"")
+        self._journal.orphans.add(ino)
         self._journal.touch()
 
     def clear_orphan(self, ino: int) -> None:
         self._orphans.discard(ino)
-        self._items.put(self._orphan_key(ino), None)
+        if ino in self._journal.orphans:
+            self._journal.orphans.remove(ino)  # most are forgotten before a commit sees them
+        else:
+            self._items.put(ks.orphan_key(ino), None)
         self._journal.touch()
 
     def put_dirent(self, parent: int, name: bytes, entry: Dirent) -> None:
