@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import time
@@ -76,6 +77,24 @@ def test_the_second_of_two_runs_is_told_who_holds_the_instance(ward: Ward) -> No
     ward.expect_all(third)
     ward.settle(third)
     ward.check_gone(third)
+    ward.check_gone(run)
+    ward.check_whole()
+
+
+def test_a_command_that_waits_for_the_last_one_can_be_ended(ward: Ward) -> None:
+    ward.check_whole()
+    # As an fs server does that still writes: locked, and by nobody who uses it.
+    closing = os.open(ward.box.path / "run", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(closing, fcntl.LOCK_EX)
+        run = ward.start("/bin/probe", "verify", "/data")
+        assert run.process.stderr is not None
+        assert b"waiting for the last run" in run.process.stderr.readline()
+        run.process.terminate()
+        assert run.process.wait(PATIENCE_S / 2) == 128 + signal.SIGTERM
+    finally:
+        os.close(closing)
+    ward.settle(run)
     ward.check_gone(run)
     ward.check_whole()
 

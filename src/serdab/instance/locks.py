@@ -85,12 +85,14 @@ def lock_run(
     instance: Instance,
     *,
     on_wait: Callable[[str], None] | None = None,
+    is_wanted: Callable[[], bool] = lambda: True,
     resume_rekey: bool = False,
 ) -> DirectoryLock:
     """Lock the writable side of an instance; makes ``run/`` if it is missing.
 
-    ``on_wait(line)`` hears of it when the last user takes long to close. ``resume_rekey`` leaves
-    the work of an attempt to change the key that was cut off.
+    ``on_wait(line)`` hears of it when the last user takes long to close; that is waited for as long
+    as it ``is_wanted``. ``resume_rekey`` leaves the work of an attempt to change the key that was
+    cut off.
 
     Raises:
         BusyError: another process holds it; the message names it.
@@ -114,6 +116,8 @@ def lock_run(
         except BusyError:
             waited = time.monotonic() - started
             if waited > (_USED_PATIENCE_S if _is_used(path) else _CLOSING_PATIENCE_S):
+                raise
+            if not is_wanted():
                 raise
             if on_wait is not None and waited > _QUIET_S:
                 on_wait(f"{path}: waiting for the last run to finish writing")

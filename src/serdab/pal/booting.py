@@ -58,6 +58,7 @@ def init(
     stdio: tuple[int, int, int] = (0, 1, 2),
     env: Mapping[str, str] | None = None,
     on_started: Callable[[Pal], None] | None = None,
+    is_wanted: Callable[[], bool] = lambda: True,
     begun: Begun | None = None,
 ) -> Pal:
     """Boot an instance through the whole chain, the init stage included.
@@ -70,7 +71,8 @@ def init(
     ``previous`` boots the image that the writable layer belongs to instead of the newest one.
     ``log(level, line)`` gets lines for the operator (default: standard error, up to ``log_level``).
     ``stdio`` and ``env`` (default: this process's) are init's. ``on_started`` hears of the instance
-    before it has booted, so that another thread can end it. ``begun``: processes that were started
+    before it has booted, so that another thread can end it; ``is_wanted`` is asked before that,
+    while the last user of the instance is waited for. ``begun``: processes that were started
     earlier; they are ours from here on.
 
     Raises:
@@ -93,6 +95,7 @@ def init(
             stdio=stdio,
             env=env,
             on_started=on_started,
+            is_wanted=is_wanted,
         )
     except BaseException:
         begun.abandon()
@@ -114,10 +117,11 @@ def _init(
     stdio: tuple[int, int, int],
     env: Mapping[str, str] | None,
     on_started: Callable[[Pal], None] | None,
+    is_wanted: Callable[[], bool],
 ) -> Pal:
     place = Instance.open_built(instance)
     freshness = freshness.placed_outside(place.path)
-    lock = lock_run(place, on_wait=lambda line: say("notice", line))
+    lock = lock_run(place, on_wait=lambda line: say("notice", line), is_wanted=is_wanted)
     try:
         request = BootRequest(
             instance=place.path,

@@ -54,6 +54,7 @@ def run_foreground(
             previous=previous,
             log_level=log_level,
             on_started=state.started,
+            is_wanted=lambda: not state.ended_by,
             begun=begun,
         )
         try:

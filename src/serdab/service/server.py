@@ -131,6 +131,7 @@ class Server:
                 stdio=self._stdio,
                 env=_mapping(request.environment),
                 on_started=self._is_locked,
+                is_wanted=lambda: not self._is_ending,
                 begun=begun,
             )
         except Error as exc:
