@@ -120,9 +120,23 @@ def _run(words: list[str]) -> int:
         if entry is None:
             raise _unknown_verb(call.verb)
         call.starts_program = entry[1]
+        if call.starts_program:
+            _let_interrupts_end_us()
         return _dispatch(call.verb, entry[0], words, context)
 
     return finish(work, context, call)
+
+
+def _let_interrupts_end_us() -> None:
+    """Give SIGINT its default meaning, up to where the verb hands it to its program.
+
+    A KeyboardInterrupt in the middle of an import can be lost: the interpreter runs callbacks
+    there whose exceptions it ignores. Nothing has to be put in order until then.
+    """
+    import _signal
+
+    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
 
 
 class Call:
