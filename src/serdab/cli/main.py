@@ -133,10 +133,10 @@ def _let_interrupts_end_us() -> None:
     A KeyboardInterrupt in the middle of an import can be lost: the interpreter runs callbacks
     there whose exceptions it ignores. Nothing has to be put in order until then.
     """
-    import _signal
+    import signal
 
-    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
-        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Call:
