@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -68,6 +69,22 @@ def test_a_service_that_does_not_answer_is_named(make_instance: MakeInstance) ->
         assert (asked.returncode, rest) == (0, b"")
     finally:
         serdab.run("-C", made.path, "stop", "-t", "0")
+
+
+def test_a_reset_says_whom_it_waits_for(make_instance: MakeInstance) -> None:
+    made = make_instance(encrypted=False)
+    assert made.run("/bin/true").returncode == 0
+    # As an fs server does that still writes: locked, and by nobody who uses it.
+    closing = os.open(made.path / "run", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(closing, fcntl.LOCK_EX)
+        reset = made.command.popen("-C", made.path, "reset", "--yes")
+        assert reset.stderr is not None
+        assert b"waiting for the last run" in reset.stderr.readline()
+    finally:
+        os.close(closing)
+    _, rest = reset.communicate(timeout=60)
+    assert (reset.returncode, rest) == (0, b"")
 
 
 def test_a_log_that_cannot_be_written_is_said(

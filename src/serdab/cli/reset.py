@@ -42,7 +42,10 @@ def main(args: argparse.Namespace, context: Context) -> int:
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             raise UsageError("reset: not confirmed, nothing was done", hint="y confirms")
     with naming_service(instance.path, context):
-        removed = reset(instance) if args.volume is None else reset_volume(instance, args.volume)
+        if args.volume is None:
+            removed = reset(instance, say=context.say)
+        else:
+            removed = reset_volume(instance, args.volume, say=context.say)
     context.result(
         {"removed": removed}, "removed " + ", ".join(removed) if removed else "nothing to remove"
     )

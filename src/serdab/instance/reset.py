@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from serdab.config.occlum import parse
@@ -19,6 +20,8 @@ from serdab.instance.measurements import read_measurements
 from serdab.sefs.anchor import ANCHOR_NAME
 from serdab.sefs.hostdir import HostDir
 from serdab.trust.records import discard, missing_below
+
+Say = Callable[[str], None]
 
 
 def _upper(instance: Instance) -> str:
@@ -32,10 +35,11 @@ def _upper(instance: Instance) -> str:
         return UPPER
 
 
-def reset_volume(instance: Instance, volume: str) -> list[str]:
+def reset_volume(instance: Instance, volume: str, *, say: Say) -> list[str]:
     """Remove what lies in the directory of a volume that programs mount, and let a new one begin.
 
     ``volume`` is relative to the instance, or absolute. Everything else stays, the directory too.
+    ``say(line)`` hears of what is waited for.
 
     Raises:
         BusyError: the instance, or the volume, is in use.
@@ -43,7 +47,7 @@ def reset_volume(instance: Instance, volume: str) -> list[str]:
     """
     path = os.path.realpath(os.path.join(instance.path, volume))
     removed = []
-    with lock_build(instance), lock_run(instance):
+    with lock_build(instance), lock_run(instance, on_wait=say):
         if os.path.lexists(os.path.join(path, ANCHOR_NAME)):
             _empty(path)
             removed.append(volume)
@@ -74,15 +78,17 @@ def _empty(path: str) -> None:
         directory.close()
 
 
-def reset(instance: Instance) -> list[str]:
+def reset(instance: Instance, *, say: Say) -> list[str]:
     """Remove the writable layer; return the paths (in the instance) that were removed.
+
+    ``say(line)`` hears of what is waited for.
 
     Raises:
         BusyError: the instance is in use.
     """
     upper = _upper(instance)
     removed = []
-    with lock_build(instance), lock_run(instance):
+    with lock_build(instance), lock_run(instance, on_wait=say):
         for relative in (upper, PREVIOUS):
             path = instance.at(relative)
             if os.path.isdir(path) and not os.path.islink(path):
