@@ -143,3 +143,23 @@ def test_a_crowd_of_killed_clients_leaves_nothing(running: Service) -> None:
             process.communicate(timeout=60)
     wait_until(lambda: running.status()["programs"] == [], "programs are left")
     wait_until(lambda: counts() == before, f"{before} before")
+
+
+def test_a_client_whose_program_cannot_start_can_be_ended(stopped: Service) -> None:
+    stopped.start()
+    servers = processes_of(stopped)["fs server"]
+    for pid in servers:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        client = popen(stopped, "exec", "/bin/sleep", "1000")
+        held = Path(f"/proc/{client.pid}/fd")
+        wait_until(lambda: any("signalfd" in os.readlink(fd) for fd in held.iterdir()), "it waits")
+        client.terminate()
+        assert client.wait(60) == 128 + signal.SIGTERM
+    finally:
+        for pid in servers:
+            os.kill(pid, signal.SIGCONT)
+    client.communicate(timeout=60)
+    # What starts after all is hung up on.
+    assert stopped.out("echo on") == "on"
+    wait_until(lambda: stopped.status()["programs"] == [], "a program is left")

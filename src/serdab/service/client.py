@@ -9,6 +9,7 @@ are sent that the measured configuration lets through; the kernel process filter
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +21,8 @@ from serdab.libos.caller import current_umask, open_descriptors
 from serdab.libos.channel import Channel, close_all
 from serdab.libos.fields import many, number, text
 from serdab.libos.messages import Value
+from serdab.libos.signals import ENDING
+from serdab.linux.signalfd import Sent
 from serdab.service import place
 from serdab.service.protocol import ExecRequest, Hello
 from serdab.service.signals import Signals
@@ -214,6 +217,7 @@ class _Foreground:
         self._channel = channel
         self._hello = hello
         self._status: int | None = None
+        self._early: list[Sent] = []
         self._terminal: Relay | NoTerminal = NoTerminal()
 
     def run(self, argv: Sequence[str]) -> int:
@@ -238,6 +242,9 @@ class _Foreground:
         )
         try:
             self._send(request.dump(), (fds[0], fds[1], fds[2]))
+            ended_by = self._wait_for_start(signals)
+            if ended_by:
+                return 128 + ended_by
             self._expect("started")
         finally:
             streams.close()
@@ -245,6 +252,8 @@ class _Foreground:
                 os.close(slave)
         try:
             self._terminal.begin()
+            for sent in self._early:
+                self._hear_signal(sent.number, is_of_kernel=sent.is_of_kernel)
             self._serve(signals)
         finally:
             self._terminal.end()
@@ -260,6 +269,31 @@ class _Foreground:
             close_all(fds)
             raise FormatError("a terminal came without its descriptor")
         return fds[0]
+
+    def _wait_for_start(self, signals: Signals) -> int:
+        """Wait for the service's answer; return the signal that ended us before, or 0.
+
+        Signals are for the program, so what comes meanwhile is kept for it; but one that would end
+        it ends us where it does not start: an fs server may be stuck. The service hangs up on a
+        program that starts later.
+        """
+        from select import POLLIN, poll
+
+        waiting = poll()
+        for fd in (self._channel.fileno(), signals.fileno()):
+            waiting.register(fd, POLLIN)
+        ending, due = 0, math.inf
+        while True:
+            left_s = due - time.monotonic()
+            ready = dict(waiting.poll(None if due == math.inf else max(left_s, 0) * 1000))
+            if self._channel.fileno() in ready:
+                return 0
+            if left_s <= 0:
+                return ending
+            for sent in signals.take() if ready else ():
+                self._early.append(sent)
+                if sent.number in ENDING and not ending:
+                    ending, due = sent.number, time.monotonic() + _QUIET_S
 
     def _send(self, record: dict[str, Value], fds: tuple[int, ...] = ()) -> None:
         try:
