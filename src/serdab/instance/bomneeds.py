@@ -38,6 +38,12 @@ class Needs:
         self._sources = {item.source: path for path, item in plan.files.items()}
         self._warned: set[str] = set()
         self._homeless: dict[str, list[str]] = {}
+        self._lost: dict[str, dict[str, None]] = {}
+        # What a directory brings along itself: its programs load some of it by path, after which
+        # the loader knows it by name (dlopen(3)). No rule of ld.so(8) finds a JVM's libjvm.so.
+        self._beside = {
+            (item.tree, posixpath.basename(path)) for path, item in plan.files.items() if item.tree
+        }
 
     def add(self) -> None:
         """Extend the plan."""
@@ -53,9 +59,10 @@ class Needs:
                 self._add_script(program, path, item)
             elif program is not None:
                 self._add_program(program, path, item)
+        for name, users in self._lost.items():
+            self._say(f"warning: {name} (wanted by {_first_of(list(users))}) was not found")
         for name, scripts in self._homeless.items():
-            more = f" and {len(scripts) - 1} more" if len(scripts) > 1 else ""
-            self._say(f"warning: {name}, which runs {scripts[0]}{more}, is not in the tree")
+            self._say(f"warning: {name}, which runs {_first_of(scripts)}, is not in the tree")
 
     def _add_script(self, script: Script, path: str, item: PlannedFile) -> None:
         wanted = [script.interpreter]
@@ -99,7 +106,8 @@ class Needs:
                 continue
             what = f"{name} (wanted by {user})"
             if item.tree:
-                self._warn(f"{what} was not found")
+                if (item.tree, name) not in self._beside:
+                    self._lost.setdefault(name, {})[user] = None
             elif what not in self._plan.missing:
                 self._plan.missing.append(what)
 
@@ -154,3 +162,8 @@ class Needs:
         if line not in self._warned:
             self._warned.add(line)
             self._say(f"warning: {line}")
+
+
+def _first_of(names: list[str]) -> str:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{names[0]}{more}"

@@ -394,6 +394,22 @@ class TestLibraries:
         shop.copy("targets:\n- target: /\n  copy:\n  - dirs: [odd]\n")
         assert any("libanswer.so" in line for line in shop.said)
 
+    def test_what_comes_along_and_is_loaded_by_path_is_no_warning(self, shop: Workshop) -> None:
+        self.missing(shop)
+        (shop.path / "odd/server").mkdir()
+        (shop.path / "libanswer.so").rename(shop.path / "odd/server/libanswer.so")
+        shop.copy("targets:\n- target: /\n  copy:\n  - dirs: [odd]\n")
+        assert shop.said == []
+
+    def test_who_lacks_one_library_is_told_in_one_line(self, shop: Workshop) -> None:
+        self.missing(shop)
+        for name in ("second", "third"):
+            shutil.copy(shop.path / "odd/main", shop.path / "odd" / name)
+        shop.copy("targets:\n- target: /\n  copy:\n  - dirs: [odd]\n")
+        assert len(shop.said) == 1
+        assert shop.said[0].startswith("warning: libanswer.so (wanted by ")
+        assert shop.said[0].endswith(" and 2 more) was not found")
+
     def test_what_the_tree_itself_has_is_not_missing(self, shop: Workshop) -> None:
         self.missing(shop)
         shop.copy(
