@@ -89,14 +89,15 @@ def _keep_byte_code_away() -> None:
     sys.dont_write_bytecode = True
     sys.pycache_prefix = os.devnull
     from serdab.errors import Error
-    from serdab.libos.bytecode import byte_code_cache
+    from serdab.libos.bytecode import byte_code_cache, has_room
 
     try:
         cache = byte_code_cache()
+        is_kept = has_room(cache)
     except (Error, OSError):
         return  # slower, but `doctor` works; a verb that needs the directory says what is wrong
     sys.pycache_prefix = cache
-    sys.dont_write_bytecode = False
+    sys.dont_write_bytecode = not is_kept
 
 
 def main() -> int:

@@ -15,6 +15,7 @@ from serdab.config.dirs import cache_dir, make_private
 from serdab.trust.codetree import code_hash
 
 _KEPT: Final = 8
+_ROOM_BYTES: Final = 32 << 20
 
 
 def _age(entry: os.DirEntry[str]) -> int:
@@ -37,3 +38,20 @@ def byte_code_cache() -> str:
             shutil.rmtree(entry.path, ignore_errors=True)
         make_private(mine)
     return mine
+
+
+def has_room(cache: str) -> bool:
+    """Return whether byte code may be written below ``cache``.
+
+    importlib takes a short write for a whole one: on a full disk half a module would be kept, and
+    no start would get past it any more.
+    """
+    status = os.statvfs(cache)
+    return status.f_bavail * status.f_frsize >= _ROOM_BYTES
+
+
+def forget_byte_code() -> None:
+    """Remove the byte code of this code: it is made again, and it may have been what was broken."""
+    import shutil
+
+    shutil.rmtree(os.path.join(cache_dir(), "pyc", code_hash().hex()[:32]), ignore_errors=True)

@@ -22,6 +22,8 @@ import signal
 import sys
 from typing import Final, NoReturn
 
+from serdab.libos.bytecode import has_room
+
 #: Where a new process finds its channel.
 CHANNEL_FD: Final = 3
 
@@ -127,7 +129,8 @@ def become_python(
 
 def _command(module: str, path: list[str], cache: str) -> list[str]:
     code = f"import sys;p={path!r};sys.path+=p;from {module} import main;main({CHANNEL_FD},p)"
-    return [sys.executable, "-I", "-S", "-X", f"pycache_prefix={cache}", "-c", code]
+    switches = ("-I", "-S") if has_room(cache) else ("-I", "-S", "-B")
+    return [sys.executable, *switches, "-X", f"pycache_prefix={cache}", "-c", code]
 
 
 def _environment() -> dict[str, str]:

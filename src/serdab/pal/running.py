@@ -19,6 +19,7 @@ from typing import Final, Self
 
 from serdab.errors import Error, InternalError, from_dict
 from serdab.libos.begin import Begun
+from serdab.libos.bytecode import forget_byte_code
 from serdab.libos.caller import current_umask, open_descriptors, spawn_record
 from serdab.libos.channel import Channel, close_all
 from serdab.libos.messages import Value
@@ -198,6 +199,15 @@ class Pal:
         Raises:
             Error: refused.
         """
+        try:
+            self._boot(request, fds)
+        except (Error, InternalError) as exc:
+            if type(exc) in (Error, InternalError):
+                # Nobody refused: a process of ours failed, perhaps by a module that was cut short.
+                forget_byte_code()
+            raise
+
+    def _boot(self, request: dict[str, Value], fds: tuple[int, ...]) -> None:
         self._send(request, fds)
         self._wait_until(
             lambda: self._is_booted or self._boot_answer is not None or bool(self._defect)
