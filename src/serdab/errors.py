@@ -31,6 +31,7 @@ message; ``--json`` prints its fields.
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 from collections.abc import Mapping
@@ -169,6 +170,27 @@ class EnvironmentRefused(Error):
 
     exit_code = 6
     kind = "environment"
+
+
+_SHORTAGES = frozenset((errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.EFBIG))
+
+
+def shortage_of(exc: BaseException) -> EnvironmentRefused | None:
+    """Return what to say if ``exc`` is a limit that was met, None if it is something else."""
+    if isinstance(exc, OSError):
+        found = os.strerror(exc.errno) if exc.errno in _SHORTAGES else ""
+    elif isinstance(exc, MemoryError):
+        found = os.strerror(errno.ENOMEM)
+    else:  # all that threading says of the EAGAIN it got
+        found = str(exc) if str(exc) == "can't start new thread" else ""
+    if not found:
+        return None
+    return EnvironmentRefused(
+        "a limit was met",
+        expected="files, processes and memory enough for an instance",
+        found=found,
+        hint="`ulimit -a` shows the limits of this shell",
+    )
 
 
 class NotRunningError(Error):

@@ -153,7 +153,7 @@ def finish(work: Callable[[], int], context: Context, call: Call) -> int:
     """Return what ``work`` returns; tell of its errors, and return their exit code."""
     from serdab.cli import exitcodes
     from serdab.cli.messages import report
-    from serdab.errors import Error
+    from serdab.errors import Error, shortage_of
 
     failure: Error
     try:
@@ -174,14 +174,14 @@ def finish(work: Callable[[], int], context: Context, call: Call) -> int:
         # An I/O error that no layer gave a meaning to, such as a full disk: no defect of ours.
         _traceback(context.verbose)
         words_of_system = exc.strerror or str(exc)
-        failure = Error(
+        failure = shortage_of(exc) or Error(
             f"the system refused: {words_of_system}",
             subject=str(exc.filename or ""),
             hint="" if context.verbose else "-v shows where it happened",
         )
     except Exception as exc:  # whatever else escapes is a defect, and is said to be one
         _traceback(context.verbose)
-        missing = _missing_library(exc)
+        missing = _missing_library(exc) or shortage_of(exc)
         # A defect of another process of ours comes with its whole traceback: the last line says it.
         said = (str(exc).strip().splitlines() or [""])[-1]
         failure = missing or Error(

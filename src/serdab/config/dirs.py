@@ -76,6 +76,14 @@ def runtime_dirs() -> tuple[str, ...]:
     return tuple(dict.fromkeys((runtime_dir(), usual, fallback)))
 
 
+def _variable_of(path: str) -> str:
+    """Return the name of the variable that says where ``path`` is."""
+    for variable, top in (("XDG_CACHE_HOME", cache_dir()), ("XDG_RUNTIME_DIR", runtime_dir())):
+        if path == top or path.startswith(top + "/"):
+            return variable
+    return "XDG_STATE_HOME"
+
+
 def make_private(path: str) -> str:
     """Create ``path`` (mode 0700, parents too) and return it.
 
@@ -87,11 +95,11 @@ def make_private(path: str) -> str:
         status = os.stat(path)
     except OSError as exc:
         raise EnvironmentRefused(
-            "a directory for state cannot be made",
+            "a directory of this user cannot be made",
             subject=path,
             expected="a directory that can be written",
             found=os.strerror(exc.errno or 0),
-            hint="set XDG_STATE_HOME to a directory of yours",
+            hint=f"set {_variable_of(path)} to a directory of yours",
         ) from exc
     if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o022:
         raise EnvironmentRefused(

@@ -64,6 +64,18 @@ def package_parts(code_root: str) -> tuple[str, ...]:
     return code, manifest, os.path.join(top, PACKAGE_LAUNCHER)
 
 
+def _require_current_directory() -> None:
+    try:
+        os.getcwd()
+    except OSError as exc:
+        raise UsageError(
+            "the current directory is not there any more",
+            expected="a directory to start from",
+            found=os.strerror(exc.errno or 0),
+            hint="change to one that exists, or give -C an absolute path",
+        ) from exc
+
+
 class Instance:
     """An instance by the absolute path of its directory."""
 
@@ -82,6 +94,8 @@ class Instance:
         Raises:
             UsageError: there is none.
         """
+        if not os.path.isabs(path):
+            _require_current_directory()
         if not is_instance(path):
             packaged = is_packaged(path)
             found = "a directory without it" if os.path.isdir(path) else "no directory"

@@ -20,7 +20,7 @@ import time
 import traceback
 from typing import Final, NoReturn
 
-from serdab.errors import EnvironmentRefused, Error, FormatError
+from serdab.errors import EnvironmentRefused, Error, FormatError, shortage_of
 from serdab.libos import filter as call_filter
 from serdab.libos.boot import Boot, Parts, measured_lines
 from serdab.libos.channel import Channel, close_all
@@ -244,7 +244,11 @@ class Kernel:
             self._tell({"op": "failed", **error.as_dict()})
             self._start_down(0)
         except Exception as exc:
-            self._report_defect(exc)
+            short = shortage_of(exc)
+            if short is None:
+                self._report_defect(exc)
+            else:
+                self._tell({"op": "failed", **short.as_dict()})
             self._start_down(0)
         else:
             self._is_booted = True
@@ -266,6 +270,10 @@ class Kernel:
             self._tell({"op": "refused", "id": serial, **exc.as_dict()})
             return
         except Exception as exc:
+            short = shortage_of(exc)
+            if short is not None:
+                self._tell({"op": "refused", "id": serial, **short.as_dict()})
+                return
             self._report_defect(exc)
             self._start_down(0)
             return
@@ -435,6 +443,10 @@ def run(channel: Channel, early: Early | EnvironmentRefused) -> NoReturn:
     except Error as exc:
         channel.send({"op": "failed", **exc.as_dict()})
     except Exception as exc:
+        short = shortage_of(exc)
+        if short is not None:
+            channel.send({"op": "failed", **short.as_dict()})
+            os._exit(1)
         trace = "".join(traceback.format_exception(exc)).rstrip()
         channel.send({"op": "defect", "trace": trace})
         raise

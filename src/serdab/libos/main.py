@@ -10,7 +10,7 @@ from __future__ import annotations
 import _socket
 import os
 
-from serdab.errors import EnvironmentRefused
+from serdab.errors import EnvironmentRefused, shortage_of
 from serdab.libos.channel import Channel
 from serdab.libos.early import Early
 from serdab.linux.process import hide_memory
@@ -28,6 +28,11 @@ def main(fd: int, _path: list[str]) -> None:
         early = Early(fd + 1)
     except EnvironmentRefused as exc:
         early = exc
+    except OSError as exc:
+        refused = shortage_of(exc)
+        if refused is None:
+            raise
+        early = refused
     # After the launcher was started, which must not wait for this; the first message, which may
     # hold a key, is read later.
     hide_memory()

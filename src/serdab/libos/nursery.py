@@ -30,6 +30,7 @@ def main(fd: int, _path: list[str]) -> None:
     os.closerange(fd + 1, 65536)
     os.chdir("/")  # the caller's directory, and the mount it lies on, are not ours to hold
     os.set_inheritable(fd, False)
+    os.umask(os.umask(0o077) & 0o077)  # what is written must be ours to open again
     hide_memory()
     forbid_core()
     channel = Channel(_socket.socket(fileno=fd))
