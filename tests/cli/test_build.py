@@ -222,6 +222,18 @@ class TestAdditions:
         result = serdab.run("-C", made.path, "run", "/bin/cat", "/root/file")
         assert result.stdout == b"secret\n", describe(result)
 
+    def test_an_image_that_is_no_longer_encrypted_is_told(
+        self, serdab: Command, instance: Path, tmp_path: Path
+    ) -> None:
+        serdab.ok("gen-image-key", tmp_path / "k")
+        warning = b"warning: the image was encrypted, and this one is not"
+        for words, told in (
+            ((), False), (("--image-key", tmp_path / "k"), False), ((), True), ((), False),
+        ):  # fmt: skip
+            result = serdab.run("-C", instance, "build", *words)
+            assert result.returncode == 0, describe(result)
+            assert (warning in result.stderr) == told, describe(result)
+
     def test_a_key_given_at_build_is_nowhere_in_the_instance(
         self, serdab: Command, instance: Path, tmp_path: Path
     ) -> None:

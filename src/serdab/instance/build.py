@@ -191,6 +191,11 @@ def _build(
     publish.write_file(_staged(staging, PROTECTED_CONFIG), protected)
     publish.write_file(_staged(staging, DESCRIPTOR), signed)
     mrsigner = request.signer.public.mrsigner()
+    if image_type == INTEGRITY_ONLY and _published_type(instance) == ENCRYPTED:
+        say(
+            "warning: the image was encrypted, and this one is not: without --image-key everybody "
+            "can read it"
+        )
     line = keychange.warning_of(
         Path(instance.at(config.upper.source)),
         boot,
@@ -255,6 +260,24 @@ class _Sealer:
         self, name: str, source: str, output: str, key: Key | None, additions: Additions
     ) -> bytes:
         """Return the root MAC of the tree."""
+        try:
+            return self._seal(name, source, output, key, additions)
+        except PermissionError as exc:
+            path = os.fsdecode(exc.filename or "")
+            if not path.startswith(f"{self._instance.at(source)}/"):
+                raise
+            raise UsageError(
+                "the tree holds what cannot be read",
+                stage="build",
+                subject=path,
+                expected=f"what user id {os.geteuid()} may read",
+                found=os.strerror(exc.errno or 0),
+                hint="change its mode or owner, or remove it from the tree",
+            ) from exc
+
+    def _seal(
+        self, name: str, source: str, output: str, key: Key | None, additions: Additions
+    ) -> bytes:
         tree = self._instance.at(source)
         owners = load_owners(tree)
         options = ImageOptions(
@@ -451,6 +474,14 @@ def _replaced_image(instance: Instance, root_mac: bytes) -> str | None:
     except (OSError, Error):
         return None
     return None if old == root_mac else old.hex()
+
+
+def _published_type(instance: Instance) -> str:
+    """Return how the image in ``build/`` is said to be sealed: untrusted words, for a warning."""
+    try:
+        return parse_boot_config(instance.read(PROTECTED_CONFIG)).image_type
+    except (OSError, Error):
+        return ""
 
 
 def _has_writable_layer(instance: Instance, config: InstanceConfig) -> bool:
