@@ -32,7 +32,6 @@ from typing import Final, final
 from serdab.crypto.aead import TAG_BYTES, RecordCipher
 from serdab.crypto.kdf import KeySchedule
 from serdab.errors import AuthenticationError, FormatError
-from serdab.sefs.cache import ByteCache
 from serdab.sefs.hostdir import Dir, File, read_exact
 from serdab.sefs.limits import DEFAULT_LIMITS, VolumeLimits
 
@@ -42,6 +41,8 @@ ALIGN: Final = 4096
 FULL: Final = frozenset((errno.ENOSPC, errno.EDQUOT))
 """What a host without room answers."""
 RETIRE_BYTES: Final = 1 << 20
+_MAX_OPEN: Final = 96
+"""So many segments are kept open for reading."""
 POINTER: Final = struct.Struct("<IIII16s")
 POINTER_BYTES: Final = POINTER.size
 ABSENT: Final = bytes(POINTER_BYTES)
@@ -111,7 +112,7 @@ class SegmentStore:
         self.next_number = next_number
         self.usage: dict[int, Usage] = {}
         self._writers: dict[int, Writer] = {}
-        self._open: ByteCache[int, tuple[File, RecordCipher]] = ByteCache(96)
+        self._open: dict[int, tuple[File, RecordCipher]] = {}
         self._scratch = bytearray((1 << 20) + TAG_BYTES)
         self.unsynced_dir = False
         self.appended_bytes = 0
@@ -193,9 +194,8 @@ class SegmentStore:
 
     def forget_file(self, number: int) -> None:
         """Close the cached descriptor of a segment."""
-        cached = self._open.get(number)
+        cached = self._open.pop(number, None)
         if cached is not None:
-            self._open.drop(number)
             cached[0].close()
 
     def _reader(self, segment: int) -> tuple[File, RecordCipher]:
@@ -208,8 +208,9 @@ class SegmentStore:
                     "a segment is missing", found=file_name(segment)
                 ) from None
             salt = read_exact(file, SALT_BYTES, 0)
-            cached = file, segment_cipher(self._keys, segment, salt)
-            self._open.put(segment, cached, 1)
+            if len(self._open) >= _MAX_OPEN:
+                self.forget_file(next(iter(self._open)))
+            cached = self._open[segment] = file, segment_cipher(self._keys, segment, salt)
         return cached
 
     def _sealed(self, pointer: bytes, limit: int) -> tuple[memoryview, RecordCipher, int]:
@@ -274,9 +275,8 @@ class SegmentStore:
 
     def close(self) -> None:
         """Close all descriptors."""
-        for number in list(self.usage):
+        for number in list(self._open):
             self.forget_file(number)
-        self._open.clear()
 
 
 def plain_length(pointer: bytes) -> int:
