@@ -39,6 +39,7 @@ from serdab.vfs.api import DirEntry, FileSystem, Inode
 Reply: TypeAlias = "bytes | memoryview | None"
 Handler: TypeAlias = Callable[[int, int, int, int, int], Reply]
 
+_pack_header_into = abi.OUT_HEADER.pack_into
 #: Ten years: the kernel clamps it to what its clock can hold.
 ENDLESS_S: Final = 315_360_000
 MAX_WRITE_BYTES: Final = 1 << 20
@@ -256,11 +257,12 @@ class Operations:
 
     def _read(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         offset, count = wire.parse_read(self.view, size)
-        room = self._reply_view[16 : 16 + min(count, MAX_WRITE_BYTES)]
-        found = self._fs.read_into(nodeid, offset, room)
-        if not 0 <= found <= len(room):
-            raise InternalError(f"read_into returned {found} for {len(room)} bytes")
-        abi.OUT_HEADER.pack_into(self._reply, 0, 16 + found, 0, unique)
+        if count > MAX_WRITE_BYTES:
+            count = MAX_WRITE_BYTES
+        found = self._fs.read_into(nodeid, offset, self._reply_view[16 : 16 + count])
+        if not 0 <= found <= count:
+            raise InternalError(f"read_into returned {found} for {count} bytes")
+        _pack_header_into(self._reply, 0, 16 + found, 0, unique)
         return self._reply_view[: 16 + found]
 
     def _write(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
@@ -354,7 +356,7 @@ class Operations:
         reply, at = self._reply, 16
         for entry in batch:
             at = wire.dump_dirent_into(reply, at, entry.ino, entry.cookie, entry.name, entry.dtype)
-        abi.OUT_HEADER.pack_into(reply, 0, at, 0, unique)
+        _pack_header_into(reply, 0, at, 0, unique)
         return self._reply_view[:at]
 
     def _readdirplus(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
@@ -368,7 +370,7 @@ class Operations:
             at = dump(
                 reply, at, inode, entry.ino, entry.cookie, name, entry.dtype, valid_s, block_size
             )
-        abi.OUT_HEADER.pack_into(reply, 0, at, 0, unique)
+        _pack_header_into(reply, 0, at, 0, unique)
         return self._reply_view[:at]
 
     def _lookup_entry(self, entry: DirEntry) -> Inode | None:

@@ -31,7 +31,10 @@ class MalformedRequest(FormatError):
 
 _SECOND: Final = 1_000_000_000
 _SLASH: Final = ord("/")  # to look for a number in bytes takes a third of looking for bytes
+_PADDING: Final = tuple(bytes(count) for count in range(8))
 _unpack_header = abi.IN_HEADER_START.unpack_from
+_unpack_read = abi.READ_IN_START.unpack_from
+_unpack_write = abi.WRITE_IN_START.unpack_from
 _pack_entry = abi.ENTRY_REPLY.pack
 _pack_attr = abi.ATTR_REPLY.pack
 _pack_out_header = abi.OUT_HEADER.pack
@@ -212,7 +215,7 @@ def parse_read(view: memoryview, size: int) -> tuple[int, int]:
     """Return (offset, count) of READ, READDIR and READDIRPLUS."""
     if size < 80:
         raise _short("READ", 80, size)
-    _, offset, count, _, _, _, _ = abi.READ_IN.unpack_from(view, 40)
+    offset, count = _unpack_read(view, 40)
     return offset, count
 
 
@@ -220,7 +223,7 @@ def parse_write(view: memoryview, size: int) -> tuple[int, int, memoryview]:
     """Return (offset, write_flags, data); the data is a window into ``view``."""
     if size < 80:
         raise _short("WRITE", 80, size)
-    _, offset, count, flags, _, _, _ = abi.WRITE_IN.unpack_from(view, 40)
+    offset, count, flags = _unpack_write(view, 40)
     if count != size - 80:
         raise _short("WRITE", 80 + count, size)
     return offset, flags, view[80:size]
@@ -449,7 +452,7 @@ def dump_dirent_into(
     abi.DIRENT.pack_into(buf, at, ino, cookie, count, dtype)
     end = at + 24 + count
     after = (end + 7) & ~7
-    buf[at + 24 : after] = name + bytes(after - end)
+    buf[at + 24 : after] = name + _PADDING[after - end]
     return after
 
 
@@ -488,5 +491,5 @@ def dump_direntplus_into(
         )  # fmt: skip
     end = at + 152 + count
     after = (end + 7) & ~7
-    buf[at + 152 : after] = name + bytes(after - end)
+    buf[at + 152 : after] = name + _PADDING[after - end]
     return after

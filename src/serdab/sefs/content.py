@@ -142,12 +142,12 @@ class Content:
         if length <= 0:
             return 0
         ino = inode.ino
-        opened = self._dirty.get(ino)
-        dirty = opened.chunks if opened is not None else {}
         if inode.flags & ks.F_INLINE:
             content = self._items.get(ks.key(ino, ks.T_INLINE)) or b""
             _copy(content, offset, buf[:length])
             return length
+        opened = self._dirty.get(ino)
+        dirty = opened.chunks if opened is not None else {}
         size = self._chunk_size
         position, end = offset, offset + length
         while position < end:
@@ -225,18 +225,17 @@ class Content:
     def _read_record(
         self, ino: int, chunk: int, pointer: bytes, skip: int, out: memoryview
     ) -> None:
-        length = plain_length(pointer)
-        if length > self._chunk_size:
-            raise FormatError("chunk longer than the chunk size", subject=f"inode {ino}")
         try:
-            if skip == 0 and len(out) >= length:
+            if skip == 0 and len(out) >= (length := plain_length(pointer)):
+                if length > self._chunk_size:
+                    raise FormatError("chunk longer than the chunk size")
                 self._segments.read_into(pointer, data_aad(ino, chunk), out[:length])
                 out[length:] = bytes(len(out) - length)
                 return
             plain = self._chunks.get(pointer)
             if plain is None:
-                plain = self._segments.read(pointer, data_aad(ino, chunk), length)
-                self._chunks.put(pointer, plain, length)
+                plain = self._segments.read(pointer, data_aad(ino, chunk), self._chunk_size)
+                self._chunks.put(pointer, plain, len(plain))
         except (AuthenticationError, FormatError) as exc:
             segment, offset, *_ = POINTER.unpack(pointer)
             raise type(exc)(

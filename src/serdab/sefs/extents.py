@@ -54,8 +54,8 @@ class Extents:
         group, index = divmod(chunk, ks.GROUP)
         if group > ks.MAX_GROUP:
             return ABSENT
-        value = self.group(ino, group)
-        return bytes(value[index * POINTER_BYTES : (index + 1) * POINTER_BYTES]) or ABSENT
+        start = index * POINTER_BYTES
+        return bytes(self.group(ino, group)[start : start + POINTER_BYTES]) or ABSENT
 
     def set_pointer(self, ino: int, chunk: int, pointer: bytes) -> None:
         """Replace the pointer of a chunk; the record it had is free."""

@@ -250,13 +250,14 @@ class Journal:
         Raises:
             FsError: ENOSPC.
         """
-        limits = self._limits
-        growth += self.content.dirty_bytes + self.content.writer.waiting_bytes
+        limits, content = self._limits, self.content
+        growth += content.dirty_bytes + content.writer.waiting_bytes
         if limits.max_bytes and self.segments.live_bytes + growth > limits.max_bytes:
             raise FsError(errno.ENOSPC)
         scattered = items * self._page_size
         if scattered > limits.scattered_bytes:
-            self._keep_apart(scattered)
+            if scattered + self.segments.appended_bytes >= self._ask_host_at:
+                self._keep_apart(scattered)
             scattered = limits.scattered_bytes
         needed = growth + 2 * scattered + limits.log_growth_bytes + _BASE_ROOM
         if needed <= self._reserve.size:
@@ -282,11 +283,8 @@ class Journal:
 
         The host is asked again when a part of what counts as little may have been used.
         """
-        spent = scattered + self.segments.appended_bytes
-        if spent < self._ask_host_at:
-            return
         tight = self._limits.tight_bytes
-        self._ask_host_at = spent + tight // 64
+        self._ask_host_at = scattered + self.segments.appended_bytes + tight // 64
         if self._dir.free_bytes()[1] < tight:
             self._guarded(self._checkpoint)
 

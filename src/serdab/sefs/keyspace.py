@@ -183,8 +183,13 @@ def parse_inode(ino: int, raw: bytes) -> Inode:
         or reserved
     ):
         raise FormatError("inode record with an impossible field", subject=f"inode {ino}")
-    inode = Inode(ino, mode, uid, gid, rdev)
+    inode = Inode.__new__(Inode)  # each field is set once
+    inode.ino = ino
+    inode.mode = mode
     inode.nlink = nlink
+    inode.uid = uid
+    inode.gid = gid
+    inode.rdev = rdev
     inode.flags = flags
     inode.size = size
     inode.atime_ns = atime_ns
@@ -192,6 +197,7 @@ def parse_inode(ino: int, raw: bytes) -> Inode:
     inode.ctime_ns = ctime_ns
     inode.btime_ns = btime_ns
     inode.lower_limit = lower_limit
+    inode.blocks = -1
     return inode
 
 

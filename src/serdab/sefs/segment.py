@@ -295,7 +295,8 @@ class Writer:
         self.written = 0
         self._limits = store.limits
         self._buffer = bytearray()
-        self._fill = 0
+        self.waiting_bytes = 0
+        """Sealed bytes that the host does not have yet."""
         self._count = 0
         self._unsynced: list[File] = []
         self._dirty = False
@@ -306,30 +307,34 @@ class Writer:
     def append(self, plain: bytes | bytearray | memoryview, aad: bytes) -> bytes:
         """Seal a record; return its pointer. It is durable after :meth:`sync`."""
         stored = len(plain) + TAG_BYTES
-        if self._number and self.written + self._fill + stored > self._limits.segment_bytes:
+        if self._number and self.written + self.waiting_bytes + stored > self._limits.segment_bytes:
             self.finish()
         if not self._number:
             self._number, self.file, self.cipher = self._store.begin(self)
-            self.written, self._fill, self._count = HEADER_BYTES, 0, 0
-        if self._fill + stored > len(self._buffer):
+            self.written, self.waiting_bytes, self._count = HEADER_BYTES, 0, 0
+        if self.waiting_bytes + stored > len(self._buffer):
             self.flush()
             if stored > len(self._buffer):
                 room = self._limits.buffer_bytes
                 self._buffer = bytearray(max(stored, room + room // 8))
-        out = memoryview(self._buffer)[self._fill : self._fill + stored]
+        out = memoryview(self._buffer)[self.waiting_bytes : self.waiting_bytes + stored]
         self.cipher.seal_into(self._count, plain, aad, out)
         pointer = POINTER.pack(
-            self._number, self.written + self._fill, stored, self._count, bytes(out[-TAG_BYTES:])
+            self._number,
+            self.written + self.waiting_bytes,
+            stored,
+            self._count,
+            bytes(out[-TAG_BYTES:]),
         )
-        self._fill += stored
+        self.waiting_bytes += stored
         self._count += 1
         usage = self._store.usage[self._number]
-        usage.used = self.written + self._fill
+        usage.used = self.written + self.waiting_bytes
         usage.live += stored
         self._store.appended_bytes += stored
         self._store.churn_bytes += stored
         self._dirty = True
-        if self._fill >= self._limits.buffer_bytes:
+        if self.waiting_bytes >= self._limits.buffer_bytes:
             try:
                 self.flush()
             except OSError as exc:
@@ -338,24 +343,19 @@ class Writer:
                     raise
         return pointer
 
-    @property
-    def waiting_bytes(self) -> int:
-        """Sealed bytes that the host does not have yet."""
-        return self._fill
-
     def buffered(self, offset: int, stored: int) -> memoryview:
         """Return sealed bytes that are not in the file yet."""
         start = offset - self.written
-        if start + stored > self._fill:
+        if start + stored > self.waiting_bytes:
             raise FormatError("record beyond the end of its segment")
         return memoryview(self._buffer)[start : start + stored]
 
     def flush(self) -> None:
         """Hand the buffer to the host."""
-        if self._fill:
-            self.file.pwrite(memoryview(self._buffer)[: self._fill], self.written)
-            self.written += self._fill
-            self._fill = 0
+        if self.waiting_bytes:
+            self.file.pwrite(memoryview(self._buffer)[: self.waiting_bytes], self.written)
+            self.written += self.waiting_bytes
+            self.waiting_bytes = 0
 
     def sync(self) -> bool:
         """Make everything appended durable; return whether there was anything."""

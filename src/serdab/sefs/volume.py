@@ -91,6 +91,7 @@ class Volume:
         self._orphans: set[int] = set()
         self._items = self._journal.items
         self._content = self._journal.content
+        self._live_inodes = self._journal.inodes
 
     def recover(self, *, tolerant: bool = False) -> None:
         """Check the root and replay the log. ``tolerant``: leave damage for fsck to report."""
@@ -208,7 +209,7 @@ class Volume:
     # WritableLayer: changing --------------------------------------------------------------
 
     def live_inode(self, ino: int) -> Inode | None:
-        return self._journal.inodes.get(ino) or self._content.live_inode(ino)
+        return self._live_inodes.get(ino) or self._content.live_inode(ino)
 
     def new_ino(self) -> int:
         ino = self._journal.next_ino

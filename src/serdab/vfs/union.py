@@ -76,9 +76,7 @@ class Union:
     # Inodes -------------------------------------------------------------------------------
 
     def _find(self, ino: int) -> Inode | None:
-        inode = self._inodes.get(ino)
-        if inode is not None:
-            return inode
+        """Return an inode that is not at hand, and keep it there."""
         inode = self._orphans.get(ino) or self._merged.inode(ino)
         if inode is not None:
             if len(self._inodes) >= _CACHE_INODES:
