@@ -95,10 +95,7 @@ class Extents:
             groups[int.from_bytes(key[9:], "big")] = check_group(ino, value)
         groups.update(self._changed.pop(ino, {}))
         for group, pointers in groups.items():
-            for start in range(0, len(pointers), POINTER_BYTES):
-                pointer = bytes(pointers[start : start + POINTER_BYTES])
-                if pointer not in (ABSENT, HOLE):
-                    self._segments.free(pointer)
+            self._segments.free_all(pointers)
             self._clean.drop((ino, group))
             self._unsaved.discard((ino, group))
             self._items.drop(ks.group_key(ino, group))

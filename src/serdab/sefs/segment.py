@@ -176,6 +176,15 @@ class SegmentStore:
             usage.live -= stored
             self.churn_bytes += stored
 
+    def free_all(self, pointers: bytes | bytearray) -> None:
+        """The newest state no longer refers to any of these records."""
+        usage = self.usage
+        for segment, _, stored, _, _ in POINTER.iter_unpack(pointers):
+            # HOLE and ABSENT name segments that never are.
+            if segment in usage:
+                usage[segment].live -= stored
+                self.churn_bytes += stored
+
     def claim(self, pointer: bytes) -> None:
         """The newest state refers to a record (again)."""
         segment, offset, stored, _, _ = POINTER.unpack(pointer)
