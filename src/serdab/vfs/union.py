@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The union of a read-only lower layer and a writable upper one, as one POSIX file system.
 
-Above: ``fuse``. Below: ``merged`` (the two layers seen as one), ``layer``.
+Above: ``fuse``. Below: ``liveinodes`` (which inodes are in memory, and for how long), ``merged``
+(the two layers seen as one), ``layer``.
 
 The upper layer is a delta on inodes: a name or an inode record in it wins over the lower layer's,
 a whiteout hides a lower name. Copying up is putting the lower inode's record into the upper layer
@@ -24,7 +25,7 @@ from serdab.errors import FsError
 from serdab.vfs.api import ROOT_INO, DirEntry, Inode, SetAttr, StatFs
 from serdab.vfs.attributes import clamped_time, drop_suidgid, one_name_less
 from serdab.vfs.layer import Layer, WritableLayer
-from serdab.vfs.merged import Merged
+from serdab.vfs.liveinodes import LiveInodes
 
 NAME_MAX: Final = 255
 XATTR_NAME_MAX: Final = 255
@@ -38,26 +39,19 @@ _EXCHANGE: Final = 2
 _KEEP_SIZE: Final = 1
 _PUNCH_HOLE: Final = 2
 _ZERO_RANGE: Final = 16
-_CACHE_INODES: Final = 40_000
 _COPY_UNIT: Final = 1 << 20
 _MAX_SIZE: Final = (1 << 63) - 1
 _NOW: Final = -1
-_FORMAT: Final = 0o170000
 _SLASH: Final = ord("/")
 _DIRECTORY: Final = stat.S_IFDIR >> 12
 
 
 @final
-class Union:
+class Union(LiveInodes):
     """Implements :class:`serdab.vfs.api.FileSystem`."""
 
     def __init__(self, upper: WritableLayer, lower: Layer | None) -> None:
-        self._upper = upper
-        self._merged = Merged(upper, lower)
-        self._inodes: dict[int, Inode] = {}
-        self._counts: dict[int, int] = {}
-        self._orphans: dict[int, Inode] = {}
-        self._parents: dict[int, int] = {}
+        super().__init__(upper, lower)
         self._closed = False
         if self._find(ROOT_INO) is None:
             self._make_root()
@@ -72,48 +66,6 @@ class Union:
         self._stamp_all(root)
         self._inodes[ino] = root
         self._upper.put_inode(root)
-
-    # Inodes -------------------------------------------------------------------------------
-
-    def _find(self, ino: int) -> Inode | None:
-        """Return an inode that is not at hand, and keep it there."""
-        inode = self._orphans.get(ino) or self._merged.inode(ino)
-        if inode is not None:
-            if len(self._inodes) >= _CACHE_INODES:
-                self._evict()
-            self._inodes[ino] = inode
-        return inode
-
-    def _evict(self) -> None:
-        """Drop the older half of the clean inodes; they are read again when asked for."""
-        live = self._upper.live_inode
-        for ino in list(self._inodes)[: _CACHE_INODES // 2]:
-            if live(ino) is None and ino not in self._orphans:
-                del self._inodes[ino]
-
-    def _inode(self, ino: int) -> Inode:
-        inode = self._inodes.get(ino) or self._find(ino)
-        if inode is None:
-            raise FsError(errno.ESTALE)
-        return inode
-
-    def _dir(self, ino: int) -> Inode:
-        inode = self._inodes.get(ino) or self._inode(ino)
-        if inode.mode & _FORMAT != stat.S_IFDIR:
-            raise FsError(errno.ENOTDIR)
-        return inode
-
-    def _stamp_all(self, inode: Inode) -> None:
-        now = time.time_ns()
-        inode.atime_ns = inode.mtime_ns = inode.ctime_ns = inode.btime_ns = now
-
-    def _changed(self, inode: Inode, *, content: bool = False) -> None:
-        """The inode changed now; its record goes to the upper layer."""
-        now = time.time_ns()
-        inode.ctime_ns = now
-        if content:
-            inode.mtime_ns = now
-        self._upper.put_inode(inode)
 
     # Names --------------------------------------------------------------------------------
 
@@ -132,11 +84,6 @@ class Union:
 
     # Lookup -------------------------------------------------------------------------------
 
-    def _count(self, inode: Inode) -> Inode:
-        counts = self._counts
-        counts[inode.ino] = counts.get(inode.ino, 0) + 1
-        return inode
-
     def lookup(self, parent: int, name: bytes) -> Inode:
         if len(name) > NAME_MAX:
             raise FsError(errno.ENAMETOOLONG)
@@ -152,21 +99,6 @@ class Union:
         if dtype == _DIRECTORY:
             self._parents[ino] = parent
         return self._count(self._inodes.get(ino) or self._inode(ino))
-
-    def lookup_ino(self, ino: int) -> Inode:
-        return self._count(self._inode(ino))
-
-    def forget(self, ino: int, nlookup: int) -> None:
-        left = self._counts.get(ino, 0) - nlookup
-        if left > 0:
-            self._counts[ino] = left
-            return
-        self._counts.pop(ino, None)
-        self._parents.pop(ino, None)
-        orphan = self._orphans.pop(ino, None)
-        if orphan is not None:
-            self._inodes.pop(ino, None)
-            self._upper.drop_inode(orphan)
 
     def getattr(self, ino: int) -> Inode:
         return self._inode(ino)
@@ -295,28 +227,6 @@ class Union:
         return self._count(inode)
 
     # Removal ------------------------------------------------------------------------------
-
-    def _orphan(self, inode: Inode) -> None:
-        """The last name is gone. The inode lives until the kernel forgets it."""
-        self._orphans[inode.ino] = inode
-        self._upper.put_orphan(inode.ino)
-
-    def _release(self, inode: Inode) -> None:
-        """One name less. A directory is empty: what is left of it are whiteouts."""
-        if stat.S_ISDIR(inode.mode):
-            inode.nlink = 0
-            self._upper.clear_dirents(inode.ino)
-        else:
-            one_name_less(inode)
-        if inode.nlink > 0:
-            self._changed(inode)
-        elif self._counts.get(inode.ino):
-            inode.ctime_ns = time.time_ns()
-            self._upper.put_inode(inode)
-            self._orphan(inode)
-        else:
-            self._inodes.pop(inode.ino, None)
-            self._upper.drop_inode(inode)
 
     def _existing(self, parent: int, name: bytes) -> tuple[Inode, Inode]:
         directory = self._dir(parent)
