@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from serdab.sefs.anchorfile import NEW_ANCHOR
 from serdab.sefs.image import open_image_in
 from serdab.sefs.imagebuild import ImageOptions, build_image
 from serdab.sefs.imageformat import IMAGE_NAME
@@ -26,7 +27,7 @@ from serdab.testing.memfs import MemFs
 from serdab.testing.recording import SyncDir, SyncFile, Trace
 from serdab.vfs.layer import Layer
 from tests.crash.actor import Step
-from tests.crash.storm import KEY, Ground, Record, Tally, bare_ground, run, storm
+from tests.crash.storm import AGAIN, KEY, Ground, Record, Tally, bare_ground, run, storm
 from tests.crash.workloads import SETUP, bounded, random_workload, sampled
 from tests.property.fsops import picture
 from tests.property.test_union_model import mirrored
@@ -132,6 +133,14 @@ def test_the_default_limits_hold_too(grounds: Grounds) -> None:
     ground.limits = VolumeLimits()
     for seed in range(2):
         storm(run(ground, random_workload(seed, 20)), Tally(), per_point=3, seed=seed)
+
+
+def test_the_first_anchor_is_whole_whatever_an_earlier_attempt_left() -> None:
+    """Cut off before its rename, it leaves a file under the name that the next attempt takes."""
+    ground, tally = bare_ground(), Tally()
+    ground.host.files[NEW_ANCHOR] = MemoryFile()
+    storm(run(ground, AGAIN), tally, per_point=None)
+    assert tally.states > 50
 
 
 @pytest.mark.parametrize("seed", range(4))

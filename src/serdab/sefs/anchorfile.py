@@ -48,7 +48,10 @@ class AnchorFile:
         if self.exists:
             return
         if NEW_ANCHOR in self._dir.names():
+            # What an attempt left that was cut off. No host may keep the rename below without this
+            # and what follows: it would give the old, half file the name.
             self._dir.unlink(NEW_ANCHOR)
+            self._dir.sync()
         raw, tag = dump_slot(self._keys, self.uuid, self._source, self.state)
         file = self._dir.open(NEW_ANCHOR, create=True)
         try:
