@@ -16,7 +16,7 @@ from serdab.sefs.cache import ByteCache
 from serdab.sefs.page import MAX_PAGE_BYTES, Page, parse_page
 from serdab.sefs.segment import POINTER, SegmentStore, Usage, Writer, page_aad, plain_length
 
-_CACHE: Final = 24 << 20
+_CACHE: Final = 48 << 20
 _ENTRY: Final = struct.Struct("<III")
 
 
