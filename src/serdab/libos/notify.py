@@ -7,7 +7,8 @@ were reason enough), ``filter``, ``rootconfig``.
 Threads: calls are performed and answered in the loop's thread. Only the arguments of MountRootFS
 are read here, in a thread of their own.
 
-Security: the answer is always ours. No checked call is ever passed on to the kernel.
+Security: the answer is always ours. No checked call is ever passed on to the kernel. The number of
+mounts and umounts on their way is bounded, since each takes processes and descriptors outside.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import _thread
 import errno
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from serdab.errors import Error
 from serdab.libos.filter import MOUNT_ROOT_FS, Numbers
@@ -31,10 +32,15 @@ from serdab.libos.intake import (
 )
 from serdab.libos.loop import Future, Loop
 from serdab.libos.mountcall import MountCall, UmountCall
+from serdab.libos.turns import Turns
 from serdab.linux.memory import Memory
 from serdab.linux.seccomp import Listener, Notification
 
 T = TypeVar("T")
+
+#: With six descriptors each, and all the mounts there may be, this fits into the usual 1024.
+MAX_AT_ONCE: Final = 64
+TURN_PATIENCE_S: Final = 10.0
 
 
 class Caller:
@@ -154,13 +160,27 @@ class Notifications:
             numbers.mount: handlers.look_at_mount,
             numbers.umount2: handlers.look_at_umount,
         }
+        self._turns = Turns(loop, MAX_AT_ONCE)
         self._intake = Intake(loop, looks, owner=owner, accept=self._accept, log=log)
         self.add = self._intake.add
         self.flush = self._intake.flush
 
     def _accept(self, listener: Listener, notification: Notification, copied: Copied) -> None:
         caller = Caller(self._loop, listener, notification, self._owner)
-        self._loop.start(self._handle(caller, copied))
+        self._loop.start(
+            self._handle(caller, None) if copied is None else self._in_turn(caller, copied)
+        )
+
+    async def _in_turn(self, caller: Caller, copied: MountCall | UmountCall) -> None:
+        if not await self._turns.take(TURN_PATIENCE_S):
+            if caller.answer(errno.EAGAIN):
+                line = f"{MAX_AT_ONCE} mounts and umounts are on their way, and none of them ends"
+                self._log("error", line)
+            return
+        try:
+            await self._handle(caller, copied)
+        finally:
+            self._turns.give_back()
 
     async def _handle(self, caller: Caller, copied: Copied) -> None:
         code = 0
