@@ -97,6 +97,12 @@ class Channel:
         finally:
             os.close(file)
 
+    def has_room(self, patience_s: float) -> bool:
+        """Return whether a record could be sent without waiting for the peer, now or soon."""
+        poll = select.poll()
+        poll.register(self._end.fileno(), select.POLLOUT)
+        return bool(poll.poll(patience_s * 1000))
+
     def receive_within(self, patience_s: float) -> tuple[dict[str, Value], list[int]] | None:
         """Return the next record as :meth:`receive` does.
 

@@ -22,6 +22,8 @@ Security:
     2. Other callers wait for a late front for tens of milliseconds at most. The late call itself
        ends with EFAULT at its deadline.
     3. The number of late threads is bounded. Beyond it nobody's memory is read: EAGAIN.
+    4. What the operator is told of refusals is bounded, by lines per second, whoever asks for what:
+       beyond it they are counted.
 """
 
 from __future__ import annotations
@@ -47,6 +49,8 @@ READ_DEADLINE_S: Final = 10.0
 _TICK_S: Final = 0.02
 _MAX_LATE: Final = 32
 _AT_ONCE: Final = 16
+_LINES: Final = 256  # within _LINES_S
+_LINES_S: Final = 1.0
 _AFTER_DEFECT_S: Final = 1.0  # should it come again and again
 _PTRACE_SCOPE: Final = "/proc/sys/kernel/yama/ptrace_scope"
 
@@ -107,6 +111,16 @@ class _Front:
         self.notification: Notification | None = None
 
 
+class _Line:
+    """A line for the operator, and how many refusals in a row have it."""
+
+    __slots__ = ("count", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.count = 1
+
+
 class Intake:
     """All listeners of an instance.
 
@@ -134,7 +148,11 @@ class Intake:
         self._front: _Front | None = None
         self._late: list[_Front] = []
         self._overdue: set[_Front] = set()
-        self._lines: list[str] = []
+        self._lines: list[_Line] = []
+        self._untold = 0
+        self._telling = _thread.allocate_lock()
+        self._room = _LINES
+        self._room_until = 0.0
         self._is_ticking = False
 
     def add(self, fd: int) -> None:
@@ -146,24 +164,38 @@ class Intake:
 
     def flush(self) -> None:
         """Tell the operator what fronts refused so far; in the loop's thread."""
-        if not self._lines:
-            return
-        lines, self._lines = self._lines, []
-        count = 0
-        for position, line in enumerate(lines):
-            count += 1
-            if position + 1 < len(lines) and lines[position + 1] == line:
-                continue
-            self._log("error", line if count == 1 else f"{line} ({count} times)")
-            count = 0
+        with self._telling:
+            lines, self._lines = self._lines, []
+            untold, self._untold = self._untold, 0
+        for line in lines:
+            times = "" if line.count == 1 else f" ({line.count} times)"
+            self._log("error", line.text + times)
+        if untold:
+            self._log("error", f"refused besides, too many to tell: {untold} calls")
 
     # In the loop's thread ------------------------------------------------------------------
 
     def _start_front(self) -> None:
-        reads = len(self._late) + len(self._overdue) < _MAX_LATE
-        front = _Front(Memory(self._owner), reads=reads)
-        self._front = front
+        self._front = front = _Front(Memory(self._owner), reads=self._may_read(len(self._late)))
         _thread.start_new_thread(self._run, (front,))
+
+    def _relieve(self, busy: _Front, since: float) -> None:
+        """Let another front take over from one that is with a call since then."""
+        front = _Front(Memory(self._owner), reads=self._may_read(len(self._late) + 1))
+        # Two that receive would wait for one call, and the calls of other programs for them. From
+        # here to the assignment no other thread runs: the busy one is with that call, or goes on.
+        if busy.since != since:
+            return
+        self._front = front
+        self._late.append(busy)
+        _thread.start_new_thread(self._run, (front,))
+
+    def _may_read(self, late: int) -> bool:
+        return late + len(self._overdue) < _MAX_LATE
+
+    def _are_all_late(self) -> bool:
+        """Return whether as many wait for memory as may, at this moment; any thread."""
+        return sum(late.since != 0.0 for late in (*self._late, *self._overdue)) >= _MAX_LATE
 
     def _start_ticking(self) -> None:
         self._loop.call_later(_TICK_S, self._tick)
@@ -173,9 +205,9 @@ class Intake:
         self.flush()
         now = time.monotonic()
         front = self._front
-        if front is not None and front.since and now - front.since >= _TICK_S:
-            self._late.append(front)
-            self._start_front()
+        since = 0.0 if front is None else front.since
+        if front is not None and since and now - since >= _TICK_S:
+            self._relieve(front, since)
         for late in list(self._late):
             if not late.since:
                 self._late.remove(late)
@@ -185,14 +217,14 @@ class Intake:
                 self._give_up(late)
         self._overdue = {late for late in self._overdue if late.since}
         if front is not None and not front.reads:
-            front.reads = len(self._late) + len(self._overdue) < _MAX_LATE
+            front.reads = self._may_read(len(self._late))
         if self._late or self._overdue or (self._front and self._front.since):
             self._start_ticking()
             return
         self._is_ticking = False
         front = self._front
-        if self._lines or (front and front.since):  # begun while the flag still stood
-            self._wake()
+        if self._lines or self._untold or (front and front.since):
+            self._wake()  # begun while the flag still stood
 
     def _give_up(self, late: _Front) -> None:
         listener, notification = late.listener, late.notification
@@ -243,7 +275,7 @@ class Intake:
             self._wake()
         front.memory.turn_to(notification.thread)
         try:
-            if not front.reads:
+            if not front.reads and self._are_all_late():
                 raise BadCall(errno.EAGAIN, f"the memory of {_MAX_LATE} callers is slow already")
             copied = look.read(front.memory, notification.arguments)
             look.admit(notification.thread)
@@ -272,8 +304,24 @@ class Intake:
     ) -> None:
         if reason:
             # Before the answer, so that it is told before the caller's end.
-            self._lines.append(reason)
+            self._note(reason)
         listener.answer(notification.id, error=code)
+
+    def _note(self, text: str) -> None:
+        with self._telling:
+            lines = self._lines
+            if lines and lines[-1].text == text:
+                lines[-1].count += 1
+                return
+            now = time.monotonic()
+            if now >= self._room_until:
+                self._room_until = now + _LINES_S
+                self._room = _LINES
+            if self._room:
+                self._room -= 1
+                lines.append(_Line(text))
+            else:
+                self._untold += 1
 
     def _hand_over(self, listener: Listener, notification: Notification, copied: Copied) -> None:
         self._loop.call_from_thread(lambda: self._accept(listener, notification, copied))

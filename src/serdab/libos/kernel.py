@@ -42,6 +42,7 @@ from serdab.linux.memory import Memory
 _CLOSE_PATIENCE_S: Final = 600.0
 _TERM_PATIENCE_S: Final = 5.0
 _LOOK_EVERY_S: Final = 0.01
+_READ_PATIENCE_S: Final = 1.0
 
 
 class Kernel:
@@ -61,6 +62,7 @@ class Kernel:
         self._is_booted = False
         self._last_moment = math.inf
         self._lock_fds: list[int] = []
+        self._lost_lines = 0
         # Everything that takes time to start is started before anything is verified: none of it
         # holds a secret, and none of it acts before it is told to.
         self._root_server = self._new_server("root FS")
@@ -135,8 +137,17 @@ class Kernel:
             pass  # the caller is gone: _readable hears it and takes the instance down
 
     def _log(self, level: str, line: str) -> None:
-        if self._boot is None or self._boot.may_log(level):
-            self._send({"op": "log", "level": level, "line": line})
+        if self._boot is not None and not self._boot.may_log(level):
+            return
+        # Whoever does not read must not hold up calls: it may be a pipe that a program has filled.
+        if not self._channel.has_room(0 if self._lost_lines else _READ_PATIENCE_S):
+            self._lost_lines += 1
+            return
+        if self._lost_lines:
+            lost = f"{self._lost_lines} lines are lost: they were not read in time"
+            self._lost_lines = 0
+            self._send({"op": "log", "level": "error", "line": lost})
+        self._send({"op": "log", "level": level, "line": line})
 
     def _on_fuse(self, index: int, fd: int, device: int) -> None:
         boot = self._boot

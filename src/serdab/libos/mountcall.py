@@ -66,6 +66,7 @@ _UNSUPPORTED: Final = frozenset({"devfs", "procfs", "ext2"})
 MOUNTABLE: Final = ("unionfs", "sefs", "hostfs", "ramfs")
 _EXPECTED_TYPES: Final = ", ".join(MOUNTABLE)
 MAC_BYTES: Final = 16
+_MAX_WORD: Final = 64  # of what is told to the operator
 
 
 class Readable(Protocol):
@@ -243,7 +244,8 @@ def parse_options(fstype: str, raw: bytes) -> dict[str, str]:
         name, equals, value = item.partition("=")
         if not equals or name not in known:
             # The value is not repeated: it may be a key with a misspelt name.
-            shown = name if equals and name.isidentifier() else "an item that is no option"
+            is_word = bool(equals) and len(name) <= _MAX_WORD and name.isidentifier()
+            shown = name if is_word else "an item that is no option"
             raise BadCall(errno.EINVAL, f"{fstype} options: {shown}, expected {', '.join(known)}")
         if name in options:
             raise BadCall(errno.EINVAL, f"{fstype} options: {name} is given twice")
