@@ -260,7 +260,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "names": Mutant(
         "sefs/keyspace.py",
-        'if not 1 <= len(name) <= NAME_MAX or _SLASH in name or 0 in name '
+        "if not 1 <= len(name) <= NAME_MAX or _SLASH in name or 0 in name "
         'or name in (b".", b".."):',
         "if False:",
         (HOSTILE, "-k", "names_that_lead"),
