@@ -72,6 +72,7 @@ MOUNTS = [
     ),
     # the target, before the file system
     (("none", "/nosuch", "sefs", "0", "dir=nosuch"), "ENOENT"),
+    (("none", "/proc/self/fd/" + "1" * 4081, "sefs", "0", "dir=nosuch"), "ENOENT"),
     (("none", "/file", "sefs", "0", "dir=nosuch"), "ENOTDIR"),
     (("none", "/loop", "sefs", "0", "dir=nosuch"), "ELOOP"),
     (("none", "/link", "ramfs", "256", "NULL"), "ENOTDIR"),

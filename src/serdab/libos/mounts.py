@@ -414,8 +414,10 @@ class _Where:
         link, rest = own
         try:
             self.place = replace(self.place, cwd=self._open(link))
-        except (FileNotFoundError, NotADirectoryError) as exc:
-            raise CallError(exc.errno or errno.ENOENT) from None
+        except OSError as exc:
+            # Our way to it may be longer than the caller's, which led to nothing then either.
+            is_long = exc.errno == errno.ENAMETOOLONG
+            raise CallError(errno.ENOENT if is_long else exc.errno or errno.ENOENT) from None
         return rest
 
     def _open(self, path: str, *, at: int | None = None) -> int:
