@@ -304,22 +304,22 @@ class Intake:
     ) -> None:
         if reason:
             # Before the answer, so that it is told before the caller's end.
-            self._note(reason)
+            lines = self._lines
+            if lines and lines[-1].text == reason:
+                lines[-1].count += 1  # without the lock: a count is not worth it
+            else:
+                self._note(reason)
         listener.answer(notification.id, error=code)
 
     def _note(self, text: str) -> None:
         with self._telling:
-            lines = self._lines
-            if lines and lines[-1].text == text:
-                lines[-1].count += 1
-                return
             now = time.monotonic()
             if now >= self._room_until:
                 self._room_until = now + _LINES_S
                 self._room = _LINES
             if self._room:
                 self._room -= 1
-                lines.append(_Line(text))
+                self._lines.append(_Line(text))
             else:
                 self._untold += 1
 
