@@ -211,3 +211,16 @@ def test_every_refusal_has_its_errno_and_changes_nothing(
     assert not wrong, "\n".join(wrong)
     assert [path.name for path in (mounter.path / "full").iterdir()] == ["something"]
     assert not list((mounter.path / "s").iterdir())
+
+
+def test_what_the_system_calls_wrong_is_told_to_the_operator(mounter: Mounter) -> None:
+    calls = [("none", name, "ramfs", "0", "NULL") for name in ("/nosuch", "/file", "/loop")]
+    calls.append(("none", "BAD", "ramfs", "0", "NULL"))
+    said = mounter.told(*(word for call in calls for word in ("mount", *call)))
+    assert "mount: '/nosuch': No such file or directory" in said
+    assert "mount: '/file': Not a directory" in said
+    assert "mount: '/loop': Too many levels of symbolic links" in said
+    assert "mount: the arguments: Bad address" in said
+    said = mounter.told("umount", "/nosuch", "0", "umount", "BAD", "0")
+    assert "umount: '/nosuch': No such file or directory" in said
+    assert "umount: the arguments: Bad address" in said

@@ -291,7 +291,8 @@ class Intake:
             refusal = unreadable(look.name)
             self._refuse(listener, notification, refusal.code, refusal.reason)
         except OSError as exc:
-            self._refuse(listener, notification, exc.errno or errno.EFAULT, "")
+            reason = f"{look.name}: the arguments: {exc.strerror}"
+            self._refuse(listener, notification, exc.errno or errno.EFAULT, reason)
         except Exception as exc:  # a defect must not leave the caller waiting for ever
             reason = f"please report: a system call failed by a defect: {exc!r}"
             self._refuse(listener, notification, errno.EIO, reason)
@@ -302,13 +303,12 @@ class Intake:
     def _refuse(
         self, listener: Listener, notification: Notification, code: int, reason: str
     ) -> None:
-        if reason:
-            # Before the answer, so that it is told before the caller's end.
-            lines = self._lines
-            if lines and lines[-1].text == reason:
-                lines[-1].count += 1  # without the lock: a count is not worth it
-            else:
-                self._note(reason)
+        # Before the answer, so that it is told before the caller's end.
+        lines = self._lines
+        if lines and lines[-1].text == reason:
+            lines[-1].count += 1  # without the lock: a count is not worth it
+        else:
+            self._note(reason)
         listener.answer(notification.id, error=code)
 
     def _note(self, text: str) -> None:

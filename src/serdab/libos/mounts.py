@@ -45,6 +45,7 @@ from serdab.libos.worker import Mounted, Place, Refused, Target, Worker
 
 MAX_MOUNTS: Final = 512
 _NOT_READY: Final = "mount: the instance is not ready"
+_SHOWN: Final = 200
 _RAMFS: Final = ("tmpfs", "source=ramfs,mode=1777")
 #: How long an fs server waits for a volume that another one of this instance is closing.
 _CLOSING_PATIENCE_MS: Final = 10_000
@@ -216,7 +217,7 @@ class RuntimeMounts:
             )
         except Refused as exc:
             if exc.at_target:
-                raise CallError(exc.code) from None
+                raise CallError(exc.code, f"{where.what}: {_shown(path)}: {exc}") from None
             raise CallError(
                 errno.EIO, f"mount: the worker could not enter the sandbox: {exc}"
             ) from None
@@ -318,7 +319,7 @@ class RuntimeMounts:
         try:
             await worker.detach()
         except Refused as exc:
-            raise CallError(exc.code) from None
+            raise CallError(exc.code, f"umount: {mount.words}: {exc}") from None
 
     # Housekeeping --------------------------------------------------------------------------
 
@@ -346,6 +347,11 @@ class RuntimeMounts:
 
 async def _nothing(*, delivered: bool) -> None:
     """Nothing is left to do, whether the caller heard of it or not."""
+
+
+def _shown(path: bytes) -> str:
+    """Return a path of a program for the operator: quoted, and not all of a long one."""
+    return repr(os.fsdecode(path[:_SHOWN])) + ("..." if len(path) > _SHOWN else "")
 
 
 def own_link(path: bytes, thread: int) -> tuple[str, bytes] | None:
@@ -378,6 +384,7 @@ class _Where:
     """
 
     def __init__(self, what: str, namespaces: tuple[int, ...], caller: Caller) -> None:
+        self.what = what
         self._fds: list[int] = []
         thread = self._thread = caller.notification.thread
         try:
@@ -417,7 +424,9 @@ class _Where:
         except OSError as exc:
             # Our way to it may be longer than the caller's, which led to nothing then either.
             is_long = exc.errno == errno.ENAMETOOLONG
-            raise CallError(errno.ENOENT if is_long else exc.errno or errno.ENOENT) from None
+            code = errno.ENOENT if is_long else exc.errno or errno.ENOENT
+            reason = f"{self.what}: {_shown(path)}: {os.strerror(code)}"
+            raise CallError(code, reason) from None
         return rest
 
     def _open(self, path: str, *, at: int | None = None) -> int:

@@ -105,7 +105,8 @@ class Caller:
         except PermissionError:
             raise unreadable("rootfs") from None
         except OSError as exc:
-            raise CallError(exc.errno or errno.EFAULT) from None
+            reason = f"rootfs: the arguments: {exc.strerror}"
+            raise CallError(exc.errno or errno.EFAULT, reason) from None
         self.check_alive()  # so it was the caller's memory
         return value
 
