@@ -224,3 +224,13 @@ def test_what_the_system_calls_wrong_is_told_to_the_operator(mounter: Mounter) -
     said = mounter.told("umount", "/nosuch", "0", "umount", "BAD", "0")
     assert "umount: '/nosuch': No such file or directory" in said
     assert "umount: the arguments: Bad address" in said
+
+
+def test_a_target_outside_the_instance_s_tree_is_refused_before_anything_is_made(
+    mounter: Mounter,
+) -> None:
+    folder = mounter.folder("s")
+    words = ("mount", "none", "/proc/self/fd/9", "sefs", "0", "dir=s")
+    assert mounter.calls("foreign", "/mnt", *words) == ["ok", "EINVAL"]
+    assert not list(folder.iterdir())
+    assert "the target lies outside the instance" in mounter.told("foreign", "/mnt", *words)

@@ -140,6 +140,9 @@ class RuntimeMounts:
                 )
                 if target.is_root:
                     raise CallError(errno.EPERM, "mount: the root is not mounted over")
+                if not target.in_tree:
+                    # mount(2) would say so, when a file system had been made for it already.
+                    raise CallError(errno.EINVAL, "mount: the target lies outside the instance")
                 mount_id = await self._mount_at(caller, worker, rules, call)
             except BaseException:
                 await self._dismiss(worker)
@@ -214,7 +217,10 @@ class RuntimeMounts:
                 nofollow=nofollow,
                 fuse=fuse,
                 drop_groups=self._sandbox.ids.drop_groups,
+                tree=self._sandbox.pid,
             )
+        except OSError:
+            raise CallerDied from None  # it went with the sandbox
         except Refused as exc:
             if exc.at_target:
                 raise CallError(exc.code, f"{where.what}: {_shown(path)}: {exc}") from None

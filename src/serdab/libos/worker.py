@@ -20,6 +20,7 @@ from serdab.libos.channel import close_all, receive_raw, send_raw, socket_pair
 from serdab.libos.interpreter import CHANNEL_FD, PYTHON_IGNORES
 from serdab.libos.launcher import HEADER
 from serdab.libos.loop import Future, Loop
+from serdab.linux.mounts import is_mounted
 
 _RESOLVE, _MOUNT, _UNDO, _WRITE_BACK, _DETACH = range(16, 21)
 _NOFOLLOW, _FUSE, _DROP_GROUPS = 1, 2, 4
@@ -39,11 +40,16 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a path of the caller leads to: a directory, maybe the root of a mount."""
+    """What a path of the caller leads to: a directory, maybe the root of a mount.
+
+    ``in_tree``: it lies in a mount of the instance, not in one that was detached or is another
+    mount namespace's.
+    """
 
     mount_id: int
     is_root: bool
     is_mount: bool
+    in_tree: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,24 +123,35 @@ class Worker:
         return serial, result, value, received
 
     async def resolve(
-        self, place: Place, path: bytes, *, nofollow: bool, fuse: bool, drop_groups: bool
+        self,
+        place: Place,
+        path: bytes,
+        *,
+        nofollow: bool,
+        fuse: bool,
+        drop_groups: bool,
+        tree: int,
     ) -> Target:
         """Find the directory that ``path`` names for the caller.
 
-        ``fuse``: a FUSE file system will be mounted there.
+        ``fuse``: a FUSE file system will be mounted there. ``tree``: the instance's first process.
 
         Raises:
             Refused: there is none, or the worker may not enter.
+            OSError: the first process is gone.
         """
         flags = _NOFOLLOW * nofollow | _FUSE * fuse | _DROP_GROUPS * drop_groups
         fds = (place.user_ns, place.mount_ns, place.root, place.cwd)
         serial, result, value, received = await self._ask(
             _RESOLVE, value=flags, body=path + b"\0", fds=fds
         )
-        close_all(received)
-        if result < 0:
-            raise Refused(-result, at_target=serial != _AT_ENTER)
-        return Target(serial, bool(value & _IS_ROOT), bool(value & _IS_MOUNT))
+        try:
+            if result < 0:
+                raise Refused(-result, at_target=serial != _AT_ENTER)
+            in_tree = is_mounted(received[0], tree)
+        finally:
+            close_all(received)
+        return Target(serial, bool(value & _IS_ROOT), bool(value & _IS_MOUNT), in_tree)
 
     async def mount(self, fstype: str, options: str, attributes: int) -> Mounted:
         """Mount at the target.

@@ -65,7 +65,9 @@ enum {
 
 /* worker to kernel process */
 enum {
-	OP_RESOLVED = 80, /* result 0: serial is the mount's id, value WORK_IS_*; else WORK_AT_* */
+	/* result 0: serial is the mount's id, value WORK_IS_*; descriptor: the target (O_PATH)
+	 * else: serial WORK_AT_* */
+	OP_RESOLVED = 80,
 	OP_MOUNTED = 81,  /* serial: the mount's id, value: device number; descriptor: /dev/fuse */
 	OP_WRITTEN = 82,
 	OP_DETACHED = 83, /* answer to OP_UNDO and OP_DETACH */

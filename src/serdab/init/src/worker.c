@@ -139,7 +139,7 @@ static void resolve(const struct message *m)
 	if (st.stx_attributes & STATX_ATTR_MOUNT_ROOT)
 		value |= WORK_IS_MOUNT;
 	/* The lower half tells two mounts of one instance apart as well as the whole. */
-	answer(OP_RESOLVED, 0, (u32)st.stx_mnt_id, value, -1);
+	answer(OP_RESOLVED, 0, (u32)st.stx_mnt_id, value, target_fd);
 }
 
 /* body: type, options, each ended by NUL; value: MOUNT_ATTR_*. */
