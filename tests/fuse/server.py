@@ -30,6 +30,11 @@ def _make(kind: str, source: str) -> FileSystem:
         return MemFs(size_limit_bytes=1 << 30, mode=0o777)
     if kind == "slow":
         return _Slow()
+    if kind == "sealed":
+        from serdab.sefs.volume import memory_volume
+        from serdab.vfs.union import Union
+
+        return Union(memory_volume(None), None)
     from serdab.vfs.hostfs import HostFs
 
     return HostFs(source, hidden=frozenset((b"hidden",)))
@@ -37,7 +42,7 @@ def _make(kind: str, source: str) -> FileSystem:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("kind", choices=("memory", "slow", "host"))
+    parser.add_argument("kind", choices=("memory", "slow", "sealed", "host"))
     parser.add_argument("path")
     parser.add_argument("--source", default="")
     parser.add_argument("--read-only", action="store_true")

@@ -425,6 +425,20 @@ class Content:
                 yield from self._lower.data_ranges(inode.ino, start, limit)
             start = stop
 
+    def stored_bytes(self, inode: Inode) -> int:
+        """Return about how much of a file takes space: whole chunks, the lower layer's part whole.
+
+        Not more than its size.
+        """
+        if inode.flags & ks.F_INLINE:
+            return inode.size
+        ino = inode.ino
+        chunks = self._extents.count(ino)
+        if ino in self._dirty:
+            chunks += sum(self._pointer(ino, n) in (ABSENT, HOLE) for n in self._dirty[ino].chunks)
+        below = inode.lower_limit if inode.flags & ks.F_LOWER else 0
+        return min(chunks * self._chunk_size + below, inode.size)
+
     # Saving -------------------------------------------------------------------------------
 
     def uncommitted(self) -> list[tuple[int, int, bytes]]:

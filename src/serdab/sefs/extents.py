@@ -19,6 +19,8 @@ from serdab.sefs.items import Items
 from serdab.sefs.segment import ABSENT, HOLE, POINTER_BYTES, SegmentStore
 
 _GROUP_CACHE: Final = 4 << 20
+_MAX_COUNTS: Final = 4096
+_NOTHING: Final = (ABSENT, HOLE)
 END: Final = 1 << 62
 """As the end of a discarded range: all that follows."""
 
@@ -33,6 +35,8 @@ class Extents:
         self._changed: dict[int, dict[int, bytearray]] = {}
         self._unsaved: set[tuple[int, int]] = set()
         self._clean: ByteCache[tuple[int, int], bytes] = ByteCache(_GROUP_CACHE)
+        #: How many chunks have a record, of inodes that were asked for.
+        self._counts: dict[int, int] = {}
 
     def group(self, ino: int, group: int) -> bytes | bytearray:
         """Return the pointers of a group up to the last one that is there.
@@ -73,8 +77,10 @@ class Extents:
         old = bytes(value[start : start + POINTER_BYTES])
         if old == pointer:
             return
-        if old not in (ABSENT, HOLE):
+        if old not in _NOTHING:
             self._segments.free(old)
+        if ino in self._counts:
+            self._counts[ino] += (pointer not in _NOTHING) - (old not in _NOTHING)
         value[start : start + POINTER_BYTES] = pointer
         self._unsaved.add((ino, group))
 
@@ -90,15 +96,37 @@ class Extents:
 
     def drop(self, ino: int) -> None:
         """Let no chunk have anything, of an inode that goes away."""
-        groups: dict[int, bytes | bytearray] = {}
-        for key, value in self._items.scan(ks.key(ino, ks.T_EXTENTS)):
-            groups[int.from_bytes(key[9:], "big")] = check_group(ino, value)
-        groups.update(self._changed.pop(ino, {}))
+        groups = self._groups(ino)
+        self._changed.pop(ino, None)
+        self._counts.pop(ino, None)
         for group, pointers in groups.items():
             self._segments.free_all(pointers)
             self._clean.drop((ino, group))
             self._unsaved.discard((ino, group))
             self._items.drop(ks.group_key(ino, group))
+
+    def count(self, ino: int) -> int:
+        """Return how many chunks have a record."""
+        found = self._counts.get(ino)
+        if found is None:
+            found = sum(
+                1
+                for pointers in self._groups(ino).values()
+                for start in range(0, len(pointers), POINTER_BYTES)
+                if pointers[start : start + POINTER_BYTES] not in _NOTHING
+            )
+            if len(self._counts) >= _MAX_COUNTS:
+                self._counts.clear()
+            self._counts[ino] = found
+        return found
+
+    def _groups(self, ino: int) -> dict[int, bytes | bytearray]:
+        groups: dict[int, bytes | bytearray] = {
+            int.from_bytes(key[9:], "big"): check_group(ino, value)
+            for key, value in self._items.scan(ks.key(ino, ks.T_EXTENTS))
+        }
+        groups.update(self._changed.get(ino, {}))
+        return groups
 
     def _stored(self, ino: int, first: int) -> Iterator[int]:
         """Yield the extent items from a group on, in order."""

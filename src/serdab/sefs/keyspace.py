@@ -21,7 +21,8 @@ The position of a name is ``crypto.hashes.name_hash``. INODE record (little-endi
     atime i64 | mtime i64 | ctime i64 | btime i64 | lower_limit u64 | reserved u64 (zero)
 
 ``flags``: 1 INLINE (content in the INLINE item), 2 LOWER (bytes below ``lower_limit`` that no
-extent covers are the lower layer's, same ino, same offset).
+extent covers are the lower layer's, same ino, same offset), 4 SPARSE (may have holes: what it
+takes is to be counted).
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ MAX_FILE_BYTES: Final = (1 << 63) - 1
 
 F_INLINE: Final = 1
 F_LOWER: Final = 2
-_KNOWN_FLAGS: Final = F_INLINE | F_LOWER
+F_SPARSE: Final = 4
+_KNOWN_FLAGS: Final = F_INLINE | F_LOWER | F_SPARSE
 
 _HEAD: Final = struct.Struct(">QB")
 _SUB32: Final = struct.Struct(">QBI")

@@ -196,6 +196,9 @@ class Volume:
     def ranges(self, inode: Inode, start: int, end: int) -> Iterator[tuple[int, int]]:
         return self._content.ranges(inode, start, end)
 
+    def content_bytes(self, inode: Inode) -> int:
+        return self._content.stored_bytes(inode)
+
     def stored_bytes(self) -> int:
         return self._journal.segments.used_bytes
 

@@ -78,6 +78,10 @@ class Layer(Protocol):
 class WritableLayer(Layer, Protocol):
     """A layer that takes changes. It knows its lower layer: unwritten parts are read from there."""
 
+    def content_bytes(self, inode: Inode) -> int:
+        """Return how much of a file's content takes space, not more than its size."""
+        ...
+
     def live_inode(self, ino: int) -> Inode | None:
         """Return *the* object of an inode with unsaved changes, or None."""
         ...

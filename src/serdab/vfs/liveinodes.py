@@ -21,7 +21,7 @@ from serdab.errors import FsError
 from serdab.vfs.api import Inode
 from serdab.vfs.attributes import one_name_less
 from serdab.vfs.layer import Layer, WritableLayer
-from serdab.vfs.merged import Merged
+from serdab.vfs.merged import FLAG_SPARSE, Merged
 
 _CACHE_INODES: Final = 40_000
 _FORMAT: Final = 0o170000
@@ -81,10 +81,15 @@ class LiveInodes:
             inode.mtime_ns = now
         self._upper.put_inode(inode)
 
+    def _measured(self, inode: Inode) -> Inode:
+        """Return a sparse file with what it takes now (``st_blocks`` of stat(2))."""
+        inode.blocks = (self._upper.content_bytes(inode) + 511) >> 9
+        return inode
+
     def _count(self, inode: Inode) -> Inode:
         counts = self._counts
         counts[inode.ino] = counts.get(inode.ino, 0) + 1
-        return inode
+        return self._measured(inode) if inode.flags & FLAG_SPARSE else inode
 
     def lookup_ino(self, ino: int) -> Inode:
         return self._count(self._inode(ino))

@@ -21,6 +21,8 @@ from serdab.vfs.layer import WHITEOUT, Dirent, Layer, WritableLayer
 
 FLAG_LOWER: Final = 2
 """Content below ``lower_limit`` is the lower layer's (``sefs.keyspace``)."""
+FLAG_SPARSE: Final = 4
+"""There may be holes: ``st_blocks`` does not follow from the size (the same)."""
 
 
 @final

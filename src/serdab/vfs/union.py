@@ -26,6 +26,7 @@ from serdab.vfs.api import ROOT_INO, DirEntry, Inode, SetAttr, StatFs
 from serdab.vfs.attributes import clamped_time, drop_suidgid, one_name_less
 from serdab.vfs.layer import Layer, WritableLayer
 from serdab.vfs.liveinodes import LiveInodes
+from serdab.vfs.merged import FLAG_SPARSE
 
 NAME_MAX: Final = 255
 XATTR_NAME_MAX: Final = 255
@@ -101,7 +102,8 @@ class Union(LiveInodes):
         return self._count(self._inodes.get(ino) or self._inode(ino))
 
     def getattr(self, ino: int) -> Inode:
-        return self._inode(ino)
+        inode = self._inode(ino)
+        return self._measured(inode) if inode.flags & FLAG_SPARSE else inode
 
     def readlink(self, ino: int) -> bytes:
         inode = self._inode(ino)
@@ -141,11 +143,16 @@ class Union(LiveInodes):
             now if changes.ctime_ns in (None, _NOW) else clamped_time(changes.ctime_ns or now)
         )
         self._upper.put_inode(inode)
-        return inode
+        return self._measured(inode) if inode.flags & FLAG_SPARSE else inode
 
     def _resize(self, inode: Inode, size: int) -> None:
         if size < inode.size:
             self._upper.truncate(inode, size)
+        if size > inode.size:
+            inode.flags |= FLAG_SPARSE
+        elif size == 0:
+            inode.flags &= ~FLAG_SPARSE
+            inode.blocks = -1
         inode.size = size
 
     # Creation -----------------------------------------------------------------------------
@@ -357,6 +364,8 @@ class Union(LiveInodes):
         self._upper.admit(len(data) + NAME_GROWTH)
         self._upper.write(inode, offset, data)
         if end > inode.size:
+            if offset > inode.size:
+                inode.flags |= FLAG_SPARSE
             inode.size = end
         if kill_suidgid:
             drop_suidgid(inode)
@@ -378,6 +387,8 @@ class Union(LiveInodes):
         self._upper.admit()
         if action:
             self._upper.punch(inode, offset, length)
+            if action == _PUNCH_HOLE:
+                inode.flags |= FLAG_SPARSE
         # The request does not say whether the caller may keep set-id bits.
         drop_suidgid(inode)
         if not keep and offset + length > inode.size:

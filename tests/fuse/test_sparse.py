@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files with holes: stat(2) says what they take, so programs that copy them keep the holes."""
+
+from __future__ import annotations
+
+import copy
+import os
+import random
+import stat
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from serdab.keys import Key
+from serdab.sefs.memorydir import MemoryDir
+from serdab.sefs.volume import CHUNK_SIZE, open_volume_in
+from serdab.vfs.api import ROOT_INO, SetAttr
+from serdab.vfs.union import Union
+from tests.fuse.conftest import Served
+
+KEY = Key(b"sparse as can be")
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2
+
+
+@pytest.fixture
+def sealed(serve: Callable[..., Served]) -> Path:
+    return serve("sealed").path
+
+
+def taken(path: Path) -> int:
+    return path.stat().st_blocks * 512
+
+
+@pytest.mark.fuse
+@pytest.mark.root
+class TestOnAMount:
+    def test_cp_keeps_the_holes(self, sealed: Path) -> None:
+        content = os.urandom(70_000)
+        with open(sealed / "sparse", "wb") as file:
+            file.truncate(1 << 30)
+            file.seek(500 << 20)
+            file.write(content)
+        assert len(content) <= taken(sealed / "sparse") <= len(content) + 2 * CHUNK_SIZE
+        subprocess.run(["cp", sealed / "sparse", sealed / "copy"], check=True)
+        assert taken(sealed / "copy") == taken(sealed / "sparse")
+        assert (sealed / "copy").stat().st_size == 1 << 30
+        with open(sealed / "copy", "rb") as file:
+            file.seek(500 << 20)
+            assert file.read(len(content)) == content
+
+    def test_what_is_whole_takes_its_size(self, sealed: Path) -> None:
+        whole = sealed / "whole"
+        whole.write_bytes(os.urandom(1_000_000))
+        assert whole.stat().st_blocks == (1_000_000 + 511) // 512
+        with open(whole, "r+b") as file:
+            file.truncate(2_000_000)
+            assert 1_000_000 <= taken(whole) <= 1_000_000 + CHUNK_SIZE
+            file.seek(1_000_000)
+            file.write(os.urandom(1_000_000))
+            file.flush()
+            assert whole.stat().st_blocks == (2_000_000 + 511) // 512
+            file.truncate(0)
+            assert taken(whole) == 0
+            file.truncate(100)
+
+    def test_punching_gives_back_and_fallocate_reserves(self, sealed: Path) -> None:
+        path = sealed / "file"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT)
+        try:
+            os.posix_fallocate(fd, 0, 4 << 20)
+            assert taken(path) == 4 << 20  # as on other file systems, zeros or not
+            os.pwrite(fd, os.urandom(4 << 20), 0)
+            subprocess.run(["fallocate", "-p", "-o", "1M", "-l", "2M", path], check=True)
+            assert taken(path) == 2 << 20
+        finally:
+            os.close(fd)
+
+
+def expected(fs: Union, ino: int) -> int:
+    """Count the chunks that SEEK_DATA and SEEK_HOLE find."""
+    size = fs.getattr(ino).size
+    chunks: set[int] = set()
+    position = 0
+    while position < size:
+        try:
+            start = fs.lseek(ino, position, os.SEEK_DATA)
+        except OSError:
+            break
+        position = fs.lseek(ino, start, os.SEEK_HOLE)
+        chunks.update(range(start // CHUNK_SIZE, -(-position // CHUNK_SIZE)))
+    return min(len(chunks) * CHUNK_SIZE, size)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_it_is_what_seek_finds_whatever_was_done(seed: int) -> None:
+    rng = random.Random(seed)
+    host = MemoryDir()
+    fs = Union(open_volume_in(host, key=KEY, create=True), None)
+    ino = fs.mknod(ROOT_INO, b"file", stat.S_IFREG | 0o600, 0, 0, 0).ino
+    fs.setattr(ino, SetAttr(size=1))
+    fs.setattr(ino, SetAttr(size=3 << 20))  # from here on it has the mark of a sparse file
+    for _ in range(80):
+        offset, length = rng.randrange(4 << 20), rng.choice((1, 500, 40_000, 300_000))
+        match rng.randrange(6):
+            case 0 | 1:
+                fs.write(ino, offset, memoryview(rng.randbytes(length)), kill_suidgid=False)
+            case 2:
+                fs.setattr(ino, SetAttr(size=max(offset, 1)))
+            case 3:
+                fs.fallocate(ino, _PUNCH_HOLE | _KEEP_SIZE, offset, length)
+            case 4:
+                fs.syncfs()
+            case _:
+                fs.syncfs()
+                host = copy.deepcopy(host)  # a crash: what the host has is all there is
+                host.close()
+                fs = Union(open_volume_in(host, key=KEY, create=True), None)
+        assert fs.getattr(ino).blocks == (expected(fs, ino) + 511) // 512
+    fs.close()
