@@ -34,6 +34,7 @@ MANY = 200
 MOST_KIB_PER_MOUNT = 20_000
 #: Threads of the kernel process that may wait for slow memory.
 MOST_LATE = 32
+REFUSED = "sefs options: dir is missing"
 MODES = ("storm", "options", "target", "killed", "threads")
 
 
@@ -56,15 +57,21 @@ def racing(make_instance: MakeInstance, compile_c: CompileC) -> BuiltInstance:
     return instance
 
 
+def told(instance: BuiltInstance) -> Path:
+    """Return where the lines for the operator are."""
+    return instance.path.parent / "told"
+
+
 @contextmanager
 def race(instance: BuiltInstance, *words: str) -> Iterator[Watched]:
     """Start the racer; it waits. Whatever happens, it is gone afterwards."""
     command = instance.command
-    process = command.popen(
-        *("-C", str(instance.path), "run", "/bin/racer", *words),
-        stdin=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
+    with told(instance).open("wb") as log:
+        process = command.popen(
+            *("-C", str(instance.path), "run", "/bin/racer", *words),
+            stdin=subprocess.PIPE,
+            stderr=log,
+        )
     with process:
         try:
             yield Watched(process, instance.path)
@@ -146,6 +153,7 @@ def until_joined(watched: Watched) -> Counter[str]:
 def test_options_in_a_page_that_is_not_in_memory_are_read(racing: BuiltInstance) -> None:
     with slow_race(racing, 1, stopped=False) as watched:
         assert until_joined(watched) == {"others wrong 0 refused 0": 1, "slow": 1}
+    assert told(racing).read_text().count(REFUSED) == 1
 
 
 def test_a_page_that_never_comes_keeps_nobody_else_waiting(racing: BuiltInstance) -> None:
@@ -157,6 +165,10 @@ def test_a_page_that_never_comes_keeps_nobody_else_waiting(racing: BuiltInstance
         assert [watched.line() for _ in range(5)] == ["slow EFAULT"] * 5
         watched.server_of(racing.path / "first").kill(signal.SIGCONT)
         assert watched.line() == "joined"
+    said = told(racing).read_text()
+    assert said.count("the memory of a program could not be read in time") == 5
+    # Their options came when they had their answer: who was refused nothing is told nothing.
+    assert REFUSED not in said
 
 
 def test_more_slow_callers_than_may_wait_are_refused_until_there_are_fewer(

@@ -18,7 +18,8 @@ once: the kernel admits one answer for each notification id.
 Security:
     1. Every argument is copied once, and decisions use the copies. Before a call is handed on the
        notification is checked: whose memory and namespace were looked at still waits, so it was the
-       caller (seccomp_unotify(2)). A refusal needs no such check; its answer reaches nobody else.
+       caller (seccomp_unotify(2)). A refusal needs no such check: its answer reaches nobody else,
+       and the operator hears what it says only when the kernel took that answer.
     2. Other callers wait for a late front for tens of milliseconds at most. The late call itself
        ends with EFAULT at its deadline.
     3. The number of late threads is bounded. Beyond it nobody's memory is read: EAGAIN.
@@ -303,25 +304,30 @@ class Intake:
     def _refuse(
         self, listener: Listener, notification: Notification, code: int, reason: str
     ) -> None:
-        # Before the answer, so that it is told before the caller's end.
         lines = self._lines
         if lines and lines[-1].text == reason:
             lines[-1].count += 1  # without the lock: a count is not worth it
-        else:
-            self._note(reason)
-        listener.answer(notification.id, error=code)
-
-    def _note(self, text: str) -> None:
+            listener.answer(notification.id, error=code)
+            return
+        # Noted before the answer, so that it is told before the caller's end. Not told before the
+        # kernel took the answer: else the caller was gone, and somebody else's memory was read.
         with self._telling:
-            now = time.monotonic()
-            if now >= self._room_until:
-                self._room_until = now + _LINES_S
-                self._room = _LINES
-            if self._room:
-                self._room -= 1
-                self._lines.append(_Line(text))
-            else:
-                self._untold += 1
+            is_noted = self._note(reason)
+            if not listener.answer(notification.id, error=code) and is_noted:
+                self._lines.pop()
+
+    def _note(self, text: str) -> bool:
+        """Keep a line for the operator; return whether there was room. With the lock held."""
+        now = time.monotonic()
+        if now >= self._room_until:
+            self._room_until = now + _LINES_S
+            self._room = _LINES
+        if self._room:
+            self._room -= 1
+            self._lines.append(_Line(text))
+            return True
+        self._untold += 1
+        return False
 
     def _hand_over(self, listener: Listener, notification: Notification, copied: Copied) -> None:
         self._loop.call_from_thread(lambda: self._accept(listener, notification, copied))
