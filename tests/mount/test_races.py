@@ -70,7 +70,7 @@ def race(instance: BuiltInstance, *words: str) -> Iterator[Watched]:
         process = command.popen(
             *("-C", str(instance.path), "run", "/bin/racer", *words),
             stdin=subprocess.PIPE,
-            stderr=log,
+            stderr=log.fileno(),
         )
     with process:
         try:
