@@ -21,6 +21,7 @@ import pytest
 from hypothesis import settings
 
 from tests.harness.leftovers import SESSION_VARIABLE, find_mounts, find_processes
+from tests.harness.signals import forget_what_was_ignored
 from tests.harness.skips import is_allowed, load_allowed
 
 pytest_plugins = [
@@ -34,6 +35,8 @@ pytest_plugins = [
 # How long an example takes says something about the machine, and nothing about us.
 settings.register_profile("serdab", deadline=None)
 settings.load_profile("serdab")
+
+forget_what_was_ignored()
 
 _ALLOWED_SKIPS = load_allowed(Path(__file__).parent / "allowed-skips.txt")
 
