@@ -79,7 +79,7 @@ def _nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
     mounts_before = find_mounts(base)
     yield
     mounts = find_mounts(base) - mounts_before
-    processes = find_processes(mark, base, patience_s=5.0)
+    processes = find_processes(mark, base, patience_s=60.0)
     problems = [f"mount left behind: {where}" for where in sorted(mounts)]
     problems += [f"process left behind: {process}" for process in processes]
     assert not problems, "\n".join(problems)

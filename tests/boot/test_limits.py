@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
+from tests.boot.test_programs import finish, start, wait_for_line
 from tests.harness.command import describe
+from tests.recovery.processes import control_groups, find_family
 from tests.sandbox.conftest import Box
 
 pytestmark = [pytest.mark.fuse, pytest.mark.userns]
@@ -22,11 +22,6 @@ def limited(configured: Callable[..., Box]) -> Box:
         resource_limits={"max_num_of_threads": 40, "user_space_size": "200MB"},
         process={"default_stack_size": "4MB"},
     )
-
-
-def groups() -> set[str]:
-    root = Path("/sys/fs/cgroup")
-    return {str(path) for path in root.glob("**/serdab-*")} if os.geteuid() == 0 else set()
 
 
 def test_a_fork_bomb_is_stopped(limited: Box) -> None:
@@ -59,6 +54,9 @@ def test_the_stack_is_limited(limited: Box) -> None:
 
 
 def test_no_control_group_is_left(limited: Box) -> None:
-    before = groups()
-    assert limited.run("/bin/true").returncode == 0
-    assert groups() <= before
+    process = start(limited, "/bin/sh", "-c", "echo on; read line")
+    assert wait_for_line(process) == b"on"
+    makers = {find_family(process.pid, limited.path).kernel.pid}
+    assert control_groups(makers) or not limited.is_root
+    assert finish(process)[0] == 1  # the end of the input
+    assert not control_groups(makers)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.harness.command import describe
 from tests.harness.instances import BuiltInstance, MakeInstance
-from tests.keys.conftest import role, tree
+from tests.keys.conftest import role, settled_tree
 
 pytestmark = [pytest.mark.fuse, pytest.mark.userns]
 
@@ -99,7 +99,8 @@ def test_what_holds_keys_is_isolated(instance: BuiltInstance) -> None:
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == b"on\n"
-        ours = [pid for pid in tree(process.pid) if role(pid) in ("kernel", "nursery", "fs")]
+        family = settled_tree(process.pid, instance.path)
+        ours = [pid for pid in family if role(pid) in ("kernel", "nursery", "fs")]
         assert len(ours) >= 3
         for pid in ours:
             command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
-import time
 
 from serdab.fuse.mounting import mount_host
 from serdab.fuse.session import Session, SessionOptions
@@ -19,10 +19,14 @@ from serdab.vfs.memfs import MemFs
 
 
 class _Slow(MemFs):
-    """Takes its time to flush."""
+    """Flushes when it gets SIGUSR1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
 
     def fsync(self, ino: int, *, datasync: bool) -> None:
-        time.sleep(1)
+        signal.sigwait({signal.SIGUSR1})
 
 
 def _make(kind: str, source: str) -> FileSystem:

@@ -13,6 +13,7 @@ from typing import Final
 import pytest
 
 from tests.harness.cprogram import CompileC
+from tests.recovery.processes import wait_until
 
 HERE: Final = Path(__file__).parent
 _FILES: Final = ("environ", "cmdline", "comm", "maps", "status", "auxv", "mountinfo", "limits")
@@ -52,6 +53,34 @@ def tree(pid: int) -> list[int]:
     return [pid, *(below for child in children for below in tree(int(child)))]
 
 
+def settled_tree(pid: int, instance: Path) -> list[int]:
+    """Return a process and all below it, once those of the boot are gone that do not stay.
+
+    The server of the init FS ends after the program inside has started, some time or other.
+    """
+    leaving = f"{instance.resolve()}/build/initfs/"
+
+    def is_leaving(member: int) -> bool:
+        fields = Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()
+        try:
+            links = [f"/proc/{member}/fd/{name}" for name in os.listdir(f"/proc/{member}/fd")]
+            return fields[0] in "ZX" or any(os.readlink(link).startswith(leaving) for link in links)
+        except PermissionError:
+            return False  # only root may look
+
+    found: list[int] = []
+
+    def has_settled() -> bool:
+        found[:] = tree(pid)
+        try:
+            return not any(map(is_leaving, found))
+        except (FileNotFoundError, ProcessLookupError):
+            return False  # it ended meanwhile, or closed something
+
+    wait_until(has_settled, "the end of the init FS")
+    return found
+
+
 def role(pid: int) -> str:
     """Return what a process of ours is, by its command line; else it is a program."""
     command = Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -79,7 +108,7 @@ def shown(pid: int) -> Iterator[tuple[str, bytes]]:
         except OSError:
             continue  # a socket, or closed meanwhile
         try:
-            target = os.readlink(path)
+            target = os.readlink(f"/proc/self/fd/{fd}")  # its own may be closed meanwhile
             is_namespace = target.endswith("]") and ":[" in target  # regular, but not read
             if stat.S_ISREG(os.fstat(fd).st_mode) and not is_namespace:
                 yield f"open file {target}", os.pread(fd, _MOST, 0)

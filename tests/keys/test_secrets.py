@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +21,7 @@ from serdab.trust import platform
 from tests.harness.command import describe
 from tests.harness.instances import BuiltInstance, MakeInstance
 from tests.harness.user import OrdinaryUser
-from tests.keys.conftest import Secret, files_below, memory, role, shown, tree
+from tests.keys.conftest import Secret, files_below, memory, role, settled_tree, shown
 
 pytestmark = [pytest.mark.fuse, pytest.mark.userns]
 
@@ -102,20 +102,16 @@ def automatic_key(instance: BuiltInstance, monkeypatch: pytest.MonkeyPatch) -> S
     return Secret("automatic key", found.key)
 
 
-def look_outside(pid: int, secrets: list[Secret]) -> list[str]:
+def look_outside(pid: int, instance: Path, secrets: list[Secret]) -> list[str]:
     """Return where a key shows in /proc or the open files of anything on this machine."""
     found = []
-    ours: list[int] = []
+    ours = settled_tree(pid, instance)
     marked = 0
-    for process in tree(pid):
-        try:
-            what = role(process)
-            pieces = list(shown(process))
-            if what in ("nursery", "launcher", "program"):
-                pieces.append(("memory", b"\0".join(memory(process))))
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it ended meanwhile
-        ours.append(process)
+    for process in ours:
+        what = role(process)
+        pieces = list(shown(process))
+        if what in ("nursery", "launcher", "program"):
+            pieces.append(("memory", b"\0".join(memory(process))))
         for name, content in pieces:
             marked += MARK in content
             found += [f"{what}: {name}: {s}" for one in secrets for s in one.where(content)]
@@ -157,7 +153,7 @@ def test_a_key_is_seen_nowhere(
         options = ("--image-key", "-" if kind == "stdin" else instance.key)
         stdin = instance.key.read_bytes() if kind == "stdin" else b""
     with running(instance, *options, stdin=stdin) as process:
-        assert look_outside(process.pid, secrets) == []
+        assert look_outside(process.pid, instance.path, secrets) == []
         seen, said = process.communicate(b"go\n", timeout=60)
         assert process.returncode == 0, said
     assert MARK in seen
@@ -281,7 +277,7 @@ def test_the_supervisor_is_closed_to_its_own_user(
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == b"on\n"
-        ours = [pid for pid in tree(process.pid) if role(pid) != "program"]
+        ours = [p for p in settled_tree(process.pid, instance.path) if role(p) != "program"]
         roles = sorted({role(pid) for pid in ours})
         assert roles == ["command", "fs", "kernel", "launcher", "nursery"]
         assert_closed(as_user, ours)
@@ -300,7 +296,7 @@ def test_a_service_is_closed_and_shows_no_key(
     started = command.run("--json", "-C", path, "start", "--image-key", instance.key)
     assert started.returncode == 0, describe(started)
     try:
-        ours = tree(json.loads(started.stdout)["pid"])
+        ours = settled_tree(json.loads(started.stdout)["pid"], path)
         assert {role(pid) for pid in ours} == {"service", "fs", "kernel", "launcher", "nursery"}
         assert_closed(as_user, ours)
         if os.geteuid() == 0:
@@ -345,10 +341,14 @@ def test_no_process_of_ours_leaves_a_core_file(make_instance: MakeInstance, tmp_
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == b"on\n"
-        victims = [pid for pid in tree(process.pid) if role(pid) in ("fs", "kernel", "nursery")]
+        family = settled_tree(process.pid, instance.path)
+        victims = [pid for pid in family if role(pid) in ("fs", "kernel", "nursery")]
         assert len(victims) >= 3
-        for pid in (*victims, process.pid):
-            os.kill(pid, signal.SIGABRT)
+        # Stopped first, so that none ends because another did before it has its own signal.
+        for number in (signal.SIGSTOP, signal.SIGABRT, signal.SIGCONT):
+            for pid in (process.pid, *victims):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
     finally:
         process.communicate(timeout=60)
     assert process.returncode == -signal.SIGABRT

@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,6 @@ from tests.harness.command import describe
 from tests.mount.conftest import Mounter
 from tests.recovery.processes import descendants, wait_until
 from tests.service.test_kills import command_line
-from tests.service.test_lifecycle import alive
 
 pytestmark = [pytest.mark.fuse, pytest.mark.userns]
 
@@ -61,20 +58,15 @@ def running(mounter: Mounter) -> Iterator[Running]:
     mounter.instance.command.run("-C", mounter.path, "stop", "-t", "0")
 
 
-def kill_nursery(daemon: int) -> int:
-    """Kill it, and wait until it has let go of its socket; return its process id."""
+def kill_nursery(daemon: int) -> None:
+    """Kill it, and wait until it has let go of its socket."""
     (nursery,) = (
-        process.pid
+        process
         for process in descendants(daemon)
-        if "libos.nursery" in command_line(process.pid) and not is_server(process.pid)
+        if "libos.nursery" in command_line(process.pid) and process.name() != "serdab-fs"
     )
-    os.kill(nursery, signal.SIGKILL)
-    wait_until(lambda: not alive(nursery), "the end of the nursery")
-    return nursery
-
-
-def is_server(pid: int) -> bool:
-    return Path(f"/proc/{pid}/comm").read_text() == "serdab-fs\n"
+    nursery.kill()
+    wait_until(lambda: not nursery.is_alive(), "the end of the nursery")
 
 
 def test_programs_mount_after_the_nursery_was_killed(running: Running) -> None:
@@ -88,9 +80,9 @@ def test_programs_mount_after_the_nursery_was_killed(running: Running) -> None:
             assert out == ["ok", "text", "ok"], log.read_text()
         said = log.read_text()
         assert said.count("the nursery of fs servers was killed: another one was started") == count
-    everybody = [process.pid for process in descendants(daemon)]
+    everybody = descendants(daemon)
     running.verb("stop", "-t", "0")
-    wait_until(lambda: not any(map(alive, everybody)), "the end of all processes")
+    wait_until(lambda: not any(p.is_alive() for p in everybody), "the end of all processes")
 
 
 @pytest.mark.parametrize("new_mounter", ["root"], indirect=True)

@@ -53,14 +53,20 @@ def test_a_program_that_ignores_signals_ends_after_the_command_was_killed(ward: 
     run.expect("have")
     run.expect("ack")
     family = run.find_family()
+    # Its five seconds of patience with the program begin once somebody waits for their end.
+    family.kernel.kill(signal.SIGSTOP)
     family.cli.kill()
     next_one = ward.start("/bin/probe", "verify", "/data")
+    try:
+        assert next_one.process.stderr is not None
+        assert b"waiting for the last run" in next_one.process.stderr.readline()
+    finally:
+        family.kernel.kill(signal.SIGCONT)
     ward.settle(run)
     ward.expect_all(next_one)
-    errors = ward.settle(next_one)
+    ward.settle(next_one)
     ward.check_gone(run)
     ward.check_gone(next_one)
-    assert "waiting for the last run" in errors  # five seconds of patience with the program
     ward.check_whole()
 
 

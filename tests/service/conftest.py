@@ -24,7 +24,7 @@ from tests.sandbox.conftest import Box, Place, place, probe_program
 
 __all__ = ["place", "probe_program"]
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +191,8 @@ def running(shared_service: Service) -> Service:
     """The shared service, running nothing."""
     if shared_service.status()["state"] != "running":
         shared_service.start()
+    # Of a client that was killed, a program may live on for its five seconds.
+    wait_until(lambda: shared_service.status()["programs"] == [], "what ran before still runs")
     return shared_service
 
 
@@ -219,6 +221,13 @@ def at_terminal() -> Iterator[Callable[..., Typist]]:
     yield sit_down
     for typist in typists:
         typist.close()
+
+
+def socket_of(service: Service) -> Path:
+    """Return where an instance's service listens; those that were killed leave theirs beside it."""
+    runtime = Path(service.box.command.env["XDG_RUNTIME_DIR"]) / "serdab" / "service"
+    log = Path(str(service.status()["log"]))
+    return runtime / f"{log.stem}.sock"
 
 
 def wait_until(is_so: Callable[[], bool], what: str) -> None:

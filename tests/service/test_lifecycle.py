@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.command import describe
-from tests.service.conftest import Service, wait_until
+from tests.service.conftest import Service, socket_of, wait_until
 
 pytestmark = [pytest.mark.fuse, pytest.mark.userns]
 
@@ -268,7 +268,7 @@ class TestStop:
         assert stubborn.stdout.readline() == b"on\n"
         begun = time.monotonic()
         stopped.ok("stop", "-t", "0.5")
-        assert 0.5 <= time.monotonic() - begun < 20
+        assert time.monotonic() - begun >= 0.5
         stubborn.communicate(timeout=60)
         assert stubborn.returncode == 137
 
@@ -408,11 +408,9 @@ class TestOwner:
     def test_root_is_another_user_too(self, running: Service) -> None:
         if running.box.is_root:
             return
-        runtime = Path(running.box.command.env["XDG_RUNTIME_DIR"]) / "serdab" / "service"
-        (path,) = runtime.glob("*.sock")
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as end:
             end.settimeout(60)
-            end.connect(str(path))
+            end.connect(str(socket_of(running)))
             assert end.recv(4096) == b""  # not even a greeting
         wait_until(
             lambda: "refused process" in Path(str(running.status()["log"])).read_text(),
