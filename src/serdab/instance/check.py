@@ -149,11 +149,12 @@ def _named(key: Key | None, path: Path) -> VolumeKey:
 def _needed(key: Key | None, path: Path) -> Key:
     if key is None:
         raise WrongKeyError(
-            "a volume needs its key",
+            "it is encrypted and no key was given",
             stage="fsck",
             subject=str(path),
-            expected="--image-key FILE",
-            found="no key",
+            expected="an image key",
+            found="none",
+            hint="give the key it was built with: --image-key FILE",
         )
     return key
 
