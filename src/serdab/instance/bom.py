@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from serdab.errors import Error
 from serdab.instance.bomfile import load_all
 from serdab.instance.bomneeds import Needs
-from serdab.instance.bomplan import Plan, Say, plan_bom
+from serdab.instance.bomplan import Plan, Say, plan_bom, require_sources
 from serdab.instance.bomsteps import Steps
 from serdab.instance.create import templates_dir
 
@@ -51,7 +51,7 @@ def copy_bom(
     """Fill ``root``; ``say`` gets warnings, ``tell`` each step.
 
     Raises:
-        UsageError: the BOM or something it names is missing or malformed.
+        UsageError: the BOM, or what it names, is missing (all is named) or malformed.
         MeasurementMismatch: a file has not the hash that the BOM declares.
         Error: listed programs lack libraries; all of them are named at once.
     """
@@ -62,6 +62,7 @@ def copy_bom(
     plan = Plan()
     for item in boms:
         plan_bom(plan, item, root, say)
+    require_sources(plan)
     if not dry_run:
         os.makedirs(root, exist_ok=True)
     copied = Steps(root, tell, dry_run=dry_run)

@@ -29,6 +29,16 @@ class PlannedFile:
     tree: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """A source that a BOM names and that is not there."""
+
+    source: str
+    expected: str
+    found: str
+    named: str
+
+
 @dataclass(slots=True)
 class Plan:
     """What will be done, by path inside the tree."""
@@ -41,6 +51,7 @@ class Plan:
     cached: dict[tuple[str, int], str] = field(default_factory=dict)
     musl_paths: dict[str, list[str]] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
+    absent: list[Absent] = field(default_factory=list)
 
 
 def inside(*parts: str) -> str:
@@ -59,6 +70,25 @@ def plan_bom(plan: Plan, bom: Bom, root: str, say: Say) -> None:
         planner.copied_directories()
     for planner in planners:
         planner.files()
+
+
+def require_sources(plan: Plan) -> None:
+    """Check that everything is there that the BOMs name.
+
+    Raises:
+        UsageError: it names all that is not.
+    """
+    if not plan.absent:
+        return
+    first, *others = plan.absent
+    raise UsageError(
+        "something that the BOM names is missing",
+        stage="copy-bom",
+        subject="; ".join(absent.source for absent in plan.absent),
+        expected="all of them" if others else first.expected,
+        found=f"{len(plan.absent)} missing" if others else first.found,
+        hint="; ".join(absent.named for absent in plan.absent),
+    )
 
 
 class _Planner:
@@ -97,7 +127,8 @@ class _Planner:
             for item in copy.files:
                 source = os.path.join(self._base, copy.origin, item.name)
                 if not os.path.isfile(source):
-                    raise self._no_source(source, "a file", item.name)
+                    self._lacks(source, "a file", item.name)
+                    continue
                 name = item.rename or posixpath.basename(item.name)
                 self._file(
                     inside(self._target.path, name),
@@ -125,7 +156,8 @@ class _Planner:
     def _directory(self, copy: Copy, name: str) -> None:
         source = os.path.join(self._base, copy.origin, name)
         if not os.path.isdir(source):
-            raise self._no_source(source, "a directory", name)
+            self._lacks(source, "a directory", name)
+            return
         # A trailing slash copies what is in the directory, not the directory itself.
         into = inside(self._target.path, "" if name.endswith("/") else posixpath.basename(name))
         tree = os.path.normpath(source)
@@ -175,15 +207,10 @@ class _Planner:
         else:
             self._file(target, PlannedFile(host, tree=tree))
 
-    def _no_source(self, source: str, expected: str, name: str) -> UsageError:
-        return UsageError(
-            "something that the BOM names is missing",
-            stage="copy-bom",
-            subject=source,
-            expected=expected,
-            found="something else" if os.path.exists(source) else "nothing",
-            hint=f"named as {name} in {self._bom.path}",
-        )
+    def _lacks(self, source: str, expected: str, name: str) -> None:
+        found = "something else" if os.path.exists(source) else "nothing"
+        named = f"named as {name} in {self._bom.path}"
+        self._plan.absent.append(Absent(source, expected, found, named))
 
 
 def _stays_inside(path: str, link: str) -> bool:

@@ -301,8 +301,19 @@ class TestRefusals:
         with pytest.raises(UsageError) as caught:
             shop.copy(ONE_FILE)
         assert caught.value.subject == str(shop.path / "one")
+        assert (caught.value.expected, caught.value.found) == ("a file", "nothing")
         with pytest.raises(UsageError):
             shop.copy("targets: [{target: /, copy: [{dirs: [none]}]}]")
+
+    def test_all_that_is_missing_is_named_at_once_and_nothing_copied(self, shop: Workshop) -> None:
+        shop.source("there")
+        with pytest.raises(UsageError) as caught:
+            shop.copy("targets: [{target: /, copy: [{files: [there, one, two], dirs: [none]}]}]")
+        assert caught.value.subject == "; ".join(str(shop.path / n) for n in ("none", "one", "two"))
+        assert caught.value.found == "3 missing"
+        for name in ("none", "one", "two"):
+            assert f"named as {name} in " in caught.value.hint
+        assert shop.names() == []
 
     def test_a_wrong_hash_names_the_right_one(self, shop: Workshop) -> None:
         source = shop.source("one")
