@@ -18,7 +18,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.harness.leftovers import SESSION_VARIABLE, find_mounts, find_processes
 from tests.harness.signals import forget_what_was_ignored
@@ -33,7 +33,7 @@ pytest_plugins = [
 ]
 
 # How long an example takes says something about the machine, and nothing about us.
-settings.register_profile("serdab", deadline=None)
+settings.register_profile("serdab", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("serdab")
 
 forget_what_was_ignored()
@@ -79,7 +79,8 @@ def _nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
     mounts_before = find_mounts(base)
     yield
     mounts = find_mounts(base) - mounts_before
-    processes = find_processes(mark, base, patience_s=60.0)
+    patience_s = float(os.environ.get("SERDAB_TEST_PATIENCE_S", "60"))
+    processes = find_processes(mark, base, patience_s=patience_s)
     problems = [f"mount left behind: {where}" for where in sorted(mounts)]
     problems += [f"process left behind: {process}" for process in processes]
     assert not problems, "\n".join(problems)

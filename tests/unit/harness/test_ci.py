@@ -15,7 +15,9 @@ from tests.harness.leftovers import SESSION_VARIABLE
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def run_pytest(folder: Path, source: str, *, ci: bool) -> subprocess.CompletedProcess[str]:
+def run_pytest(
+    folder: Path, source: str, *, ci: bool, **more: str
+) -> subprocess.CompletedProcess[str]:
     (folder / "test_it.py").write_text(source)
     # A session of its own: what the outer one keeps running is not left behind by this one.
     env = {
@@ -25,7 +27,7 @@ def run_pytest(folder: Path, source: str, *, ci: bool) -> subprocess.CompletedPr
         [sys.executable, "-m", "pytest", "-c", ROOT / "pyproject.toml", "--rootdir", ROOT,
          "-p", "tests.conftest", "-p", "no:cacheprovider", folder],
         cwd=ROOT,
-        env={**env, **({"CI": "true"} if ci else {})},
+        env={**env, **({"CI": "true"} if ci else {}), **more},
         capture_output=True,
         text=True,
         check=False,
@@ -54,9 +56,9 @@ def test_a_process_left_behind_fails_the_run(tmp_path: Path) -> None:
     source = (
         "import subprocess\n\n"
         "def test_x():\n"
-        "    subprocess.run(['sh', '-c', 'sleep 30 >/dev/null 2>&1 &'], check=True)\n"
+        "    subprocess.run(['sh', '-c', 'sleep 300 >/dev/null 2>&1 &'], check=True)\n"
     )
-    result = run_pytest(tmp_path, source, ci=False)
+    result = run_pytest(tmp_path, source, ci=False, SERDAB_TEST_PATIENCE_S="0.5")
     assert result.returncode != 0
     assert "process left behind" in result.stdout
     for line in result.stdout.splitlines():

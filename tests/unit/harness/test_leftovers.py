@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.leftovers import SESSION_VARIABLE, find_mounts, find_processes
+from tests.recovery.processes import wait_until
 
 
 def start_sleeper(cwd: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -37,7 +38,11 @@ def test_a_grandchild_that_works_below_the_directory_is_found(tmp_path: Path) ->
     )
     pid = int(shell.stdout)
     try:
-        assert f"{pid}: sleep 300" in find_processes("no-mark", tmp_path, patience_s=0)
+        # Until it has executed sleep(1) it is a copy of the shell.
+        wait_until(
+            lambda: f"{pid}: sleep 300" in find_processes("no-mark", tmp_path, patience_s=0),
+            "the sleeper",
+        )
     finally:
         os.kill(pid, 9)
 
