@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TextIO
 
 import pytest
 
@@ -76,31 +76,52 @@ class OrdinaryUser:
 
 
 @contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Keep other sessions from coming or leaving; the directory is locked, so no file stays."""
+    folder = os.open(_LOCK.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+@contextmanager
 def open_dev_fuse() -> Iterator[None]:
     """Admit everybody to /dev/fuse; the last of several sessions to leave puts the mode back."""
-    is_open = stat.S_IMODE(_FUSE.stat().st_mode) & 0o006 == 0o006
-    if os.geteuid() != 0 or (is_open and not _LOCK.exists()):
+    if os.geteuid() != 0:
         yield
         return
-    with open(_LOCK, "a+") as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        lock.seek(0)
-        recorded = lock.read().strip()
-        if not recorded:
-            recorded = f"{stat.S_IMODE(_FUSE.stat().st_mode):o}"
-            lock.write(recorded)
-            lock.flush()
-        _FUSE.chmod(0o666)
+    with ExitStack() as stack:
+        with _one_at_a_time():
+            mode = stat.S_IMODE(_FUSE.stat().st_mode)
+            if mode & 0o006 == 0o006 and not _LOCK.exists():
+                lock = None
+            else:
+                lock = stack.enter_context(open(_LOCK, "a+"))
+                fcntl.flock(lock, fcntl.LOCK_SH)
+                lock.seek(0)
+                recorded = lock.read().strip() or f"{mode:o}"
+                lock.truncate(0)
+                lock.write(recorded)
+                lock.flush()
+                _FUSE.chmod(0o666)
         try:
             yield
         finally:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                pass  # another session still needs it open, and will close it
-            else:
-                _FUSE.chmod(int(recorded, 8))
-                _LOCK.unlink(missing_ok=True)
+            if lock is not None:
+                with _one_at_a_time():
+                    _leave(lock, int(recorded, 8))
+
+
+def _leave(lock: TextIO, mode: int) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()  # another session still needs it open, and will close it
+    else:
+        _FUSE.chmod(mode)
+        _LOCK.unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="session")
