@@ -369,6 +369,23 @@ class TestNothingIsLeft:
         assert (again.returncode, again.stdout) == (0, b"written\n"), describe(again)
 
 
+def test_an_fs_server_that_is_silent_is_named_while_it_is_waited_for(hosted: Box) -> None:
+    process = start(hosted, "/bin/sh", "-c", "echo written > /root/late; echo ready; read end")
+    assert wait_for_line(process) == b"ready"
+    volume = find_family(process.pid, hosted.path).volume
+    volume.kill(signal.SIGSTOP)
+    try:
+        process.terminate()
+        assert process.stderr is not None
+        said = process.stderr.readline()
+    finally:
+        volume.kill(signal.SIGCONT)
+    assert said.endswith(b": root FS: waiting for its fs server to make everything durable\n")
+    assert finish(process) == (128 + signal.SIGTERM, b"", b"")
+    again = hosted.run("/bin/cat", "/root/late")
+    assert (again.returncode, again.stdout) == (0, b"written\n"), describe(again)
+
+
 def test_nothing_but_the_three_streams_is_passed_on(hosted: Box) -> None:
     reader, writer = os.pipe()
     try:

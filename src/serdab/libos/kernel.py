@@ -40,6 +40,7 @@ from serdab.libos.streams import Streams
 from serdab.linux.memory import Memory
 
 _CLOSE_PATIENCE_S: Final = 600.0
+_QUIET_S: Final = 5.0
 _TERM_PATIENCE_S: Final = 5.0
 _LOOK_EVERY_S: Final = 0.01
 _READ_PATIENCE_S: Final = 1.0
@@ -386,14 +387,16 @@ class Kernel:
             if patience_s > 0 and self._is_booted and not self._sandbox.is_gone:
                 await self._ask_to_end()
             self._sandbox.end()
-            await self._sandbox.gone
+            if not await self._loop.first(self._sandbox.gone, timeout_s=_QUIET_S):
+                self._log("notice", "waiting for the last process inside: an fs server is silent")
+                await self._sandbox.gone
             self._mounts.end()
             self._streams.take_back()
             for server in list(self._all_servers):
                 if not server.is_serving:
                     server.dismiss()
             for server in list(self._all_servers):
-                if not await self._loop.first(server.closed, timeout_s=_CLOSE_PATIENCE_S):
+                if not await self._has_closed(server):
                     problems.append(f"{server.name}: did not close in time")
                 elif server.closed.result():
                     problems.append(f"{server.name}: {server.closed.result()}")
@@ -403,6 +406,13 @@ class Kernel:
             self._report_defect(exc)
         self._tell({"op": "down", "problems": problems})
         self._loop.stop()
+
+    async def _has_closed(self, server: FsServer) -> bool:
+        """Wait for an fs server; tell the operator if it takes long."""
+        if await self._loop.first(server.closed, timeout_s=_QUIET_S):
+            return True
+        self._log("notice", f"{server.name}: waiting for its fs server to make everything durable")
+        return await self._loop.first(server.closed, timeout_s=_CLOSE_PATIENCE_S)
 
 
 def _not_running() -> Error:
