@@ -8,7 +8,6 @@ any bytes as the pages of a tree.
 from __future__ import annotations
 
 import resource
-import signal
 import stat
 import struct
 from collections.abc import Callable, Iterator
@@ -36,6 +35,7 @@ from serdab.sefs.page import Item
 from serdab.vfs.api import ROOT_INO, Inode, SetAttr
 from serdab.vfs.layer import Dirent
 from serdab.vfs.union import Union
+from tests.harness.hangs import no_hang
 
 Items = dict[bytes, bytes]
 
@@ -106,17 +106,9 @@ def add_entry(items: Items, name: bytes, ino: int, dtype: int = 8, parent: int =
 def bounded(*, seconds: int = 20, megabytes: int = 96) -> Iterator[None]:
     """Fail if what is inside hangs, or takes more memory than it may."""
 
-    def late(signum: int, frame: object) -> None:
-        raise TimeoutError("a hostile image made the store hang")
-
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    old = signal.signal(signal.SIGALRM, late)
-    signal.alarm(seconds)
-    try:
+    with no_hang("a hostile image made the store hang", seconds=seconds):
         yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, old)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < megabytes << 10, f"memory grew by {grown >> 10} MiB"
 

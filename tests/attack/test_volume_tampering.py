@@ -11,7 +11,6 @@ import copy
 import errno
 import os
 import random
-import signal
 import stat
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -38,6 +37,7 @@ from tests.attack.sealedvolume import (
     survey,
     to_disk,
 )
+from tests.harness.hangs import no_hang
 
 CLOSED = pytest.mark.parametrize("closed", [True, False], ids=["closed", "killed"])
 
@@ -452,14 +452,8 @@ class TestOnARealHost:
 
     @pytest.fixture(autouse=True)
     def _no_hang(self) -> Iterator[None]:
-        def late(signum: int, frame: object) -> None:
-            raise TimeoutError("the store hung on a host file")
-
-        old = signal.signal(signal.SIGALRM, late)
-        signal.alarm(20)
-        yield
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, old)
+        with no_hang("the store hung on a host file"):
+            yield
 
     @pytest.mark.parametrize("kind", ["symlink", "fifo", "socket", "device", "directory", "link"])
     def test_something_else_in_place_of_a_file(

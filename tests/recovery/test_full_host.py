@@ -24,7 +24,7 @@ FILLER: Final = Path(__file__).parent / "filler.c"
 HOST_MIB: Final = 160
 BLOCK: Final = 64 << 10
 #: Space comes back by checkpoints that begin a second after there is something to give.
-RETURN_S: Final = 30.0
+RETURN_S: Final = 60.0
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import stat
 from collections.abc import Iterator
 
@@ -17,6 +16,7 @@ from serdab.sefs.memorydir import MemoryDir
 from serdab.sefs.volume import CHUNK_SIZE, open_volume_in
 from serdab.vfs.api import ROOT_INO, SetAttr
 from serdab.vfs.union import Union
+from tests.harness.hangs import no_hang
 
 KEY = Key(b"extremes extreme")
 LARGEST = (1 << 63) - 1
@@ -26,14 +26,8 @@ END = CHUNK_SIZE << 32
 
 @pytest.fixture(autouse=True)
 def _soon() -> Iterator[None]:
-    def late(signum: int, frame: object) -> None:
-        raise TimeoutError("the time it takes grows with the size of a hole")
-
-    old = signal.signal(signal.SIGALRM, late)
-    signal.alarm(20)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, old)
+    with no_hang("the time it takes grows with the size of a hole"):
+        yield
 
 
 @pytest.fixture
