@@ -21,8 +21,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.harness.leftovers import SESSION_VARIABLE, find_mounts, find_processes
-from tests.harness.signals import forget_what_was_ignored
 from tests.harness.skips import is_allowed, load_allowed
+from tests.harness.surroundings import make_plain
 
 pytest_plugins = [
     "tests.harness.command",
@@ -36,7 +36,7 @@ pytest_plugins = [
 settings.register_profile("serdab", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("serdab")
 
-forget_what_was_ignored()
+make_plain()
 
 _ALLOWED_SKIPS = load_allowed(Path(__file__).parent / "allowed-skips.txt")
 
