@@ -40,7 +40,7 @@ from serdab.libos.streams import Streams
 from serdab.linux.memory import Memory
 
 _CLOSE_PATIENCE_S: Final = 600.0
-_QUIET_S: Final = 5.0
+_QUIET_S: Final = 10.0
 _TERM_PATIENCE_S: Final = 5.0
 _LOOK_EVERY_S: Final = 0.01
 _READ_PATIENCE_S: Final = 1.0
