@@ -10,14 +10,17 @@ import pty
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from serdab.linux.mounts import MountFlag, UmountFlag, mount, umount
+from serdab.fuse.mounting import mount_host
+from serdab.linux.mounts import MountFlag, UmountFlag, mount, mounts_at, umount
 from tests.harness.command import describe
 from tests.mount_command.mounted import Mounted, Owner, is_mounted, wait_until
 
@@ -235,6 +238,33 @@ def test_it_is_unmounted_where_a_rename_took_it(owner: Owner) -> None:
         if is_mounted(moved / "point"):
             umount(str(moved / "point"), UmountFlag.DETACH)
     assert owner.inside("/bin/cat", "/root/file") == "there\n"
+
+
+def test_the_end_of_a_mount_leaves_one_alone_that_has_its_number_by_now(
+    common_owner: Owner, tmp_path: Path
+) -> None:
+    mounted = common_owner.start()
+    (number,) = (item.device for item in mounts_at(str(mounted.path)))
+    with ExitStack() as stack:
+        # It hears of its end when somebody else has mounted already.
+        stack.callback(mounted.process.send_signal, signal.SIGCONT)
+        mounted.process.send_signal(signal.SIGSTOP)
+        umount(str(mounted.path), UmountFlag(0))
+
+        def mount_another() -> int:
+            """Mount what nobody serves; return its device number: the lowest that is free."""
+            place = Path(tempfile.mkdtemp(dir=tmp_path))
+            stack.callback(os.close, mount_host(place, fsname="serdab:another"))
+            stack.callback(umount, str(place), UmountFlag.DETACH)
+            others.append(place)
+            return mounts_at(str(place))[-1].device
+
+        others: list[Path] = []
+        wait_until(lambda: mount_another() == number, "the number comes again")
+        mounted.process.send_signal(signal.SIGCONT)
+        done = mounted.wait()
+        assert done.returncode == 0, describe(done)
+        assert all(map(is_mounted, others))
 
 
 def test_a_change_is_committed_after_a_while_without_being_asked(root_owner: Owner) -> None:

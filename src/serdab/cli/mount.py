@@ -108,7 +108,7 @@ def _mount(
         printer.tell("notice", line)
     wanted = Wanted(
         target,
-        fsname=f"serdab:{instance.path}",
+        fsname=f"serdab:{os.path.realpath(instance.path)}",
         read_only=opened.read_only,
         allow_other=args.allow_other or os.geteuid() == 0,
     )

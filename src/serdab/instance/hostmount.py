@@ -48,7 +48,11 @@ Log = Callable[[str, str], None]
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Where and how to mount. ``target`` is a real path."""
+    """Where and how to mount.
+
+    ``target`` is a real path. ``fsname`` is what nothing else is mounted under until this has
+    ended: by it a mount that is followed is known again.
+    """
 
     target: str
     fsname: str
@@ -181,7 +185,7 @@ class _HostMount:
         self._target = wanted.target
         self._bell = bell
         self._log = log
-        self._device = _device_on_top(wanted.target)
+        self._mine = _on_top(wanted.target)
         self._session = Session(
             fd,
             fs,
@@ -192,8 +196,8 @@ class _HostMount:
         self._unmounting: threading.Thread | None = None
         self._asked_at = 0.0
         self.failure: Error | None = None
-        if self._device is not None:
-            raise_read_ahead(self._device)
+        if self._mine is not None:
+            raise_read_ahead(self._mine[0])
 
     def run(self) -> None:
         """Serve until the mount is gone, or the wait for those who use it is over."""
@@ -213,7 +217,7 @@ class _HostMount:
         The connection is closed by now, so nobody is asked and nothing is waited for.
         """
         self._follow()
-        if self._device is None or _device_on_top(self._target) != self._device:
+        if self._mine is None or _on_top(self._target) != self._mine:
             return
         try:
             unmount(self._target, lazy=True)
@@ -263,9 +267,9 @@ class _HostMount:
     def _leave_tree(self) -> bool:
         """Take the mount off the directory tree; return whether it is in use there."""
         self._follow()
-        if self._device not in [item.device for item in mounts_at(self._target)]:
+        if self._mine not in [item.identity for item in mounts_at(self._target)]:
             return True  # somebody was here before
-        if _device_on_top(self._target) != self._device:
+        if _on_top(self._target) != self._mine:
             raise OSError(errno.EBUSY, "something else is mounted over it")
         if self._try_unmount():
             return False
@@ -274,9 +278,9 @@ class _HostMount:
 
     def _follow(self) -> None:
         """Go where the mount is now: a directory on the way to it may have been renamed."""
-        if self._device is None:
+        if self._mine is None:
             return
-        places = [item.target for item in mounts_of(self._device)]
+        places = [item.target for item in mounts_of(self._mine)]
         if len(places) == 1:
             self._target = places[0]
 
@@ -312,6 +316,6 @@ class _HostMount:
         )
 
 
-def _device_on_top(target: str) -> int | None:
+def _on_top(target: str) -> tuple[int, str] | None:
     mounted = mounts_at(target)
-    return mounted[-1].device if mounted else None
+    return mounted[-1].identity if mounted else None

@@ -77,12 +77,24 @@ def syncfs(fd: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """One line of /proc/self/mountinfo. ``device`` is the ``st_dev`` of what is mounted."""
+    """One line of /proc/self/mountinfo. ``device`` is the ``st_dev`` of what is mounted, ``source``
+    the name that who mounted it gave it.
+    """
 
     device: int
     target: str
     fstype: str
+    source: str
     options: tuple[str, ...]
+
+    @property
+    def identity(self) -> tuple[int, str]:
+        """What tells one file system from others, if its source does.
+
+        The device number alone does not: it is the lowest that is free, so the next mount gets the
+        one of a file system that is gone.
+        """
+        return self.device, self.source
 
 
 def mounts_at(target: str) -> list[Mount]:
@@ -90,9 +102,9 @@ def mounts_at(target: str) -> list[Mount]:
     return [item for item in _table() if item.target == target]
 
 
-def mounts_of(device: int) -> list[Mount]:
-    """Return where a file system is mounted, by its ``st_dev``."""
-    return [item for item in _table() if item.device == device]
+def mounts_of(identity: tuple[int, str]) -> list[Mount]:
+    """Return where a file system is mounted."""
+    return [item for item in _table() if item.identity == identity]
 
 
 def is_mounted(fd: int, pid: int) -> bool:
@@ -111,12 +123,16 @@ def _table() -> Iterator[Mount]:
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
         for line in table:
             fields = line.split()
-            place = _OCTAL.sub(lambda match: chr(int(match[1], 8)), fields[4])
             major, minor = fields[2].split(":")
             tail = fields.index("-")
             yield Mount(
                 os.makedev(int(major), int(minor)),
-                place,
+                _plain(fields[4]),
                 fields[tail + 1],
+                _plain(fields[tail + 2]),
                 tuple(fields[tail + 3].split(",")),
             )
+
+
+def _plain(word: str) -> str:
+    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), word)
