@@ -16,6 +16,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, final
 
+from serdab.crypto.aead import TAG_BYTES
 from serdab.errors import AuthenticationError, FormatError, FsError
 from serdab.sefs import keyspace as ks
 from serdab.sefs.cache import ByteCache
@@ -29,6 +30,7 @@ from serdab.sefs.segment import (
     SegmentStore,
     Writer,
     data_aad,
+    data_aads,
     plain_length,
 )
 from serdab.vfs.api import Inode
@@ -103,13 +105,31 @@ class Content:
 
     def _seal(self, ino: int, chunk: int, plain: bytes | bytearray | memoryview) -> None:
         pointer = self.writer.append(plain, data_aad(ino, chunk))
-        self._own(ino, chunk, pointer)
+        self._own(ino, chunk, 1, pointer)
         self._set_pointer(ino, chunk, pointer)
 
-    def _own(self, ino: int, chunk: int, pointer: bytes) -> None:
-        segment, offset, stored, number, _ = POINTER.unpack(pointer)
-        owner = ks.OWNER.pack(ino, chunk, offset, stored)
-        self._owners.setdefault(segment, []).append((number, owner))
+    def _seal_run(self, ino: int, chunk: int, plain: memoryview) -> int:
+        """Seal whole chunks, as many as go to the host together; return how many."""
+        size = self._chunk_size
+        most = min(len(plain) // size, ks.GROUP - chunk % ks.GROUP)
+        # In this order: what was written before is not lost when the host fails here.
+        count = min(self.writer.make_room(size + TAG_BYTES), most)
+        aads = data_aads(ino, range(chunk, chunk + count))
+        pointers = self.writer.append_run(plain[: count * size], size, aads)
+        self._own(ino, chunk, count, pointers)
+        self._extents.set_records(ino, chunk, pointers)
+        if ino in self._dirty:
+            for sealed in range(chunk, chunk + count):
+                self._drop_chunk(ino, sealed)
+        return count
+
+    def _own(self, ino: int, chunk: int, count: int, pointers: bytes) -> None:
+        segment, offset, stored, number, _ = POINTER.unpack_from(pointers)
+        pack = ks.OWNER.pack
+        self._owners.setdefault(segment, []).extend(
+            (number + index, pack(ino, chunk + index, offset + index * stored, stored))
+            for index in range(count)
+        )
 
     def move(self, ino: int, chunk: int, segment: int, offset: int, stored: int) -> None:
         """Seal a record anew elsewhere, if its owner still refers to it."""
@@ -171,9 +191,7 @@ class Content:
                 elif pointer == HOLE:
                     out[:] = bytes(len(out))
                 elif skip == 0 and end - position > size:
-                    stop = position + self._read_run(
-                        ino, chunk, pointer, dirty, buf, position - offset
-                    )
+                    stop = position + self._read_run(ino, chunk, dirty, buf, position - offset)
                 else:
                     self._read_record(ino, chunk, pointer, skip, out)
             position = stop
@@ -183,36 +201,37 @@ class Content:
         self,
         ino: int,
         chunk: int,
-        pointer: bytes,
         dirty: dict[int, DirtyChunk],
         buf: memoryview,
         start: int,
     ) -> int:
         """Read whole chunks whose records lie one after another; return the bytes read."""
         size = self._chunk_size
-        run = [pointer]
-        segment, offset, stored, _, _ = POINTER.unpack(pointer)
-        if plain_length(pointer) == size:
-            for following in range(chunk + 1, chunk + (len(buf) - start) // size):
-                if following in dirty:
-                    break
-                pointer = self._pointer(ino, following)
+        records = self._extents.records(ino, chunk, (len(buf) - start) // size)
+        segment, offset, stored, _, _ = records[0]
+        count = 1
+        if stored == size + TAG_BYTES:
+            for record in records[1:]:
                 offset += stored
-                if POINTER.unpack(pointer)[:3] != (segment, offset, stored):
+                if record[1] != offset or record[2] != stored or record[0] != segment:
                     break
-                run.append(pointer)
-        if len(run) == 1:
-            self._read_record(ino, chunk, run[0], 0, buf[start : start + size])
+                if chunk + count in dirty:
+                    break
+                count += 1
+        if count == 1:
+            out = buf[start : start + size]
+            self._read_record(ino, chunk, POINTER.pack(*records[0]), 0, out)
             return size
-        aads = [data_aad(ino, chunk + index) for index in range(len(run))]
+        del records[count:]
+        aads = data_aads(ino, range(chunk, chunk + count))
         try:
-            self._segments.read_run(run, aads, buf[start : start + len(run) * size])
+            self._segments.read_run(records, aads, buf[start : start + count * size])
         except (AuthenticationError, FormatError):
             # One by one, to say which record it is (and to serve none of the damaged request).
-            for index, single in enumerate(run):
+            for index, record in enumerate(records):
                 out = buf[start + index * size : start + (index + 1) * size]
-                self._read_record(ino, chunk + index, single, 0, out)
-        return len(run) * size
+                self._read_record(ino, chunk + index, POINTER.pack(*record), 0, out)
+        return count * size
 
     def _read_below(self, inode: Inode, offset: int, out: memoryview) -> None:
         count = 0
@@ -296,14 +315,11 @@ class Content:
         position, end = offset, offset + len(data)
         while position < end:
             chunk, skip = divmod(position, size)
+            if skip == 0 and end - position >= size:
+                position += size * self._seal_run(inode.ino, chunk, data[position - offset :])
+                continue
             stop = min((chunk + 1) * size, end)
-            part = data[position - offset : stop - offset]
-            if len(part) == size:
-                # In this order: what was written before is not lost when the host fails here.
-                self._seal(inode.ino, chunk, part)
-                self._drop_chunk(inode.ino, chunk)
-            else:
-                self._write_part(inode, chunk, skip, part)
+            self._write_part(inode, chunk, skip, data[position - offset : stop - offset])
             position = stop
 
     def _write_part(self, inode: Inode, chunk: int, skip: int, part: memoryview) -> None:

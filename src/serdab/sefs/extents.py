@@ -16,7 +16,7 @@ from serdab.errors import FormatError
 from serdab.sefs import keyspace as ks
 from serdab.sefs.cache import ByteCache
 from serdab.sefs.items import Items
-from serdab.sefs.segment import ABSENT, HOLE, POINTER_BYTES, SegmentStore
+from serdab.sefs.segment import ABSENT, HOLE, POINTER, POINTER_BYTES, Record, SegmentStore
 
 _GROUP_CACHE: Final = 4 << 20
 _MAX_COUNTS: Final = 4096
@@ -61,14 +61,26 @@ class Extents:
         start = index * POINTER_BYTES
         return bytes(self.group(ino, group)[start : start + POINTER_BYTES]) or ABSENT
 
-    def set_pointer(self, ino: int, chunk: int, pointer: bytes) -> None:
-        """Replace the pointer of a chunk; the record it had is free."""
+    def records(self, ino: int, chunk: int, most: int) -> list[Record]:
+        """Return what the pointers of up to ``most`` chunks say, of one group."""
         group, index = divmod(chunk, ks.GROUP)
+        start = index * POINTER_BYTES
+        pointers = self.group(ino, group)[start : start + most * POINTER_BYTES]
+        return list(POINTER.iter_unpack(pointers))
+
+    def _changing(self, ino: int, group: int) -> bytearray:
+        """Return a group that may be written to."""
         changed = self._changed.setdefault(ino, {})
         value = changed.get(group)
         if value is None:
             value = changed[group] = bytearray(self.group(ino, group))
             self._clean.drop((ino, group))
+        return value
+
+    def set_pointer(self, ino: int, chunk: int, pointer: bytes) -> None:
+        """Replace the pointer of a chunk; the record it had is free."""
+        group, index = divmod(chunk, ks.GROUP)
+        value = self._changing(ino, group)
         start = index * POINTER_BYTES
         if len(value) < start + POINTER_BYTES:
             if pointer == ABSENT:
@@ -82,6 +94,21 @@ class Extents:
         if ino in self._counts:
             self._counts[ino] += (pointer not in _NOTHING) - (old not in _NOTHING)
         value[start : start + POINTER_BYTES] = pointer
+        self._unsaved.add((ino, group))
+
+    def set_records(self, ino: int, chunk: int, pointers: bytes) -> None:
+        """Replace the pointers of chunks of one group by those of new records."""
+        group, index = divmod(chunk, ks.GROUP)
+        value = self._changing(ino, group)
+        start = index * POINTER_BYTES
+        end = start + len(pointers)
+        if len(value) < start:
+            value.extend(bytes(start - len(value)))
+        old = value[start:end]
+        self._segments.free_all(old)
+        if ino in self._counts:
+            self._counts[ino] += _held(pointers) - _held(old)
+        value[start:end] = pointers
         self._unsaved.add((ino, group))
 
     def clear(self, ino: int, first: int) -> None:
@@ -109,12 +136,7 @@ class Extents:
         """Return how many chunks have a record."""
         found = self._counts.get(ino)
         if found is None:
-            found = sum(
-                1
-                for pointers in self._groups(ino).values()
-                for start in range(0, len(pointers), POINTER_BYTES)
-                if pointers[start : start + POINTER_BYTES] not in _NOTHING
-            )
+            found = sum(_held(pointers) for pointers in self._groups(ino).values())
             if len(self._counts) >= _MAX_COUNTS:
                 self._counts.clear()
             self._counts[ino] = found
@@ -158,6 +180,12 @@ class Extents:
         """A checkpoint holds everything now."""
         self._changed.clear()
         self._unsaved.clear()
+
+
+def _held(pointers: bytes | bytearray) -> int:
+    """Return how many of these pointers name a record."""
+    starts = range(0, len(pointers), POINTER_BYTES)
+    return sum(pointers[start : start + POINTER_BYTES] not in _NOTHING for start in starts)
 
 
 def check_group(ino: int, value: bytes) -> bytes:

@@ -25,8 +25,9 @@ import errno
 import hmac
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Final, final
 
 from serdab.crypto.aead import TAG_BYTES, RecordCipher
@@ -45,6 +46,8 @@ _MAX_OPEN: Final = 96
 """So many segments are kept open for reading."""
 POINTER: Final = struct.Struct("<IIII16s")
 POINTER_BYTES: Final = POINTER.size
+Record = tuple[int, int, int, int, bytes]
+"""An unpacked pointer."""
 ABSENT: Final = bytes(POINTER_BYTES)
 HOLE: Final = b"\xff\xff\xff\xff" + bytes(POINTER_BYTES - 4)
 """Stands for zeros that hide the lower layer."""
@@ -58,6 +61,11 @@ _AAD: Final = struct.Struct("<BQQ")
 def data_aad(ino: int, chunk: int) -> bytes:
     """Return what is authenticated beside a chunk that belongs to one file."""
     return _AAD.pack(R_DATA, ino, chunk)
+
+
+def data_aads(ino: int, chunks: range) -> Iterator[bytes]:
+    """Yield that of each of some chunks."""
+    return map(_AAD.pack, repeat(R_DATA), repeat(ino), chunks)
 
 
 def page_aad(level: int) -> bytes:
@@ -253,19 +261,19 @@ class SegmentStore:
         view, cipher, number = self._sealed(pointer, len(out))
         cipher.open_into(number, view, aad, out)
 
-    def read_run(self, pointers: list[bytes], aads: list[bytes], out: memoryview) -> None:
+    def read_run(self, records: list[Record], aads: Iterable[bytes], out: memoryview) -> None:
         """Open equally long records that lie one after another: one host read for all of them.
 
         Preconditions: the records are contiguous in one segment and fill ``out``.
         """
-        segment, start, stored, _, _ = POINTER.unpack(pointers[0])
+        segment, start, stored, _, _ = records[0]
         writer = self._writers.get(segment)
         length = stored - TAG_BYTES
-        total = stored * len(pointers)
+        total = stored * len(records)
         if writer is not None and start + total > writer.written:
-            for index, pointer in enumerate(pointers):
+            for index, (record, aad) in enumerate(zip(records, aads, strict=True)):
                 part = out[index * length : (index + 1) * length]
-                self.read_into(pointer, aads[index], part)
+                self.read_into(POINTER.pack(*record), aad, part)
             return
         if total > len(self._scratch):
             self._scratch = bytearray(total)
@@ -273,14 +281,15 @@ class SegmentStore:
         file, cipher = (writer.file, writer.cipher) if writer is not None else self._reader(segment)
         if file.pread_into(view, start) != total:
             raise AuthenticationError("the segment ends before the record does")
-        for index, pointer in enumerate(pointers):
-            sealed = view[index * stored : (index + 1) * stored]
-            _, _, _, number, tag = POINTER.unpack(pointer)
-            if not hmac.compare_digest(sealed[length:], tag):
+        open_into, compare = cipher.open_into, hmac.compare_digest
+        at = low = 0
+        for (_, _, _, number, tag), aad in zip(records, aads, strict=True):
+            sealed = view[at : at + stored]
+            if not compare(sealed[length:], tag):
                 raise AuthenticationError("the record is not the one its parent names")
-            cipher.open_into(
-                number, sealed, aads[index], out[index * length : (index + 1) * length]
-            )
+            open_into(number, sealed, aad, out[low : low + length])
+            at += stored
+            low += length
 
     def close(self) -> None:
         """Close all descriptors."""
@@ -316,7 +325,23 @@ class Writer:
     def append(self, plain: bytes | bytearray | memoryview, aad: bytes) -> bytes:
         """Seal a record; return its pointer. It is durable after :meth:`sync`."""
         stored = len(plain) + TAG_BYTES
-        if self._number and self.written + self.waiting_bytes + stored > self._limits.segment_bytes:
+        self.make_room(stored)
+        return self._seal(plain, len(plain), (aad,))
+
+    def append_run(self, plain: memoryview, size: int, aads: Iterable[bytes]) -> bytes:
+        """Seal each ``size`` bytes as a record of their own; return the pointers, joined.
+
+        Preconditions: :meth:`make_room` has just said that so many fit.
+        """
+        return self._seal(plain, size, aads)
+
+    def make_room(self, stored: int) -> int:
+        """Have room for a record in the buffer; return how many of its length there is room for.
+
+        Whatever the host refuses, it refuses here, before anything is sealed.
+        """
+        limit = self._limits.segment_bytes
+        if self._number and self.written + self.waiting_bytes + stored > limit:
             self.finish()
         if not self._number:
             self._number, self.file, self.cipher = self._store.begin(self)
@@ -326,31 +351,48 @@ class Writer:
             if stored > len(self._buffer):
                 room = self._limits.buffer_bytes
                 self._buffer = bytearray(max(stored, room + room // 8))
-        out = memoryview(self._buffer)[self.waiting_bytes : self.waiting_bytes + stored]
-        self.cipher.seal_into(self._count, plain, aad, out)
-        pointer = POINTER.pack(
-            self._number,
-            self.written + self.waiting_bytes,
-            stored,
-            self._count,
-            bytes(out[-TAG_BYTES:]),
-        )
-        self.waiting_bytes += stored
-        self._count += 1
-        usage = self._store.usage[self._number]
+        end = min(len(self._buffer), limit - self.written)
+        return max((end - self.waiting_bytes) // stored, 1)
+
+    def _seal(
+        self, plain: bytes | bytearray | memoryview, size: int, aads: Iterable[bytes]
+    ) -> bytes:
+        stored = size + TAG_BYTES
+        buffer, at, number, count = self._buffer, self.waiting_bytes, self._number, self._count
+        view = memoryview(buffer)
+        seal_into, written = self.cipher.seal_into, self.written
+        whole = len(plain) == size
+        pointers = []
+        low = 0
+        for aad in aads:
+            part = plain if whole else plain[low : low + size]
+            self._count = count + 1  # never back, whatever becomes of this one
+            seal_into(count, part, aad, view[at : at + stored])
+            tag = buffer[at + size : at + stored]
+            pointers.append(POINTER.pack(number, written + at, stored, count, tag))
+            low += size
+            at += stored
+            count += 1
+        self._appended(at - self.waiting_bytes)
+        return pointers[0] if whole else b"".join(pointers)
+
+    def _appended(self, size: int) -> None:
+        """So many bytes of records were sealed into the buffer."""
+        store = self._store
+        self.waiting_bytes += size
+        usage = store.usage[self._number]
         usage.used = self.written + self.waiting_bytes
-        usage.live += stored
-        self._store.appended_bytes += stored
-        self._store.churn_bytes += stored
+        usage.live += size
+        store.appended_bytes += size
+        store.churn_bytes += size
         self._dirty = True
         if self.waiting_bytes >= self._limits.buffer_bytes:
             try:
                 self.flush()
             except OSError as exc:
-                # The record is safe in the buffer; the next one meets the full host first.
+                # The records are safe in the buffer; the next one meets the full host first.
                 if exc.errno not in FULL:
                     raise
-        return pointer
 
     def buffered(self, offset: int, stored: int) -> memoryview:
         """Return sealed bytes that are not in the file yet."""
