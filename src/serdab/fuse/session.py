@@ -19,6 +19,9 @@ while it finds nothing, and takes it up again when a request follows soon after 
 Binding the server to the CPU of the program is faster still (57 000), but cannot be had: the
 scheduler wakes the program on the other, idle CPU, and so they part again. It stays only if the
 server runs as SCHED_IDLE, which starves as soon as anyone else computes on that CPU.
+
+While the program computes, a file system that has a method ``ahead`` is called once after each
+reply, to prepare what is likely to be asked for next: a few microseconds that nobody waits for.
 """
 
 from __future__ import annotations
@@ -52,6 +55,9 @@ _POLL_CREDIT: Final = 8
 
 def _log_to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)  # noqa: T201 - the default when nobody listens
+
+
+def _nothing() -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +123,7 @@ class Session:
         request, view = operations.request, operations.view
         find, unsupported = operations.table.get, operations.unsupported
         parse_header = wire.parse_header
+        ahead: Callable[[], None] = getattr(self._fs, "ahead", _nothing)
         poll_ns = int(self._options.poll_s * 1e9) if len(os.sched_getaffinity(0)) > 1 else 0
         clock = time.perf_counter_ns
         poller = self._poller()
@@ -128,6 +135,7 @@ class Session:
                 size = receive(request)
                 if size is None:
                     busy = 0
+                    ahead()
                     now = clock()
                     if credit and poll_ns:
                         until = now + poll_ns

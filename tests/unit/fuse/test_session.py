@@ -356,6 +356,22 @@ class TestTimedWork:
             peer.assert_alive()
 
 
+class _Ahead(MemFs):
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = threading.Semaphore(0)
+
+    def ahead(self) -> None:
+        self.asked.release()
+
+
+def test_a_file_system_may_prepare_what_comes_next_while_no_request_is_there() -> None:
+    fs = _Ahead()
+    with Peer(fs) as peer:
+        peer.assert_alive()
+        assert fs.asked.acquire(timeout=20)
+
+
 class TestStopping:
     def test_stop_ends_a_session_that_sleeps(self) -> None:
         peer = Peer()
