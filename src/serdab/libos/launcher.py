@@ -166,7 +166,7 @@ class Launcher:
     def _expect(self, op: int, serial: int) -> Future[Any]:
         future: Future[Any] = self._loop.future()
         if self._has_gone:
-            future.set_error(_gone_error())
+            future.set_error(gone_error())
         else:
             self._waiting[op, serial] = future
         return future
@@ -203,7 +203,7 @@ class Launcher:
         self._has_gone = True
         waiting, self._waiting = self._waiting, {}
         for future in waiting.values():
-            future.set_error(_gone_error())
+            future.set_error(gone_error())
         if tell:
             self._on_gone()
 
@@ -361,5 +361,5 @@ class Launcher:
             self._end.close()
 
 
-def _gone_error() -> Error:
+def gone_error() -> Error:
     return Error("the sandbox ended unexpectedly", stage="sandbox", subject="launcher")

@@ -29,6 +29,7 @@ from serdab.libos.launcher import (
     Setup,
     SpawnRequest,
     StepFailed,
+    gone_error,
 )
 from serdab.libos.loop import Future, Loop
 from serdab.libos.tree import Tree, plan
@@ -116,16 +117,19 @@ class Sandbox:
 
         Raises:
             EnvironmentRefused: this machine lacks something.
+            Error: pid 1 has ended, as when the boot was ended meanwhile.
         """
         pid = await self._launcher.started()
         self._pidfd = os.pidfd_open(pid)
         self._loop.watch(self._pidfd, self._on_death)
-        # Now: once pid 1 has hidden its memory, its /proc directory is closed to ordinary users.
-        self.namespaces = tuple(
-            os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
-            for name in ("user", "mnt")
-        )
-        self.mount_namespace = os.readlink(f"/proc/{pid}/ns/mnt")
+        try:
+            # Now: once pid 1 has hidden its memory, its /proc directory is closed to its user.
+            for name in ("user", "mnt"):
+                fd = os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
+                self.namespaces += (fd,)
+            self.mount_namespace = os.readlink(f"/proc/{pid}/ns/mnt")
+        except (FileNotFoundError, ProcessLookupError) as exc:
+            raise gone_error() from exc  # a zombie has none, proc_pid_ns(5)
         idmaps.write(pid, self.ids)
 
     async def set_up(self, wanted: limits.Wanted, *, fuse_count: int, own_network: bool) -> str:
@@ -133,10 +137,16 @@ class Sandbox:
 
         Raises:
             EnvironmentRefused: this machine lacks something.
+            Error: pid 1 has ended.
         """
+        if self.is_gone:
+            raise gone_error()  # and its number may be somebody else's by now
         self._group = limits.control_group(wanted)
         if self._group is not None:
-            self._group.add(self._launcher.pid)
+            try:
+                self._group.add(self._launcher.pid)
+            except ProcessLookupError as exc:
+                raise gone_error() from exc
         has_group = self._group is not None
         features = await self._launcher.set_up(
             Setup(
