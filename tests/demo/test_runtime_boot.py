@@ -13,7 +13,7 @@ import pytest
 from tests.harness.user import OrdinaryUser
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT_S = 240
+LIMIT_S = 280
 MODULE = "demos.runtime_boot.demo"
 
 pytestmark = [
