@@ -416,6 +416,24 @@ class TestAttributes:
         with refused(errno.ENODATA):
             os.getxattr(mem / "f", "security.capability")
 
+    def test_an_attribute_of_a_kind_that_no_file_system_knows_is_not_supported(
+        self, mem: Path, tmp_path: Path
+    ) -> None:
+        for path in (mem / "f", tmp_path / "on-a-disk"):
+            path.touch()
+            for name in ("system.other", "other.name", "name", "user"):
+                with refused(errno.EOPNOTSUPP):
+                    os.setxattr(path, name, b"value")
+                with refused(errno.EOPNOTSUPP):
+                    os.getxattr(path, name)
+                with refused(errno.EOPNOTSUPP):
+                    os.removexattr(path, name)
+            with refused(errno.EINVAL):
+                os.setxattr(path, "user.", b"value")
+            assert os.listxattr(path) == []
+            os.setxattr(path, "trusted.name", b"value")
+            assert os.getxattr(path, "trusted.name") == b"value"
+
     def test_statvfs_counts_down_as_space_is_used(self, mem: Path) -> None:
         before = os.statvfs(mem)
         (mem / "f").write_bytes(bytes(1 << 20))

@@ -49,7 +49,11 @@ RECEIVE_BYTES: Final = MAX_WRITE_BYTES + 8192
 
 #: Extended attributes that no file system here has. "Not supported" and not "absent": ls(1) asks
 #: for both on every file, until it is told that this device has none.
-_FOREIGN_XATTRS: Final = (b"system.posix_acl_", b"security.selinux")
+_FOREIGN_XATTRS: Final = (b"system.", b"security.selinux")
+
+#: The kinds of names that there are, xattr(7). The kernel resolves them for all file systems but
+#: FUSE, whose server gets every name.
+_XATTR_KINDS: Final = (b"user.", b"trusted.", b"security.", b"system.")
 
 _WANTED: Final = (
     InitFlag.ASYNC_READ
@@ -283,15 +287,15 @@ class Operations:
 
     def _setxattr(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         name, value, flags = wire.parse_setxattr(self.view, size)
-        if name.startswith(_FOREIGN_XATTRS):
-            return wire.dump_error(unique, errno.EOPNOTSUPP)
+        if refusal := _refused_xattr(name):
+            return wire.dump_error(unique, refusal)
         self._fs.setxattr(nodeid, name, value, flags)
         return wire.dump_ok(unique)
 
     def _getxattr(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         room, name = wire.parse_getxattr(self.view, size)
-        if name.startswith(_FOREIGN_XATTRS):
-            return wire.dump_error(unique, errno.EOPNOTSUPP)
+        if refusal := _refused_xattr(name):
+            return wire.dump_error(unique, refusal)
         return self._sized(unique, room, self._fs.getxattr(nodeid, name))
 
     def _listxattr(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
@@ -309,8 +313,8 @@ class Operations:
 
     def _removexattr(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         name = wire.parse_xattr_name(self.view, size)
-        if name.startswith(_FOREIGN_XATTRS):
-            return wire.dump_error(unique, errno.EOPNOTSUPP)
+        if refusal := _refused_xattr(name):
+            return wire.dump_error(unique, refusal)
         self._fs.removexattr(nodeid, name)
         return wire.dump_ok(unique)
 
@@ -403,3 +407,10 @@ class Operations:
 
 
 _ALL_FLAGS: Final = sum(InitFlag)
+
+
+def _refused_xattr(name: bytes) -> int:
+    """Return what is said of an extended attribute that can never be there; 0 if it can."""
+    if name.startswith(_FOREIGN_XATTRS) or not name.startswith(_XATTR_KINDS):
+        return errno.EOPNOTSUPP
+    return errno.EINVAL if name in _XATTR_KINDS else 0
