@@ -4,7 +4,7 @@
  *   mount SOURCE TARGET TYPE FLAGS OPTIONS     NULL, BAD, KERNEL, MIDDLE, CLOSED, CUT: pointers
  *   umount TARGET FLAGS
  *   open PATH (as descriptor 9)    foreign PATH (the same, in another mount namespace)
- *      map PATH TEXT    pause
+ *      map PATH TEXT    pause    opath PATH (as descriptor 9)    syncfs PATH    syncfd NUMBER
  *   write PATH TEXT    read PATH    cd PATH    mkdir PATH    sync    big N (options of N bytes)
  */
 #include <errno.h>
@@ -138,6 +138,10 @@ int main(int argc, char **argv)
 			getchar();
 		} else if (!strcmp(op, "syncfs")) {
 			told(op, syncfs(open(argv[i++], O_RDONLY)));
+		} else if (!strcmp(op, "syncfd")) {
+			told(op, syncfs(atoi(argv[i++])));
+		} else if (!strcmp(op, "opath")) {
+			told(op, dup2(open(argv[i++], O_PATH), 9));
 		} else if (!strcmp(op, "pause")) {
 			pause();
 		} else if (!strcmp(op, "open")) {

@@ -93,6 +93,13 @@ class TestSync:
         assert found == ["ok", "ok", "one", "two", "three"]
 
     @pytest.mark.parametrize("new_mounter", ["root"], indirect=True)
+    def test_what_is_no_open_file_is_refused(self, mounter: Mounter) -> None:
+        out = mounter.calls(
+            *("syncfd", "0", "syncfd", "77", "syncfd", "-1", "syncfs", "/nowhere"),
+            *("open", "/file", "syncfd", "9", "opath", "/file", "syncfd", "9"),
+        )
+        assert out == ["ok", "EBADF", "EBADF", "EBADF", "ok", "ok", "ok", "EBADF"]
+
     def test_whoever_kills_what_syncs_gets_an_error_and_does_not_wait(
         self, mounter: Mounter
     ) -> None:

@@ -14,6 +14,7 @@ mounts and umounts on their way is bounded, since each takes processes and descr
 from __future__ import annotations
 
 import _thread
+import ctypes
 import errno
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from serdab.libos.loop import Future, Loop
 from serdab.libos.mountcall import MountCall, UmountCall
 from serdab.libos.turns import Turns
 from serdab.linux.memory import Memory
+from serdab.linux.process import is_open_file
 from serdab.linux.seccomp import Listener, Notification
 
 T = TypeVar("T")
@@ -66,6 +68,20 @@ class Caller:
         """
         if not self._listener.is_alive(self.notification.id):
             raise CallerDied
+
+    def check_open_file(self) -> None:
+        """Check that the first argument is an open file of the caller.
+
+        Raises:
+            CallError: EBADF, it is not.
+        """
+        fd = ctypes.c_int(self.notification.arguments[0]).value
+        try:
+            is_open = is_open_file(self.notification.thread, fd)
+        except OSError:
+            return  # who keeps its files from us, or is gone, is not refused for that
+        if not is_open:
+            raise CallError(errno.EBADF)
 
     def answer(self, code: int) -> bool:
         """Answer with an errno, 0 for success; return False if the caller is gone."""
@@ -213,6 +229,8 @@ class Notifications:
         if number == MOUNT_ROOT_FS:
             await self._do.mount_root(caller)
         elif number in (self._numbers.sync, self._numbers.syncfs):
+            if number == self._numbers.syncfs:
+                caller.check_open_file()
             await self._do.sync()
         else:
             raise CallError(errno.ENOSYS)

@@ -86,3 +86,22 @@ def sealed_file(name: str, content: bytes, *, executable: bool = False) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def is_open_file(thread: int, fd: int) -> bool:
+    """Return whether ``fd`` is a descriptor of that thread and stands for an open file.
+
+    One that was opened with O_PATH stands for a place only, and most calls refuse it (open(2)).
+
+    Raises:
+        OSError: /proc tells us nothing about that thread.
+    """
+    try:
+        with open(f"/proc/{thread}/fdinfo/{fd}", "rb") as file:
+            for line in file:
+                name, _, value = line.partition(b":")
+                if name == b"flags":
+                    return not int(value, 8) & os.O_PATH
+    except FileNotFoundError:
+        pass
+    return False
