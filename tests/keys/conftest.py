@@ -56,17 +56,24 @@ def tree(pid: int) -> list[int]:
 def settled_tree(pid: int, instance: Path) -> list[int]:
     """Return a process and all below it, once those of the boot are gone that do not stay.
 
-    The server of the init FS ends after the program inside has started, some time or other.
+    The server of the init FS ends after the program inside has started, some time or other. One
+    that stays has something else of the instance open.
     """
-    leaving = f"{instance.resolve()}/build/initfs/"
+    top = str(instance.resolve())
 
     def is_leaving(member: int) -> bool:
         fields = Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()
+        if fields[0] in "ZX":
+            return True
+        if Path(f"/proc/{member}/comm").read_text() != "serdab-fs\n":
+            return False
+        folder = f"/proc/{member}/fd"
         try:
-            links = [f"/proc/{member}/fd/{name}" for name in os.listdir(f"/proc/{member}/fd")]
-            return fields[0] in "ZX" or any(os.readlink(link).startswith(leaving) for link in links)
+            links = [os.readlink(f"{folder}/{name}") for name in os.listdir(folder)]
         except PermissionError:
             return False  # only root may look
+        below = [link for link in links if link.startswith(top)]
+        return not below or any(link.startswith(f"{top}/build/initfs/") for link in below)
 
     found: list[int] = []
 
