@@ -105,20 +105,23 @@ def automatic_key(instance: BuiltInstance, monkeypatch: pytest.MonkeyPatch) -> S
 def look_outside(pid: int, instance: Path, secrets: list[Secret]) -> list[str]:
     """Return where a key shows in /proc or the open files of anything on this machine."""
     found = []
-    ours = settled_tree(pid, instance)
+    ours: dict[int, str] = {}
     marked = 0
-    for process in ours:
-        what = role(process)
-        pieces = list(shown(process))
-        if what in ("nursery", "launcher", "program"):
-            pieces.append(("memory", b"\0".join(memory(process))))
+    for process in settled_tree(pid, instance):
+        try:
+            what = role(process)
+            pieces = list(shown(process))
+            if what in ("nursery", "launcher", "program"):
+                pieces.append(("memory", b"\0".join(memory(process))))
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # what attached the mount has ended meanwhile
+        ours[process] = what
         for name, content in pieces:
             marked += MARK in content
             found += [f"{what}: {name}: {s}" for one in secrets for s in one.where(content)]
     assert marked, "the search finds nothing at all"
-    roles = {role(process) for process in ours}
-    assert roles == {"command", "kernel", "nursery", "fs", "launcher", "program"}
-    servers = [b"\0".join(memory(process)) for process in ours if role(process) == "fs"]
+    assert set(ours.values()) == {"command", "kernel", "nursery", "fs", "launcher", "program"}
+    servers = [b"\0".join(memory(process)) for process, what in ours.items() if what == "fs"]
     for one in secrets:
         # The server of one file system; it may have forgotten the key it derived its own from.
         assert sum(bool(one.where(held)) for held in servers) <= 1, one.name
