@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import os
 import random
 import stat
@@ -13,8 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from serdab.errors import FsError
 from serdab.keys import Key
-from serdab.sefs.memorydir import MemoryDir
+from serdab.sefs.image import open_image
+from serdab.sefs.imagebuild import build_image
+from serdab.sefs.memorydir import MemoryDir, MemoryFile
 from serdab.sefs.volume import CHUNK_SIZE, open_volume_in
 from serdab.vfs.api import ROOT_INO, SetAttr
 from serdab.vfs.union import Union
@@ -76,6 +80,74 @@ class TestOnAMount:
             assert taken(path) == 2 << 20
         finally:
             os.close(fd)
+
+
+def test_what_was_small_when_it_was_saved_is_sparse_when_it_grows() -> None:
+    fs = Union(open_volume_in(MemoryDir(), key=KEY, create=True), None)
+    ino = fs.mknod(ROOT_INO, b"file", stat.S_IFREG | 0o600, 0, 0, 0).ino
+    fs.write(ino, 0, memoryview(b"hello"), kill_suidgid=False)
+    fs.syncfs()
+    assert fs.setattr(ino, SetAttr(size=1 << 30)).blocks * 512 <= CHUNK_SIZE
+    fs.close()
+
+
+def written_until_full(fs: Union, ino: int, size: int) -> int:
+    """Append until ENOSPC; return the size by then."""
+    while size < 1 << 30:
+        try:
+            size += fs.write(ino, size, memoryview(os.urandom(1 << 20)), kill_suidgid=False)
+        except FsError as exc:
+            if exc.errno != errno.ENOSPC:
+                raise
+            return size
+    raise AssertionError("the host never became full")
+
+
+def test_of_a_write_that_failed_nothing_shows_when_the_file_grows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fs = Union(open_volume_in(MemoryDir(), key=KEY, create=True), None)
+    ino = fs.mknod(ROOT_INO, b"file", stat.S_IFREG | 0o600, 0, 0, 0).ino
+    fs.write(ino, 0, memoryview(b"x" * 70_000), kill_suidgid=False)
+    fs.syncfs()
+    real = MemoryFile.pwrite
+
+    def full(file: MemoryFile, raw: memoryview, offset: int) -> None:
+        if offset + len(raw) > len(file.content):
+            raise OSError(errno.ENOSPC, "full")
+        real(file, raw, offset)
+
+    size = 70_000
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryFile, "pwrite", full)
+        size = written_until_full(fs, ino, size)
+    assert fs.getattr(ino).size == size
+    inode = fs.setattr(ino, SetAttr(size=size + (4 << 20)))
+    assert inode.blocks == (expected(fs, ino) + 511) // 512
+    behind = bytearray(4 << 20)
+    assert fs.read_into(ino, size, memoryview(behind)) == len(behind)
+    assert behind == bytes(len(behind))
+    fs.close()
+
+
+def test_a_file_of_the_image_that_was_grown_ends_where_it_ends(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    sizes = {"large": 1_000_000, "small": 100}
+    for name, size in sizes.items():
+        (source / name).write_bytes(random.Random(size).randbytes(size))
+    built = build_image(source, tmp_path / "image", key=KEY)
+    lower = open_image(tmp_path / "image", key=KEY, expected_mac=built.root_mac)
+    fs = Union(open_volume_in(MemoryDir(), key=KEY, lower=lower, create=True), lower)
+    for name, size in sizes.items():
+        ino = fs.lookup(ROOT_INO, name.encode()).ino
+        fs.setattr(ino, SetAttr(size=10 << 20))
+        for offset in (size, size + 1, size + CHUNK_SIZE):
+            with pytest.raises(FsError, match="No such device or address"):
+                fs.lseek(ino, offset, os.SEEK_DATA)
+            assert fs.lseek(ino, offset, os.SEEK_HOLE) == offset
+        assert size <= fs.lseek(ino, 0, os.SEEK_HOLE) <= size + CHUNK_SIZE
+    fs.close()
 
 
 def expected(fs: Union, ino: int) -> int:

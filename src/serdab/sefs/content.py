@@ -438,7 +438,8 @@ class Content:
                 yield start, stop
             elif pointer == ABSENT and inode.flags & ks.F_LOWER and self._lower is not None:
                 limit = min(stop, inode.lower_limit)
-                yield from self._lower.data_ranges(inode.ino, start, limit)
+                if start < limit:
+                    yield from self._lower.data_ranges(inode.ino, start, limit)
             start = stop
 
     def stored_bytes(self, inode: Inode) -> int:
@@ -447,7 +448,7 @@ class Content:
         Not more than its size.
         """
         if inode.flags & ks.F_INLINE:
-            return inode.size
+            return min(inode.size, ks.INLINE_MAX)
         ino = inode.ino
         chunks = self._extents.count(ino)
         if ino in self._dirty:

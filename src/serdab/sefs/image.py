@@ -330,6 +330,8 @@ class Image:
     def data_ranges(self, ino: int, start: int, end: int) -> Iterator[tuple[int, int]]:
         inode = self._inode(ino)
         end = min(end, inode.size)
+        if start >= end:
+            return
         if inode.flags & ks.F_INLINE:
             if start < min(end, ks.INLINE_MAX):
                 yield start, min(end, ks.INLINE_MAX)

@@ -381,7 +381,14 @@ class Union(LiveInodes):
         if end > _MAX_SIZE:
             raise FsError(errno.EFBIG)
         self._upper.admit(len(data) + NAME_GROWTH)
-        self._upper.write(inode, offset, data)
+        try:
+            self._upper.write(inode, offset, data)
+        except BaseException:
+            if end > inode.size:
+                # What is there of it must not show when the file grows.
+                self._upper.truncate(inode, inode.size)
+                self._upper.put_inode(inode)
+            raise
         if end > inode.size:
             if offset > inode.size:
                 inode.flags |= FLAG_SPARSE
