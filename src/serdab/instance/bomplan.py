@@ -38,6 +38,9 @@ class Absent:
     found: str
     named: str
 
+    def __str__(self) -> str:
+        return f"{self.source}: {self.expected} expected, {self.found} found"
+
 
 @dataclass(slots=True)
 class Plan:
@@ -84,9 +87,9 @@ def require_sources(plan: Plan) -> None:
     raise UsageError(
         "something that the BOM names is missing",
         stage="copy-bom",
-        subject="; ".join(absent.source for absent in plan.absent),
+        subject="; ".join(map(str, plan.absent)) if others else first.source,
         expected="all of them" if others else first.expected,
-        found=f"{len(plan.absent)} missing" if others else first.found,
+        found=f"{len(plan.absent)} that are not" if others else first.found,
         hint="; ".join(absent.named for absent in plan.absent),
     )
 

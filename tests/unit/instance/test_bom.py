@@ -308,10 +308,14 @@ class TestRefusals:
     def test_all_that_is_missing_is_named_at_once_and_nothing_copied(self, shop: Workshop) -> None:
         shop.source("there")
         with pytest.raises(UsageError) as caught:
-            shop.copy("targets: [{target: /, copy: [{files: [there, one, two], dirs: [none]}]}]")
-        assert caught.value.subject == "; ".join(str(shop.path / n) for n in ("none", "one", "two"))
-        assert caught.value.found == "3 missing"
-        for name in ("none", "one", "two"):
+            shop.copy("targets: [{target: /, copy: [{files: [there, one], dirs: [none, there]}]}]")
+        assert caught.value.subject.split("; ") == [
+            f"{shop.path}/none: a directory expected, nothing found",
+            f"{shop.path}/there: a directory expected, something else found",
+            f"{shop.path}/one: a file expected, nothing found",
+        ]
+        assert caught.value.found == "3 that are not"
+        for name in ("none", "there", "one"):
             assert f"named as {name} in " in caught.value.hint
         assert shop.names() == []
 
