@@ -169,6 +169,8 @@ class Intake:
             lines, self._lines = self._lines, []
             untold, self._untold = self._untold, 0
         for line in lines:
+            if not line.count:
+                continue  # the kernel took no such answer
             times = "" if line.count == 1 else f" ({line.count} times)"
             self._log("error", line.text + times)
         if untold:
@@ -312,22 +314,23 @@ class Intake:
         # Noted before the answer, so that it is told before the caller's end. Not told before the
         # kernel took the answer: else the caller was gone, and somebody else's memory was read.
         with self._telling:
-            is_noted = self._note(reason)
-            if not listener.answer(notification.id, error=code) and is_noted:
-                self._lines.pop()
+            line = self._note(reason)
+            if not listener.answer(notification.id, error=code):
+                line.count -= 1  # it may be told for another caller, who had the same answer
 
-    def _note(self, text: str) -> bool:
-        """Keep a line for the operator; return whether there was room. With the lock held."""
+    def _note(self, text: str) -> _Line:
+        """Keep a line for the operator, if there is room. With the lock held."""
         now = time.monotonic()
         if now >= self._room_until:
             self._room_until = now + _LINES_S
             self._room = _LINES
+        line = _Line(text)
         if self._room:
             self._room -= 1
-            self._lines.append(_Line(text))
-            return True
-        self._untold += 1
-        return False
+            self._lines.append(line)
+        else:
+            self._untold += 1
+        return line
 
     def _hand_over(self, listener: Listener, notification: Notification, copied: Copied) -> None:
         self._loop.call_from_thread(lambda: self._accept(listener, notification, copied))
