@@ -5,7 +5,7 @@
  *   umount TARGET FLAGS
  *   open PATH (as descriptor 9)    foreign PATH (the same, in another mount namespace)
  *      map PATH TEXT    pause    opath PATH (as descriptor 9)    syncfs PATH    syncfd NUMBER
- *   write PATH TEXT    read PATH    cd PATH    mkdir PATH    sync    big N (options of N bytes)
+ *   write PATH TEXT    read PATH    cd PATH    mkdir PATH    rmdir PATH    sync    big N (options of N bytes)
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -151,6 +151,8 @@ int main(int argc, char **argv)
 			told(op, dup2(open_elsewhere(argv[i++]), 9));
 		} else if (!strcmp(op, "cd")) {
 			told(op, chdir(argv[i++]));
+		} else if (!strcmp(op, "rmdir")) {
+			told(op, rmdir(argv[i++]));
 		} else if (!strcmp(op, "mkdir")) {
 			told(op, mkdir(argv[i++], 0755));
 		} else if (!strcmp(op, "rmdir")) {

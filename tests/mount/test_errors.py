@@ -12,13 +12,13 @@ import os
 import re
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from tests.harness.command import Command
+from tests.harness.command import Command, describe
 from tests.mount.conftest import KEY, Mounter, NewMounter, put_files, put_python
 
 pytestmark = [pytest.mark.fuse, pytest.mark.userns]
@@ -234,3 +234,27 @@ def test_a_target_outside_the_instance_s_tree_is_refused_before_anything_is_made
     assert mounter.calls("foreign", "/mnt", *words) == ["ok", "EINVAL"]
     assert not list(folder.iterdir())
     assert "the target lies outside the instance" in mounter.told("foreign", "/mnt", *words)
+
+
+def test_a_target_that_was_removed_is_refused_before_anything_is_made(mounter: Mounter) -> None:
+    folder = mounter.folder("s")
+    made = ("mkdir", "/gone (deleted)", "open", "/gone (deleted)")
+    there = (*made, "mount", "none", "/proc/self/fd/9", "ramfs", "0", "NULL")
+    assert mounter.calls(*there) == ["ok", "ok", "ok"]
+    words = ("mount", "none", "/proc/self/fd/9", "sefs", "0", "dir=s")
+    assert mounter.calls("mkdir", "/x", "open", "/x", "rmdir", "/x", *words) == [
+        *("ok", "ok", "ok"),
+        "ENOENT",
+    ]
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.root
+def test_programs_mount_where_proc_hides_processes_of_others(mounter: Mounter) -> None:
+    script = 'mount -t proc -o hidepid=2 proc /proc && exec "$@"'
+    command = mounter.instance.command
+    hidden = replace(command, prefix=("unshare", "-m", "sh", "-c", script, "sh", *command.prefix))
+    done = replace(mounter.instance, command=hidden).run(
+        *("/bin/mounter", "mount", "none", "/mnt", "ramfs", "0", "NULL", "umount", "/mnt", "0")
+    )
+    assert done.stdout.split() == [b"mount", b"ok", b"umount", b"ok"], describe(done)

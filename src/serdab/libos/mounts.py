@@ -140,9 +140,11 @@ class RuntimeMounts:
                 )
                 if target.is_root:
                     raise CallError(errno.EPERM, "mount: the root is not mounted over")
-                if not target.in_tree:
+                if target.in_tree is False:
                     # mount(2) would say so, when a file system had been made for it already.
                     raise CallError(errno.EINVAL, "mount: the target lies outside the instance")
+                if target.is_removed:
+                    raise CallError(errno.ENOENT, "mount: the target was removed")
                 mount_id = await self._mount_at(caller, worker, rules, call)
             except BaseException:
                 await self._dismiss(worker)
@@ -195,7 +197,12 @@ class RuntimeMounts:
         try:
             program = os.readlink(f"/proc/self/fd/{fd}")
             mountrules.check_program(policy, program)  # of this very file: prctl(2) can change it
-            if not is_mounted(fd, self._sandbox.pid):
+            try:
+                in_tree = is_mounted(fd, self._sandbox.pid)
+            except OSError as exc:
+                reason = f"the instance's mounts cannot be read: {exc.strerror}"
+                raise BadCall(errno.EPERM, f"{program} may not mount: {reason}") from None
+            if not in_tree:
                 raise BadCall(errno.EPERM, f"{program} may not mount: it is not in the tree")
         finally:
             os.close(fd)
@@ -219,8 +226,6 @@ class RuntimeMounts:
                 drop_groups=self._sandbox.ids.drop_groups,
                 tree=self._sandbox.pid,
             )
-        except OSError:
-            raise CallerDied from None  # it went with the sandbox
         except Refused as exc:
             if exc.at_target:
                 raise CallError(exc.code, f"{where.what}: {_shown(path)}: {exc}") from None

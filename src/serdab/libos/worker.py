@@ -24,7 +24,7 @@ from serdab.linux.mounts import is_mounted
 
 _RESOLVE, _MOUNT, _UNDO, _WRITE_BACK, _DETACH = range(16, 21)
 _NOFOLLOW, _FUSE, _DROP_GROUPS = 1, 2, 4
-_IS_ROOT, _IS_MOUNT = 1, 2
+_IS_ROOT, _IS_MOUNT, _NO_LINKS = 1, 2, 4
 _AT_ENTER: Final = 1
 
 
@@ -43,13 +43,15 @@ class Target:
     """What a path of the caller leads to: a directory, maybe the root of a mount.
 
     ``in_tree``: it lies in a mount of the instance, not in one that was detached or is another
-    mount namespace's.
+    mount namespace's; None where /proc does not tell (``hidepid``, proc(5)). ``is_removed``: it is
+    open somewhere and has no name any more.
     """
 
     mount_id: int
     is_root: bool
     is_mount: bool
-    in_tree: bool
+    in_tree: bool | None
+    is_removed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,6 @@ class Worker:
 
         Raises:
             Refused: there is none, or the worker may not enter.
-            OSError: the first process is gone.
         """
         flags = _NOFOLLOW * nofollow | _FUSE * fuse | _DROP_GROUPS * drop_groups
         fds = (place.user_ns, place.mount_ns, place.root, place.cwd)
@@ -148,10 +149,16 @@ class Worker:
         try:
             if result < 0:
                 raise Refused(-result, at_target=serial != _AT_ENTER)
-            in_tree = is_mounted(received[0], tree)
+            return Target(
+                serial,
+                is_root=bool(value & _IS_ROOT),
+                is_mount=bool(value & _IS_MOUNT),
+                in_tree=_is_in_tree(received[0], tree),
+                # Some file systems count no links of directories at all.
+                is_removed=bool(value & _NO_LINKS) and _is_unlinked(received[0]),
+            )
         finally:
             close_all(received)
-        return Target(serial, bool(value & _IS_ROOT), bool(value & _IS_MOUNT), in_tree)
 
     async def mount(self, fstype: str, options: str, attributes: int) -> Mounted:
         """Mount at the target.
@@ -214,3 +221,14 @@ class Worker:
             self._loop.unwatch(pidfd)
             os.close(pidfd)
         os.waitpid(pid, 0)
+
+
+def _is_in_tree(fd: int, tree: int) -> bool | None:
+    try:
+        return is_mounted(fd, tree)
+    except OSError:
+        return None
+
+
+def _is_unlinked(fd: int) -> bool:
+    return os.readlink(f"/proc/self/fd/{fd}").endswith(" (deleted)")  # proc_pid_fd(5)

@@ -138,6 +138,8 @@ static void resolve(const struct message *m)
 			value |= WORK_IS_ROOT;
 	if (st.stx_attributes & STATX_ATTR_MOUNT_ROOT)
 		value |= WORK_IS_MOUNT;
+	if (!st.stx_nlink)
+		value |= WORK_NO_LINKS;
 	/* The lower half tells two mounts of one instance apart as well as the whole. */
 	answer(OP_RESOLVED, 0, (u32)st.stx_mnt_id, value, target_fd);
 }
