@@ -113,13 +113,13 @@ class _Front:
 
 
 class _Line:
-    """A line for the operator, and how many refusals in a row have it."""
+    """A line for the operator, and how many refusals in a row that the kernel took have it."""
 
     __slots__ = ("count", "text")
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.count = 1
+        self.count = 0
 
 
 class Intake:
@@ -170,7 +170,7 @@ class Intake:
             untold, self._untold = self._untold, 0
         for line in lines:
             if not line.count:
-                continue  # the kernel took no such answer
+                continue
             times = "" if line.count == 1 else f" ({line.count} times)"
             self._log("error", line.text + times)
         if untold:
@@ -306,17 +306,18 @@ class Intake:
     def _refuse(
         self, listener: Listener, notification: Notification, code: int, reason: str
     ) -> None:
-        lines = self._lines
-        if lines and lines[-1].text == reason:
-            lines[-1].count += 1  # without the lock: a count is not worth it
-            listener.answer(notification.id, error=code)
-            return
         # Noted before the answer, so that it is told before the caller's end. Not told before the
         # kernel took the answer: else the caller was gone, and somebody else's memory was read.
+        lines = self._lines
+        if lines and (line := lines[-1]).count and line.text == reason:
+            line.count += 1  # without the lock: a count is not worth it
+            if not listener.answer(notification.id, error=code):
+                line.count -= 1
+            return
         with self._telling:
             line = self._note(reason)
-            if not listener.answer(notification.id, error=code):
-                line.count -= 1  # it may be told for another caller, who had the same answer
+            if listener.answer(notification.id, error=code):
+                line.count += 1
 
     def _note(self, text: str) -> _Line:
         """Keep a line for the operator, if there is room. With the lock held."""
