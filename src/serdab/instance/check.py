@@ -6,6 +6,7 @@ Above: ``cli.fsck``. Below: ``sefs.fsck``, ``libos.volumekey``, ``measurements``
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from serdab.keys import Key
 from serdab.libos.keysource import USER, KeySource, explaining
 from serdab.libos.volumekey import VolumeKey, volume_key
 from serdab.sefs.anchor import ANCHOR_NAME
+from serdab.sefs.anchorfile import NEW_ANCHOR
 from serdab.sefs.fsck import Report, check, salvage
 from serdab.sefs.hostdir import HostDir, read_exact
 from serdab.sefs.image import Image, open_image
@@ -199,10 +201,18 @@ def check_instance(
         check_image_at(Path(instance.at(IMAGE)), image_key, config.root_mac, progress),
     ]
     upper = Path(instance.at(config.upper.source))
-    if (upper / ANCHOR_NAME).exists():
+    if _is_begun(upper):
         lower = open_image(Path(instance.at(IMAGE)), key=image_key, expected_mac=config.root_mac)
         checked.append(check_volume_at(upper, _upper_key(measured, image_key), lower, progress))
     return checked
+
+
+def _is_begun(upper: Path) -> bool:
+    """Return whether a boot would take what is there for a volume: the anchor may be missing."""
+    try:
+        return bool(set(os.listdir(upper)) - {NEW_ANCHOR})
+    except FileNotFoundError:
+        return False
 
 
 def repair_volume(
