@@ -193,6 +193,21 @@ def shortage_of(exc: BaseException) -> EnvironmentRefused | None:
     )
 
 
+def fullness_of(exc: OSError, stage: str) -> EnvironmentRefused | None:
+    """Return what to say if ``exc`` is a full disk or quota, None if it is something else."""
+    if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return None
+    where = exc.filename2 or exc.filename or ""  # of a copy it is the target that has no room
+    return EnvironmentRefused(
+        "the host has no room",
+        stage=stage,
+        subject=os.fsdecode(where) if isinstance(where, str | bytes) else "",
+        expected="room for what is written",
+        found=os.strerror(exc.errno),
+        hint="make room and do it again",
+    )
+
+
 class NotRunningError(Error):
     """The instance is not running as a service."""
 

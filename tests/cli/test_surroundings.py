@@ -130,3 +130,24 @@ class TestByteCode:
         assert result.returncode == 125, describe(result)
         result = run(instance.command, instance, "/bin/true")
         assert result.returncode == 0, describe(result)
+
+
+@pytest.mark.root
+def test_a_full_disk_is_said_and_leaves_nothing_in_the_way(serdab: Command, tmp_path: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "none", tmp_path], check=True)
+    try:
+        made = tmp_path / "instance"
+        refused = serdab.run("new", made)
+        assert refused.returncode == 6, describe(refused)
+        assert b"error: new: the host has no room" in refused.stderr
+        assert not made.exists()
+        subprocess.run(["mount", "-o", "remount,size=64m", tmp_path], check=True)
+        assert serdab.run("new", made).returncode == 0
+        (made / "image/filling").write_bytes(os.urandom(40 << 20))
+        refused = serdab.run("-C", made, "build")
+        assert refused.returncode == 6, describe(refused)
+        assert b"error: build: the host has no room" in refused.stderr
+        (made / "image/filling").unlink()
+        assert serdab.run("-C", made, "build").returncode == 0
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)

@@ -153,7 +153,7 @@ def finish(work: Callable[[], int], context: Context, call: Call) -> int:
     """Return what ``work`` returns; tell of its errors, and return their exit code."""
     from serdab.cli import exitcodes
     from serdab.cli.messages import report
-    from serdab.errors import Error, shortage_of
+    from serdab.errors import Error, fullness_of, shortage_of
 
     failure: Error
     try:
@@ -171,13 +171,17 @@ def finish(work: Callable[[], int], context: Context, call: Call) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exitcodes.FAILED
     except OSError as exc:
-        # An I/O error that no layer gave a meaning to, such as a full disk: no defect of ours.
+        # An I/O error that no layer gave a meaning to: no defect of ours.
         _traceback(context.verbose)
         words_of_system = exc.strerror or str(exc)
-        failure = shortage_of(exc) or Error(
-            f"the system refused: {words_of_system}",
-            subject=str(exc.filename or ""),
-            hint="" if context.verbose else "-v shows where it happened",
+        failure = (
+            shortage_of(exc)
+            or fullness_of(exc, call.verb or "")
+            or Error(
+                f"the system refused: {words_of_system}",
+                subject=str(exc.filename or ""),
+                hint="" if context.verbose else "-v shows where it happened",
+            )
         )
     except Exception as exc:  # whatever else escapes is a defect, and is said to be one
         _traceback(context.verbose)

@@ -223,7 +223,9 @@ def read_key(path: str) -> Key:
             subject=path,
             expected="a file with a key",
             found=os.strerror(exc.errno or 0),
-            hint="`serdab gen-image-key FILE` makes one",
+            hint="`serdab gen-image-key FILE` makes one"
+            if isinstance(exc, FileNotFoundError)
+            else "",
         ) from exc
     try:
         return Key.parse(raw.decode("ascii", "replace"))

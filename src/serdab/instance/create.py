@@ -83,7 +83,11 @@ def new_instance(path: str) -> Instance:
             found="something is there already" if exists else os.strerror(exc.errno or 0),
             hint="`serdab init` makes an instance of the current directory" if exists else "",
         ) from exc
-    return _fill(path, source)
+    try:
+        return _fill(path, source)
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)  # else it is in the way of another try
+        raise
 
 
 def init_instance(path: str) -> Instance:

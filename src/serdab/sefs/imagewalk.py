@@ -188,7 +188,7 @@ class Walk:
                 "cannot be sealed: neither file, directory, symlink nor FIFO",
                 stage="build",
                 subject=os.fsdecode(found.path),
-                hint="devices appear under /dev at run time; remove this one from the tree",
+                hint="remove it from the tree; devices and sockets are made at run time",
             )
         if path in self._additions.directories and kind != stat.S_IFDIR:
             raise UsageError(
