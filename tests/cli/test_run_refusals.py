@@ -160,3 +160,16 @@ class TestPrograms:
 
     def test_a_relative_path(self, encrypted: BuiltInstance) -> None:
         assert refused(run(encrypted, "bin/true", key=encrypted.key), 125)["error"] == "usage"
+
+
+def test_an_image_that_is_missing_is_named(make_instance: MakeInstance) -> None:
+    made = make_instance(encrypted=False)
+    image = made.path / "build/mount/__ROOT/image.sefs"
+    away = image.rename(made.path / "away")
+    refused = made.run("/bin/true")
+    assert refused.returncode == 125, describe(refused)
+    assert b"rootfs: no sealed file system here" in refused.stderr
+    assert b"expected image.sefs" in refused.stderr
+    assert b"[format]" in refused.stderr
+    away.rename(image)
+    assert made.run("/bin/true").returncode == 0

@@ -86,11 +86,32 @@ def _has_image(directory: Dir) -> bool:
     return IMAGE_NAME in directory.names()
 
 
+def _require_volume(directory: Dir) -> None:
+    """Check that what has no image has a volume.
+
+    Raises:
+        FormatError: neither is there, as when the image was never copied here.
+    """
+    from serdab.sefs.anchor import ANCHOR_NAME
+    from serdab.sefs.imageformat import IMAGE_NAME
+
+    if ANCHOR_NAME not in directory.names():
+        raise FormatError(
+            "no sealed file system here",
+            subject=directory.label,
+            expected=f"{IMAGE_NAME}, or the {ANCHOR_NAME} of a volume",
+            found="neither",
+            hint="restore it; `serdab build` makes the image of an instance",
+        )
+
+
 def _open_lower(orders: Orders) -> Layer:
     directory, path = _directory(orders, orders.image)
     try:
         if _has_image(directory):
             return _open_image(orders, directory)
+        if orders.fence is None or directory.names():
+            _require_volume(directory)
     except BaseException:
         directory.close()
         raise
