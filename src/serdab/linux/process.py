@@ -103,5 +103,5 @@ def is_open_file(thread: int, fd: int) -> bool:
                 if name == b"flags":
                     return not int(value, 8) & os.O_PATH
     except FileNotFoundError:
-        pass
+        os.stat(f"/proc/{thread}/fdinfo")  # else the whole thread is gone, or hidden (proc(5))
     return False
