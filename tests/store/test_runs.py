@@ -61,12 +61,12 @@ def test_runs_read_as_they_were_written_and_are_freed(tmp_path: Path, limits: Vo
         start = chosen.randrange(len(content))
         size = chosen.randrange(1, 100 * CHUNK)
         assert read(fs, ino, start, size) == content[start : start + size]
-        taken = volume.content_bytes(fs.getattr(ino))
+        taken = volume.taken_bytes(fs.getattr(ino))
     fs.close()
 
     fs, volume = open_at(tmp_path, limits)
     ino = fs.lookup(1, b"f").ino
-    assert volume.content_bytes(fs.getattr(ino)) == taken
+    assert volume.taken_bytes(fs.getattr(ino)) == taken
     assert read(fs, ino, 0, len(content) + 1) == content
     fs.unlink(1, b"f")
     fs.forget(ino, 1)

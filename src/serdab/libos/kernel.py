@@ -173,16 +173,17 @@ class Kernel:
         server.closed.when_done(ended)
         return server
 
+    def _begun_boot(self) -> Boot:
+        if self._boot is None:
+            raise CallError(errno.EPERM, "rootfs: nothing is booted yet")
+        return self._boot
+
     def _look_at_root(self, _memory: Memory, _arguments: tuple[int, ...]) -> None:
         """Refuse at once what comes too late: the arguments are read in ``mount_root``."""
-        if self._boot is None:
-            raise CallError(errno.EPERM, "rootfs: nothing is booted yet")
-        self._boot.check_mount_root()
+        self._begun_boot().check_mount_root()
 
     async def _mount_root(self, caller: Caller) -> None:
-        if self._boot is None:
-            raise CallError(errno.EPERM, "rootfs: nothing is booted yet")
-        await self._boot.mount_root(caller)
+        await self._begun_boot().mount_root(caller)
         self._mounts.forget_all()
 
     async def _sync(self) -> None:

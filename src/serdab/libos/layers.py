@@ -86,32 +86,11 @@ def _has_image(directory: Dir) -> bool:
     return IMAGE_NAME in directory.names()
 
 
-def _require_volume(directory: Dir) -> None:
-    """Check that what has no image has a volume.
-
-    Raises:
-        FormatError: neither is there, as when the image was never copied here.
-    """
-    from serdab.sefs.anchor import ANCHOR_NAME
-    from serdab.sefs.imageformat import IMAGE_NAME
-
-    if ANCHOR_NAME not in directory.names():
-        raise FormatError(
-            "no sealed file system here",
-            subject=directory.label,
-            expected=f"{IMAGE_NAME}, or the {ANCHOR_NAME} of a volume",
-            found="neither",
-            hint="restore it; `serdab build` makes the image of an instance",
-        )
-
-
 def _open_lower(orders: Orders) -> Layer:
     directory, path = _directory(orders, orders.image)
     try:
         if _has_image(directory):
             return _open_image(orders, directory)
-        if orders.fence is None or directory.names():
-            _require_volume(directory)
     except BaseException:
         directory.close()
         raise
@@ -137,11 +116,23 @@ def _volume_key(orders: Orders) -> Key:
 
 
 def _open_lower_volume(orders: Orders, directory: Dir, path: str) -> Layer:
+    from serdab.sefs.anchor import ANCHOR_NAME
+    from serdab.sefs.imageformat import IMAGE_NAME
     from serdab.sefs.volume import open_volume_in
 
-    if orders.fence is not None and not directory.names():
+    names = directory.names()
+    if orders.fence is not None and not names:
         _begin(orders, directory)
         directory, path = _directory(orders, orders.image)
+    elif ANCHOR_NAME not in names:
+        directory.close()
+        raise FormatError(
+            "no sealed file system here",
+            subject=path,
+            expected=f"{IMAGE_NAME}, or the {ANCHOR_NAME} of a volume",
+            found="neither",
+            hint="restore it; `serdab build` makes the image of an instance",
+        )
     with _explaining(orders, orders.image):
         volume = open_volume_in(directory, key=_volume_key(orders), read_only=True)
     try:

@@ -20,7 +20,6 @@ from serdab.libos.channel import close_all, receive_raw, send_raw, socket_pair
 from serdab.libos.interpreter import CHANNEL_FD, PYTHON_IGNORES
 from serdab.libos.launcher import HEADER
 from serdab.libos.loop import Future, Loop
-from serdab.linux.mounts import is_mounted
 
 _RESOLVE, _MOUNT, _UNDO, _WRITE_BACK, _DETACH = range(16, 21)
 _NOFOLLOW, _FUSE, _DROP_GROUPS = 1, 2, 4
@@ -224,6 +223,8 @@ class Worker:
 
 
 def _is_in_tree(fd: int, tree: int) -> bool | None:
+    from serdab.linux.mounts import is_mounted
+
     try:
         return is_mounted(fd, tree)
     except OSError:

@@ -442,7 +442,7 @@ class Content:
                     yield from self._lower.data_ranges(inode.ino, start, limit)
             start = stop
 
-    def stored_bytes(self, inode: Inode) -> int:
+    def taken_bytes(self, inode: Inode) -> int:
         """Return about how much of a file takes space: whole chunks, the lower layer's part whole.
 
         Not more than its size.

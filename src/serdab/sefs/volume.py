@@ -196,8 +196,8 @@ class Volume:
     def ranges(self, inode: Inode, start: int, end: int) -> Iterator[tuple[int, int]]:
         return self._content.ranges(inode, start, end)
 
-    def content_bytes(self, inode: Inode) -> int:
-        return self._content.stored_bytes(inode)
+    def taken_bytes(self, inode: Inode) -> int:
+        return self._content.taken_bytes(inode)
 
     def stored_bytes(self) -> int:
         return self._journal.segments.used_bytes
@@ -426,8 +426,8 @@ def open_volume_in(
             raise FormatError(
                 "not a sealed volume",
                 subject=directory.label,
-                expected="an anchor, or an empty directory",
-                found="neither",
+                expected="an anchor, or an empty directory" if create else "an anchor",
+                found="neither" if create else "none",
                 hint="a directory that holds anything is never formatted over",
             )
         volume = Volume(

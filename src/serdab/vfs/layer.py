@@ -78,7 +78,7 @@ class Layer(Protocol):
 class WritableLayer(Layer, Protocol):
     """A layer that takes changes. It knows its lower layer: unwritten parts are read from there."""
 
-    def content_bytes(self, inode: Inode) -> int:
+    def taken_bytes(self, inode: Inode) -> int:
         """Return how much of a file's content takes space, not more than its size."""
         ...
 

@@ -83,7 +83,7 @@ class LiveInodes:
 
     def _measured(self, inode: Inode) -> Inode:
         """Return a sparse file with what it takes now (``st_blocks`` of stat(2))."""
-        inode.blocks = (self._upper.content_bytes(inode) + 511) >> 9
+        inode.blocks = (self._upper.taken_bytes(inode) + 511) >> 9
         return inode
 
     def _count(self, inode: Inode) -> Inode:
