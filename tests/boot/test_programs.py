@@ -9,11 +9,12 @@ import select
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.harness.command import describe
+from tests.harness.command import Started, describe
 from tests.recovery.processes import Family, find_family, wait_until
 from tests.sandbox.conftest import Box
 
@@ -22,7 +23,7 @@ pytestmark = [pytest.mark.fuse, pytest.mark.userns]
 PATIENCE_S = 60.0
 
 
-def start(box: Box, *argv: str, **options: object) -> subprocess.Popen[bytes]:
+def start(box: Box, *argv: str, **options: object) -> Started:
     settings: dict[str, object] = {
         "stdin": subprocess.PIPE,
         "stdout": subprocess.PIPE,
@@ -31,7 +32,7 @@ def start(box: Box, *argv: str, **options: object) -> subprocess.Popen[bytes]:
         **options,
     }
     command = [*box.command.prefix, "-C", str(box.path), "run", *argv]
-    return subprocess.Popen(command, **settings)  # type: ignore[call-overload, no-any-return]
+    return Started(command, **settings)  # type: ignore[call-overload, no-any-return]
 
 
 def wait_for_line(process: subprocess.Popen[bytes]) -> bytes:
@@ -332,11 +333,14 @@ def find_processes(wanted: bytes) -> list[int]:
 
 class TestNothingIsLeft:
     @pytest.fixture
-    def running(self, hosted: Box) -> tuple[subprocess.Popen[bytes], Family]:
+    def running(self, hosted: Box) -> Iterator[tuple[subprocess.Popen[bytes], Family]]:
         script = "echo written > /root/late; sync; sleep 1000 & echo ready; wait"
-        process = start(hosted, "/bin/sh", "-c", script)
-        assert wait_for_line(process) == b"ready"
-        return process, find_family(process.pid, hosted.path)
+        with start(hosted, "/bin/sh", "-c", script) as process:
+            assert wait_for_line(process) == b"ready"
+            family = find_family(process.pid, hosted.path)
+            yield process, family
+            for member in family.everybody():
+                member.kill()
 
     @pytest.mark.parametrize(
         "victim", ["caller", "kernel", "pid 1", "fs server", "nursery", "program"]
@@ -350,7 +354,9 @@ class TestNothingIsLeft:
         process, family = running
         below = [member for member in family.everybody() if member != family.cli]
         (nursery,) = (member for member in family.servers if member.name() != "serdab-fs")
-        (program,) = (member for member in family.inside if member.name() == "sh")
+        # Not by its name, which its child has too until it becomes sleep(1).
+        started_by = family.launcher.pid
+        (program,) = (member for member in family.inside if member.parent() == started_by)
         {
             "caller": family.cli,
             "kernel": family.kernel,

@@ -11,12 +11,30 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Final
 
 import pytest
 
 COMMAND_ENVIRONMENT: Final[dict[str, str]] = {}
 """What every command under test gets besides: where the audited copy of the package lies."""
+
+
+class Started(subprocess.Popen[bytes]):
+    """A process that a test started; a failure within ``with`` ends it instead of waiting for it.
+
+    Whatever hangs on a command that is killed ends with it: tests/recovery shows that.
+    """
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, value, traceback)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +79,9 @@ class Command:
         stdout: int = subprocess.PIPE,
         stderr: int = subprocess.PIPE,
         start_new_session: bool = False,
-    ) -> subprocess.Popen[bytes]:
+    ) -> Started:
         """Start it; the caller ends it."""
-        return subprocess.Popen(
+        return Started(
             [*self.prefix, *args],
             cwd=cwd,
             env=self.env,

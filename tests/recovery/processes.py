@@ -60,6 +60,11 @@ class Process:
         except OSError:
             return ""
 
+    def parent(self) -> int:
+        """Return the number of its parent, 0 once it has ended."""
+        fields = _stat(self.pid)
+        return 0 if fields is None else int(fields[1])
+
     def shown(self) -> str:
         """Return what an assertion says of it."""
         return f"{self.pid} {_command(self.pid)!r}"
