@@ -7,7 +7,8 @@
 * ``make_instance`` instances built by the real verbs
 
 In CI (``CI=true``) a skipped test fails unless ``tests/allowed-skips.txt`` names it with a reason.
-At the end of the session a mount or a process that a test left behind fails the run.
+At the end of the session a mount or a process that a test left behind fails the run; what a test
+that failed leaves is ended before the next one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,14 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.harness.leftovers import SESSION_VARIABLE, find_mounts, find_processes
+from tests.harness.leftovers import (
+    SESSION_VARIABLE,
+    end_mounts,
+    end_processes,
+    find_mounts,
+    find_processes,
+    now_ticks,
+)
 from tests.harness.skips import is_allowed, load_allowed
 from tests.harness.surroundings import make_plain
 
@@ -38,6 +46,7 @@ settings.load_profile("serdab")
 
 make_plain()
 
+_FAILED = pytest.StashKey[bool]()
 _ALLOWED_SKIPS = load_allowed(Path(__file__).parent / "allowed-skips.txt")
 
 
@@ -59,6 +68,8 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     _refuse_skip(report, item.nodeid)
+    if report.failed:
+        item.stash[_FAILED] = True
     return report
 
 
@@ -84,6 +95,20 @@ def _nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
     problems = [f"mount left behind: {where}" for where in sorted(mounts)]
     problems += [f"process left behind: {process}" for process in processes]
     assert not problems, "\n".join(problems)
+
+
+@pytest.fixture(autouse=True)
+def _a_failure_stays_alone(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """End what a test that failed left behind, or those after it would fail with it."""
+    base = tmp_path_factory.getbasetemp()
+    since, mounts_before = now_ticks(), find_mounts(base)
+    yield
+    if request.node.stash.get(_FAILED, False):
+        ended = end_processes(os.environ[SESSION_VARIABLE], base, since=since)
+        ended += end_mounts(find_mounts(base) - mounts_before)
+        request.node.add_report_section("teardown", "ended after the failure", "\n".join(ended))
 
 
 @pytest.fixture(autouse=True)

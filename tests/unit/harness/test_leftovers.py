@@ -2,13 +2,23 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.harness.leftovers import SESSION_VARIABLE, find_mounts, find_processes
-from tests.recovery.processes import wait_until
+from tests.harness.command import Started
+from tests.harness.leftovers import (
+    SESSION_VARIABLE,
+    end_processes,
+    find_mounts,
+    find_processes,
+    now_ticks,
+)
+from tests.recovery.processes import find_marked, wait_until
 
 
 def start_sleeper(cwd: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -58,3 +68,48 @@ def test_a_mount_below_the_directory_is_found_whatever_its_name(tmp_path: Path) 
     finally:
         subprocess.run(["umount", target], check=True)
     assert not find_mounts(tmp_path)
+
+
+def test_what_started_since_is_ended_and_what_was_there_stays(tmp_path: Path) -> None:
+    mark = "another-mark"
+    with ExitStack() as stack:
+        old = stack.enter_context(start_sleeper(Path("/"), {SESSION_VARIABLE: mark}))
+        stack.callback(old.kill)
+        (known,) = find_marked(SESSION_VARIABLE, mark)
+        wait_until(lambda: now_ticks() > int(known.started), "the next tick of the clock")
+        since = now_ticks()
+        new = stack.enter_context(start_sleeper(Path("/"), {SESSION_VARIABLE: mark}))
+        stack.callback(new.kill)
+        assert end_processes(mark, tmp_path, since=since) == [f"{new.pid}: sleep 300"]
+        assert new.wait() == -signal.SIGKILL
+        assert old.poll() is None
+
+
+def test_a_failure_within_a_with_statement_ends_the_process() -> None:
+    with pytest.raises(AssertionError), Started(["sleep", "300"]) as process:
+        raise AssertionError
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_what_a_failed_test_leaves_is_gone_before_the_next(tmp_path: Path) -> None:
+    (tmp_path / "test_two.py").write_text(
+        "import subprocess\n"
+        "left = []\n"
+        "def test_one(tmp_path):\n"
+        '    left.append(subprocess.Popen(["sleep", "300"], cwd=tmp_path))\n'
+        "    assert False\n"
+        "def test_two():\n"
+        "    assert left[0].poll() == -9\n"
+    )
+    env = {name: value for name, value in os.environ.items() if name != SESSION_VARIABLE}
+    plugins = [f"-p{name}" for name in ("tests.conftest", "no:randomly", "no:cacheprovider")]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-c", os.devnull, *plugins, tmp_path / "test_two.py"],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "1 failed, 1 passed" in done.stdout, done.stdout
+    assert "ended after the failure" in done.stdout
+    assert ": sleep 300" in done.stdout
