@@ -30,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, context: Context) -> int:
-    """Check, or repair, and print what is damaged; 0 if nothing is, else 3."""
+    """Check, or repair, and print what is damaged or rolled back; 0 if nothing is, else 3."""
     if args.repair != (args.output is not None):
         raise UsageError("fsck: --repair and --output go together")
     from serdab.cli.inuse import naming_service
@@ -61,7 +61,7 @@ def main(args: argparse.Namespace, context: Context) -> int:
             with naming_service(whole.path, context):
                 results = check.check_instance(whole, key, progress)
     _print(results, context)
-    clean = all(checked.report.is_clean() for checked in results)
+    clean = all(checked.is_clean() for checked in results)
     return exitcodes.DONE if clean else exitcodes.REFUSED
 
 
@@ -71,17 +71,22 @@ def _print(results: list[Checked], context: Context) -> None:
     for checked in results:
         report = checked.report
         fields[checked.label] = {
-            "clean": report.is_clean(),
+            "clean": checked.is_clean(),
             "files": report.files,
             "directories": report.directories,
             "content_bytes": report.content_bytes,
             "damaged": report.damaged,
+            "rolled-back": checked.rolled_back.as_dict() if checked.rolled_back else None,
             "root-mac": checked.root_mac.hex(),
         }
-        state = "clean" if report.is_clean() else f"{len(report.damaged)} damaged"
+        found = [f"{len(report.damaged)} damaged"] if report.damaged else []
+        found += ["rolled back"] if checked.rolled_back else []
+        state = ", ".join(found) or "clean"
         lines.append(f"{checked.label}: {state}, {report.files} files, "
                      f"{report.content_bytes} bytes verified")  # fmt: skip
         if checked.root_mac:
             lines.append(f"  root MAC {checked.root_mac.hex()}")
+        if checked.rolled_back:
+            lines += [f"  {checked.rolled_back}", f"  hint: {checked.rolled_back.hint}"]
         lines.extend(f"  {path}: {problem}" for path, problem in sorted(report.damaged.items()))
     context.result(fields, "\n".join(lines))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from serdab.errors import MeasurementMismatch, UsageError, WrongKeyError
+from serdab.errors import MeasurementMismatch, RollbackError, UsageError, WrongKeyError
 from serdab.instance.layout import IMAGE, INITFS, Instance
 from serdab.instance.locks import settle_switch
 from serdab.instance.measurements import Measurements, read_measurements
@@ -25,7 +25,9 @@ from serdab.sefs.hostdir import HostDir, read_exact
 from serdab.sefs.image import Image, open_image
 from serdab.sefs.imageformat import HEADER_BYTES, IMAGE_NAME, header_mac, parse_header
 from serdab.sefs.volume import Volume, memory_volume, open_volume
+from serdab.trust import records
 from serdab.trust.chain import verify_signer
+from serdab.trust.freshness import OFF, RECORD, refusal_of
 from serdab.trust.platform import current
 from serdab.trust.signers import expected_signer
 from serdab.vfs.union import Union
@@ -38,12 +40,17 @@ class Checked:
     """The outcome for one sealed file system.
 
     ``root_mac`` is that of an image, or of the last durable state of a volume; empty for a repair,
-    whose result has not been checked.
+    whose result has not been checked. ``rolled_back``: why a boot refuses what verifies.
     """
 
     label: str
     report: Report
     root_mac: bytes = b""
+    rolled_back: RollbackError | None = None
+
+    def is_clean(self) -> bool:
+        """Return whether nothing is wrong with it."""
+        return self.report.is_clean() and self.rolled_back is None
 
 
 def _unpinned_mac(path: Path) -> bytes:
@@ -101,7 +108,7 @@ def check_image_header(path: Path, mac: bytes) -> None:
 
 
 def check_volume_at(
-    path: Path, key: VolumeKey, lower: Image | None, progress: Progress | None = None
+    path: Path, key: VolumeKey, lower: Image | None, freshness: str, progress: Progress | None
 ) -> Checked:
     """Verify the volume in a host directory, and what it shows of its lower layer."""
     label = str(path)
@@ -109,12 +116,13 @@ def check_volume_at(
         volume = open_volume(path, key=Key(key.key), lower=lower, read_only=True, tolerant=True)
     try:
         found = volume.durable_mac
+        rolled_back = refusal_of(path, freshness, volume)
         report = check(lambda: Union(volume, lower), [volume.tree], _labelled(progress, label))
     finally:
         volume.close()
         if lower is not None:
             lower.close()
-    return Checked(label, report, found)
+    return Checked(label, report, found, rolled_back)
 
 
 def _labelled(progress: Progress | None, label: str) -> Callable[[int], None] | None:
@@ -141,7 +149,9 @@ def check_directory(
             expected=f"{IMAGE_NAME}, or {ANCHOR_NAME}",
             found="neither",
         )
-    return check_volume_at(path, _named(key, path), _lower_of(lower, key), progress)
+    # Elsewhere it is a copy, which may be as old as it likes.
+    freshness = RECORD if records.volume_at(str(path)) is not None else OFF
+    return check_volume_at(path, _named(key, path), _lower_of(lower, key), freshness, progress)
 
 
 def _named(key: Key | None, path: Path) -> VolumeKey:
@@ -203,7 +213,13 @@ def check_instance(
     upper = Path(instance.at(config.upper.source))
     if _is_begun(upper):
         lower = open_image(Path(instance.at(IMAGE)), key=image_key, expected_mac=config.root_mac)
-        checked.append(check_volume_at(upper, _upper_key(measured, image_key), lower, progress))
+        checked.append(
+            check_volume_at(
+                upper, _upper_key(measured, image_key), lower, config.freshness, progress
+            )
+        )
+    elif gone := refusal_of(upper, config.freshness, None):
+        checked.append(Checked(str(upper), Report(), rolled_back=gone))
     return checked
 
 

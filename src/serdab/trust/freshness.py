@@ -129,6 +129,26 @@ def open_watched(
         raise
 
 
+def refusal_of(path: Path, policy: str, volume: Volume | None) -> RollbackError | None:
+    """Return why a boot on this machine would refuse what lies in a host directory as rolled back.
+
+    ``volume``: opened for reading; ``None`` where there is none. Nothing is remembered. Pins are
+    named at a boot only, so they are not asked.
+
+    Raises:
+        VerificationError: the record cannot be read.
+    """
+    guard = Guard(str(path), Watch(policy))
+    try:
+        if volume is None:
+            guard.check_existence()
+        else:
+            guard.admit(volume)
+    except RollbackError as exc:
+        return exc
+    return None
+
+
 @final
 class Guard:
     """Watches over one volume from before it is opened until the process ends, or ``close``."""
