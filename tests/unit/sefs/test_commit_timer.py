@@ -6,8 +6,10 @@ from __future__ import annotations
 import stat
 import time
 
+import pytest
+
 from serdab.keys import Key
-from serdab.sefs.limits import VolumeLimits
+from serdab.sefs.limits import DEFAULT_LIMITS, VolumeLimits
 from serdab.sefs.memorydir import MemoryDir
 from serdab.sefs.volume import Volume, open_volume_in
 from serdab.vfs.api import ROOT_INO
@@ -46,23 +48,27 @@ def test_a_change_is_committed_when_its_time_has_come() -> None:
     assert sequence(volume) == before + 1
 
 
+@pytest.fixture
+def _at_one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+
+@pytest.mark.usefixtures("_at_one_moment")
 def test_without_a_time_it_waits_to_be_asked() -> None:
     fs, volume = opened(0)
     before = sequence(volume)
     make_file(fs, b"a")
-    delay = fs.tick()
-    assert delay is not None
-    assert delay > 20  # the next checkpoint
+    assert fs.tick() == pytest.approx(DEFAULT_LIMITS.checkpoint_s)
     assert sequence(volume) == before
 
 
+@pytest.mark.usefixtures("_at_one_moment")
 def test_what_was_committed_asks_for_no_other_commit() -> None:
     fs, volume = opened(1000)
     make_file(fs, b"a")
     fs.syncfs()
     after = sequence(volume)
     for _ in range(3):
-        delay = fs.tick()
-        assert delay is not None
-        assert delay <= 30
+        assert fs.tick() == pytest.approx(DEFAULT_LIMITS.checkpoint_s)
     assert sequence(volume) == after
