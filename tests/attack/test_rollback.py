@@ -4,17 +4,18 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from serdab.instance.layout import Instance
+from serdab.instance.locks import is_in_use
 from tests.harness.command import Command, describe
 from tests.harness.instances import BuiltInstance, MakeInstance
 from tests.harness.user import OrdinaryUser
+from tests.recovery.processes import find_family, wait_until
 
 pytestmark = [pytest.mark.fuse, pytest.mark.userns]
 
@@ -209,38 +210,15 @@ def test_after_kill_9_the_record_may_lag_behind(make_instance: MakeInstance) -> 
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
-        servers = _holders(instance.path / UPPER, process.pid)
-        assert servers
-        for pid in servers:
-            os.kill(pid, signal.SIGKILL)
+        find_family(process.pid, instance.path).volume.kill()
     finally:
         process.kill()
         process.communicate()
-    result = _until_free(instance, "cat /root/state /root/more")
+    # The processes of the killed session let go one after the other.
+    wait_until(lambda: not is_in_use(Instance(str(instance.path))), "the end of the session")
+    result = run(instance, script="cat /root/state /root/more")
     assert result.stdout == b"one\ntwo\n"
     assert said(result) == ""
-
-
-def _holders(path: Path, above: int) -> list[int]:
-    """Return the processes below ``above`` that hold a file or directory below ``path``."""
-    found, waiting = [], [above]
-    while waiting:
-        pid = waiting.pop()
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            waiting += map(int, (task / "children").read_text().split())
-        held = [os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()]
-        if any(name.startswith(str(path)) for name in held):
-            found.append(pid)
-    return found
-
-
-def _until_free(instance: BuiltInstance, script: str) -> Result:
-    """Run once the processes of the killed session are gone: they let go one after the other."""
-    for _ in range(100):
-        result = run(instance, script=script)
-        if b"[busy]" not in result.stderr:
-            break
-    return result
 
 
 class TestPins:
@@ -293,10 +271,14 @@ class TestPins:
         process = instance.command.popen(
             "-C", instance.path, "run", *pin, "/bin/sh", "-c", script, stdin=subprocess.PIPE
         )
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"synced\n"
-        (tmp_path / "fail").touch()
-        out, err = process.communicate(b"\n", timeout=120)
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"synced\n"
+            (tmp_path / "fail").touch()
+            out, err = process.communicate(b"\n", timeout=120)
+        finally:
+            process.kill()
+            process.communicate()
         assert out == b"refused\nfull\n", err
         assert b"not acknowledged" in err
         assert b"out of order" in err
