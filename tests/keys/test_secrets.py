@@ -22,6 +22,7 @@ from tests.harness.command import describe
 from tests.harness.instances import BuiltInstance, MakeInstance
 from tests.harness.user import OrdinaryUser
 from tests.keys.conftest import Secret, files_below, memory, role, settled_tree, shown
+from tests.recovery.processes import wait_until
 
 pytestmark = [pytest.mark.fuse, pytest.mark.userns]
 
@@ -249,6 +250,9 @@ def assert_closed(user: OrdinaryUser, ours: list[int]) -> None:
         [*user.prefix, "sleep", "1000"], env=user.env, stdin=subprocess.DEVNULL
     )
     try:
+        # Until then it is root's: setpriv(1), which becomes the user.
+        cmdline = Path(f"/proc/{control.pid}/cmdline")
+        wait_until(lambda: cmdline.read_bytes().startswith(b"sleep\0"), "the control")
         result = user.run(user.python, "-c", INTRUDER, str(control.pid), *map(str, ours))
     finally:
         control.kill()
