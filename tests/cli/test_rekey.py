@@ -7,10 +7,9 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,8 @@ from tests.harness.user import OrdinaryUser
 from tests.property.fsops import picture
 
 pytestmark = [pytest.mark.fuse, pytest.mark.userns]
+
+SIGN_TOOL = Path(__file__).parents[2] / "demos/signing/openssl-sign"
 
 #: Everything that programs see of the tree: names, types, modes, links, sizes, times, content.
 LISTING = r"""cd /; busybox find . \( -path ./proc -o -path ./dev -o -path ./sys -o -path ./host \
@@ -256,25 +257,46 @@ def test_both_keys_come_from_standard_input(make_instance: MakeInstance) -> None
     assert run(instance, new, "echo fine") == "fine\n"
 
 
-def test_kill_nine_of_the_command(make_instance: MakeInstance) -> None:
-    instance = make_instance(files={"/big": os.urandom(24 << 20)})
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Path]:
+    """A FIFO: who reads a line of it waits until the end of the test."""
+    path = tmp_path / "gate"
+    os.mkfifo(path)
+    fd = os.open(path, os.O_RDWR)
+    yield path
+    path.unlink()  # who has not come to it yet does not wait either
+    os.write(fd, b"\n")
+    os.close(fd)
+
+
+def test_kill_nine_of_the_command(make_instance: MakeInstance, gate: Path) -> None:
+    instance = make_instance(files={"/big": os.urandom(1 << 20)})
     old = instance.key
     assert old is not None
     run(instance, old, "echo kept > /root/file; busybox cp /big /root/copy")
     before = run(instance, old, LISTING)
     new = new_key(instance)
-    process = instance.command.popen(
-        "-C", instance.path, "rekey", "--image-key", old, "--new-image-key", new
+    staged = instance.path / ".rekey-staging/mount"
+    # It is asked for the signature once the new image is there: a moment that lasts.
+    tool, asked = gate.with_name("tool"), gate.with_name("asked")
+    tool.write_text(
+        f"#!/bin/sh\n[ ! -e {staged} ] || {{ touch {asked}; read -r _ < {gate}; }}\n"
+        f'exec {SIGN_TOOL} "$@"\n'
     )
+    tool.chmod(0o755)
+    pem = Path(instance.command.env["XDG_STATE_HOME"], "serdab/development-key.pem")
+    process = instance.command.popen(
+        "-C", instance.path, "rekey", "--image-key", old, "--new-image-key", new,
+        "--sign-key", pem, "--sign-tool", tool,
+    )  # fmt: skip
     try:
-        wait_for(lambda: (instance.path / ".rekey-staging/mount").exists(), process)
-        process.send_signal(signal.SIGSTOP)
-        assert {path.name for path in instance.path.iterdir()} >= {".rekey-staging"}
+        wait_for(asked.exists, process)
         busy = instance.command.run("-C", instance.path, "fsck", "--image-key", old)
         assert busy.returncode == 5, describe(busy)
     finally:
         process.kill()
         process.communicate(timeout=60)
+    assert staged.exists()
     assert run(instance, old, LISTING) == before
     assert not (instance.path / ".rekey-staging").exists()
     rekey(instance, old, new)
