@@ -22,6 +22,7 @@ from serdab.linux.mounts import UmountFlag, umount
 from tests.fuse.conftest import REPOSITORY, Served
 from tests.fuse.test_oracle import Subject, steps
 from tests.harness.user import OrdinaryUser
+from tests.recovery.processes import wait_until
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
 
@@ -88,7 +89,7 @@ class TestEnding:
         reader = subprocess.Popen(["sleep", "1000"], cwd=served.path)
         try:
             served.process.kill()
-            served.process.wait(30)
+            served.process.wait(60)
             with pytest.raises(OSError, match="not connected") as caught:
                 os.stat(served.path / "other")
             assert caught.value.errno == errno.ENOTCONN
@@ -100,19 +101,20 @@ class TestEnding:
         self, serve: Callable[..., Served]
     ) -> None:
         served = serve("memory")
-        served.process.send_signal(19)  # SIGSTOP: it does not answer any more
+        served.process.send_signal(signal.SIGSTOP)  # it does not answer any more
+        os.waitid(os.P_PID, served.process.pid, os.WSTOPPED)
         waiting = subprocess.Popen(
             ["stat", served.path / "f"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
         )
         stat = Path(f"/proc/{waiting.pid}/wchan")
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not stat.read_text().startswith(("request_wait", "fuse", "__fuse")):
-            if stat.read_text() == "0" and time.monotonic() > deadline - 29:
+            if stat.read_text() == "0" and time.monotonic() > deadline - 59:
                 break  # a kernel that does not tell where a process sleeps
             assert time.monotonic() < deadline
             time.sleep(0.01)
         served.process.kill()
-        _, errors = waiting.communicate(timeout=30)
+        _, errors = waiting.communicate(timeout=60)
         assert b"not connected" in errors or b"abort" in errors
 
     def test_the_server_ends_when_the_mount_does(self, serve: Callable[..., Served]) -> None:
@@ -120,17 +122,12 @@ class TestEnding:
 
 
 def wait_until_in_the_kernel(pid: int) -> None:
-    """Wait until a process sleeps in a system call other than those of its start."""
-    deadline = time.monotonic() + 30
-    while True:
-        call = Path(f"/proc/{pid}/syscall").read_text().split()[0]
-        if call in FSYNC_NUMBERS:
-            return
-        assert time.monotonic() < deadline, f"the process is in {call}"
-        time.sleep(0.005)
+    """Wait until a process sleeps in fsync(2)."""
+    call = Path(f"/proc/{pid}/syscall")
+    wait_until(lambda: call.read_text().split()[0] == FSYNC_NUMBER, "fsync")
 
 
-FSYNC_NUMBERS = ("74", "82")  # x86-64, and the generic table of the newer architectures
+FSYNC_NUMBER = "74" if os.uname().machine == "x86_64" else "82"  # of the newer architectures
 
 
 class TestSignals:
@@ -149,7 +146,7 @@ class TestSignals:
         waiting.send_signal(number)
         # The kernel lets nobody go whose request is being served.
         served.process.send_signal(signal.SIGUSR1)
-        assert waiting.wait(30) == -number
+        assert waiting.wait(60) == -number
         (served.path / "g").write_text("alive")
         assert sorted(os.listdir(served.path)) == ["f", "g"]
         assert served.unmount() == ""
@@ -176,7 +173,7 @@ class TestReferences:
         for name in os.listdir(top):
             shutil.rmtree(top / name)
         # Forgets are sent in the background; a node that stays counts as a file in use.
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while os.statvfs(top).f_ffree != free_before:
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -235,7 +232,7 @@ class TestOrdinaryUser:
             program = "import sys; from serdab.fuse.mounting import unmount; unmount(sys.argv[1])"
             done = as_user.run(as_user.python, "-c", program, place)
             assert done.returncode == 0, done.stderr
-            said, errors = server.communicate(timeout=30)
+            said, errors = server.communicate(timeout=60)
             assert (said, errors) == (b"closed\n", b"")
         finally:
             try:
@@ -243,7 +240,7 @@ class TestOrdinaryUser:
             except OSError:
                 pass
             server.kill()
-            server.communicate(timeout=30)
+            server.communicate(timeout=60)
 
     def test_is_told_what_is_missing_without_fusermount(
         self, as_user: OrdinaryUser, tmp_path: Path
