@@ -356,7 +356,8 @@ def test_no_process_of_ours_leaves_a_core_file(make_instance: MakeInstance, tmp_
             for pid in (process.pid, *victims):
                 with suppress(ProcessLookupError):
                     os.kill(pid, number)
-    finally:
         process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == -signal.SIGABRT
     assert cores(*folders) == before

@@ -190,6 +190,6 @@ class Owner:
             if mounted.process.poll() is None:
                 mounted.process.kill()
                 mounted.process.communicate()
-        for path in {mounted.path for mounted in self.started}:
+        for path in {self.base / "mount", *(mounted.path for mounted in self.started)}:
             while is_mounted(path):
                 umount(str(path), UmountFlag.DETACH)

@@ -97,8 +97,9 @@ def test_every_option_is_documented() -> None:
 def test_in_use_by_a_run_names_the_holder(common_owner: Owner) -> None:
     instance = common_owner.instance
     process = instance.command.popen(
-        "-C", instance.path, "run", *common_owner.key(), "/bin/sh", "-c", "echo up; sleep 60"
-    )
+        "-C", instance.path, "run", *common_owner.key(), "/bin/sh", "-c", "echo up; cat",
+        stdin=subprocess.PIPE,
+    )  # fmt: skip
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == b"up\n"
