@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whom a kill -9 hits, and one round of it."""
+"""Whom a kill -9 hits, one round of it, and who may come next."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from tests.recovery.processes import Family, Process
-from tests.recovery.rounds import Ward
+from serdab.instance import locks
+from tests.recovery.processes import Family, Process, wait_until
+from tests.recovery.rounds import Run, Ward
 
 VICTIMS: Final[dict[str, Callable[[Family], tuple[Process, ...]]]] = {
     "the command": lambda family: (family.cli,),
@@ -19,6 +20,16 @@ VICTIMS: Final[dict[str, Callable[[Family], tuple[Process, ...]]]] = {
     "the program": lambda family: family.inside,
     "all at once": lambda family: family.everybody(),
 }
+
+
+def start_next(ward: Ward) -> Run:
+    """Start a run as soon as the last one's user knows of its end: until then it is in use.
+
+    What the last one still writes is not waited for.
+    """
+    run = str(ward.box.path / "run")
+    wait_until(lambda: not locks._is_used(run), "the end of the use")
+    return ward.start(*ward.program, "verify", "/data")
 
 
 def kill_round(ward: Ward, victim: str, *, at_once: bool) -> None:
@@ -34,7 +45,7 @@ def kill_round(ward: Ward, victim: str, *, at_once: bool) -> None:
     for process in victims:
         process.kill()
     if at_once:
-        next_one = ward.start(*ward.program, "verify", "/data")
+        next_one = start_next(ward)
         ward.settle(run)
         ward.expect_all(next_one)
         ward.settle(next_one)

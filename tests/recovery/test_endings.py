@@ -12,6 +12,7 @@ from typing import Final
 import pytest
 
 from tests.harness.command import describe
+from tests.recovery.kills import start_next
 from tests.recovery.processes import PATIENCE_S, Family, Process, wait_until
 from tests.recovery.rounds import Ward
 
@@ -56,7 +57,7 @@ def test_a_program_that_ignores_signals_ends_after_the_command_was_killed(ward: 
     # Its five seconds of patience with the program begin once somebody waits for their end.
     family.kernel.kill(signal.SIGSTOP)
     family.cli.kill()
-    next_one = ward.start("/bin/probe", "verify", "/data")
+    next_one = start_next(ward)
     try:
         assert next_one.process.stderr is not None
         assert b"waiting for the last run" in next_one.process.stderr.readline()
@@ -78,7 +79,7 @@ def test_the_second_of_two_runs_is_told_who_holds_the_instance(ward: Ward) -> No
     assert b"[busy]" in second.stderr, describe(second)
     assert f"process {family.cli.pid}".encode() in second.stderr, describe(second)
     family.cli.kill()
-    third = ward.start("/bin/probe", "verify", "/data")
+    third = start_next(ward)
     ward.settle(run)
     ward.expect_all(third)
     ward.settle(third)
@@ -113,7 +114,7 @@ def boot_round(ward: Ward, ending: signal.Signals, delay_s: float) -> None:
     if ending != signal.SIGKILL:
         # It ends in order, and is in use until then.
         assert run.process.wait(PATIENCE_S) in (-ending, 128 + ending)
-    next_one = ward.start("/bin/probe", "verify", "/data")
+    next_one = start_next(ward)
     ward.settle(run)
     ward.expect_all(next_one)
     ward.settle(next_one)
