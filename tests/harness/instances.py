@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from serdab.instance import locks
 from tests.harness.command import Command
 from tests.harness.user import OrdinaryUser
 
@@ -95,6 +97,17 @@ def build_instance(
     else:
         command.ok("-C", path, "build")
     return BuiltInstance(path, key, command)
+
+
+def wait_until_unused(instance: Path) -> None:
+    """Wait until the last user knows that it is over; what it still writes is not waited for.
+
+    Until then a command that comes next is refused, and the scheduler decides for how long.
+    """
+    deadline = time.monotonic() + 60
+    while locks._is_used(str(instance / "run")):
+        assert time.monotonic() < deadline, f"{instance} is in use after a minute"
+        time.sleep(0.01)
 
 
 def _put(path: Path, content: bytes, *, mode: int) -> None:

@@ -22,6 +22,7 @@ import pytest
 from serdab.fuse.mounting import mount_host
 from serdab.linux.mounts import MountFlag, UmountFlag, mount, mounts_at, umount
 from tests.harness.command import describe
+from tests.harness.instances import wait_until_unused
 from tests.mount_command.mounted import Mounted, Owner, is_mounted, wait_until
 
 pytestmark = [pytest.mark.fuse, pytest.mark.userns, pytest.mark.root]
@@ -58,6 +59,7 @@ def test_the_next_command_waits_for_the_last_flush_after_umount(common_owner: Ow
         for _ in range(24):
             file.write(os.urandom(MIB))
     umount(str(mounted.path), UmountFlag(0))
+    wait_until_unused(common_owner.instance.path)
     assert common_owner.inside("/bin/busybox", "wc", "-c", "/root/large").split()[0] == str(
         24 * MIB
     )

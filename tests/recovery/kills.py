@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from serdab.instance import locks
-from tests.recovery.processes import Family, Process, wait_until
+from tests.harness.instances import wait_until_unused
+from tests.recovery.processes import Family, Process
 from tests.recovery.rounds import Run, Ward
 
 VICTIMS: Final[dict[str, Callable[[Family], tuple[Process, ...]]]] = {
@@ -23,12 +23,8 @@ VICTIMS: Final[dict[str, Callable[[Family], tuple[Process, ...]]]] = {
 
 
 def start_next(ward: Ward) -> Run:
-    """Start a run as soon as the last one's user knows of its end: until then it is in use.
-
-    What the last one still writes is not waited for.
-    """
-    run = str(ward.box.path / "run")
-    wait_until(lambda: not locks._is_used(run), "the end of the use")
+    """Start a run at once, while the last one may still be writing."""
+    wait_until_unused(ward.box.path)
     return ward.start(*ward.program, "verify", "/data")
 
 
