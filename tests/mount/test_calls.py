@@ -253,6 +253,18 @@ class TestPlaces:
         out = mounter.calls("mount", "none", "/mnt2", "ramfs", "0", "NULL", "rmdir", "/mnt2")
         assert out == ["ok", "EBUSY"]
 
+    def test_of_mounts_over_each_other_the_one_on_top_is_taken_off(self, mounter: Mounter) -> None:
+        (mounter.folder("d") / "f").write_text("on top")
+        mounter.folder("s")
+        out = mounter.calls(
+            *("mount", "none", "/mnt", "sefs", "0", "dir=s", "write", "/mnt/f", "below"),
+            *("open", "/mnt", "mount", "none", "/mnt", "hostfs", "0", "dir=d", "read", "/mnt/f"),
+            # As by a path, though the descriptor is of what lies below.
+            *("umount", "/proc/self/fd/9", "0", "read", "/mnt/f"),
+            *("umount", "/proc/self/fd/9", "0", "read", "/mnt/f", "umount", "/mnt", "0"),
+        )
+        assert out == ["ok", "ok", "ok", "ok", "on top", "ok", "below", "ok", "ENOENT", "EINVAL"]
+
     def test_a_chrooted_caller_mounts_in_its_own_root(self, mounter: Mounter) -> None:
         out = mounter.calls(
             *("chroot", "/mnt", "cd", "/", "mount", "none", "/inner", "ramfs", "0", "NULL"),

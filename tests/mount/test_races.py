@@ -12,16 +12,16 @@ import signal
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from tests.harness.cprogram import CompileC
 from tests.harness.instances import BuiltInstance, MakeInstance
-from tests.mount.balance import Watched
+from tests.mount.balance import Watched, server_of
 from tests.mount.conftest import HERE, KEY, Mounter
-from tests.recovery.processes import wait_until
+from tests.recovery.processes import Process, descendants, wait_until
 
 pytestmark = [
     pytest.mark.fuse,
@@ -36,6 +36,8 @@ MOST_KIB_PER_MOUNT = 20_000
 #: Threads of the kernel process that may wait for slow memory.
 MOST_LATE = 32
 REFUSED = "sefs options: dir is missing"
+#: Numbers of system calls.
+MKDIR, MOVE_MOUNT, OPENAT2 = 83, 429, 437
 MODES = ("storm", "options", "target", "killed", "threads")
 
 
@@ -129,6 +131,64 @@ def test_two_hundred_mounts_with_servers_at_once_and_none_afterwards(
         assert watched.line() == "wrong 0 left 0"
         watched.check_nothing_leaked()
         watched.finish()
+
+
+def is_in_call(process: Process, numbers: tuple[int, ...]) -> bool:
+    """Return whether a process sleeps in one of some system calls."""
+    with suppress(OSError):
+        return Path(f"/proc/{process.pid}/syscall").read_text().split()[0] in map(str, numbers)
+    return False
+
+
+@pytest.mark.parametrize("new_mounter", ["root"], indirect=True)
+def test_a_mount_whose_caller_was_killed_is_gone_before_another_comes_over_it(
+    mounter: Mounter,
+) -> None:
+    folder = mounter.folder("s")
+    mount = "/bin/mounter mount x /mnt/t ramfs 0 NULL"
+    # The directory is locked while something is made in it, and so are mounts there.
+    script = (
+        "/bin/mounter mount x /mnt sefs 0 dir=s mkdir /mnt/t open /mnt/t; read go;"
+        f"/bin/mounter mkdir /mnt/t/d & read go; {mount} & read go; kill -9 $!;"
+        f"{mount} write /mnt/t/f kept & wait;"
+        "/bin/mounter read /mnt/t/f umount /mnt/t 0 umount /mnt/t 0"
+    )
+    process = mounter.instance.command.popen(
+        *("-C", str(mounter.path), "run", "/bin/sh", "-c", script), stdin=subprocess.PIPE
+    )
+    with process, ExitStack() as stack:
+        stack.callback(process.kill)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert [process.stdout.readline() for _ in range(3)] == [
+            b"mount ok\n",
+            b"mkdir ok\n",
+            b"open ok\n",
+        ]
+        server = server_of(process.pid, folder)
+        stack.callback(server.kill, signal.SIGCONT)
+        server.kill(signal.SIGSTOP)
+
+        def workers() -> list[Process]:
+            return [p for p in descendants(process.pid) if p.name() == "serdab-mount"]
+
+        def waits(name: str, *calls: int) -> bool:
+            below = [p for p in descendants(process.pid) if p.name() == name]
+            return any(is_in_call(p, calls) for p in below)
+
+        for is_there in (
+            lambda: waits("mounter", MKDIR),
+            lambda: waits("serdab-mount", MOVE_MOUNT, OPENAT2),
+            lambda: len(workers()) == 2,
+        ):
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            wait_until(is_there, "who waits for the server")
+        server.kill(signal.SIGCONT)
+        out, err = process.communicate(timeout=60)
+    said = out.decode().splitlines()
+    assert sorted(said[:3]) == ["mkdir ok", "mount ok", "write ok"], err.decode()
+    assert said[3:] == ["read kept", "umount ok", "umount EINVAL"], err.decode()
 
 
 @contextmanager

@@ -11,6 +11,10 @@ any more, the mount is taken off again, so that one call is one mount. A refused
 nothing: the file system is opened after the target was found, and is not mounted before it was
 verified.
 
+umount2(2) takes off what is on top, whichever descriptor it is given (path_resolution(7)). So the
+tree changes in turns: from a mount to its answer, and its undoing where nobody waits for that,
+nothing else is mounted or unmounted; and an umount looks in its turn whether it is still on top.
+
 Threads: one. Calls of different programs are coroutines side by side; whatever may block (the
 caller's memory, a path inside, opening a volume) happens in a thread, the worker, or the fs server.
 
@@ -38,9 +42,10 @@ from serdab.libos.intake import CallerDied, CallError, Look, unreadable
 from serdab.libos.loop import Loop
 from serdab.libos.mountcall import BadCall, MountCall, UmountCall
 from serdab.libos.mountrules import Rules
-from serdab.libos.notify import Caller, Settle
+from serdab.libos.notify import TURN_PATIENCE_S, Caller, Settle
 from serdab.libos.sandbox import Sandbox
 from serdab.libos.tree import FUSE_OPTIONS
+from serdab.libos.turns import Turns
 from serdab.libos.worker import Mounted, Place, Refused, Target, Worker
 
 MAX_MOUNTS: Final = 512
@@ -53,10 +58,14 @@ _CLOSING_PATIENCE_MS: Final = 10_000
 
 @dataclass(slots=True)
 class _Mount:
-    """One mount of a program. ``server`` is None for a file system of the kernel's own."""
+    """One mount of a program. ``server`` is None for a file system of the kernel's own.
+
+    ``place`` is the same for mounts over each other: the directory under all of them.
+    """
 
     words: str
     server: FsServer | None
+    place: tuple[int, int]
     is_leaving: bool = False
 
 
@@ -88,7 +97,8 @@ class RuntimeMounts:
         self._log = log
         self._program = -1
         self._has_ended = False
-        self._mounts: dict[int, _Mount] = {}
+        self._mounts: dict[int, _Mount] = {}  # at one place the last is on top
+        self._turn = Turns(loop, 1)
         self._pending = 0
         self._closing = 0
         self._workers: set[Worker] = set()
@@ -98,7 +108,7 @@ class RuntimeMounts:
     def forget_all(self) -> None:
         """The tree was switched: what was mounted in the old one went with it."""
         for mount in self._mounts.values():
-            self._watch_closing(mount)
+            self._watch_closing(mount.server)
         self._mounts.clear()
 
     def end(self) -> None:
@@ -145,7 +155,7 @@ class RuntimeMounts:
                     raise CallError(errno.EINVAL, "mount: the target lies outside the instance")
                 if target.is_removed:
                     raise CallError(errno.ENOENT, "mount: the target was removed")
-                mount_id = await self._mount_at(caller, worker, rules, call)
+                mount_id = await self._mount_at(caller, worker, rules, call, target)
             except BaseException:
                 await self._dismiss(worker)
                 raise
@@ -155,11 +165,12 @@ class RuntimeMounts:
         async def settle(*, delivered: bool) -> None:
             try:
                 if not delivered and mount_id in self._mounts:
-                    self._watch_closing(self._mounts.pop(mount_id))
+                    self._watch_closing(self._mounts.pop(mount_id).server)
                     await worker.undo()
             except (Refused, Error) as exc:
                 self._log("error", f"mount: a mount without a caller could not be undone: {exc}")
             finally:
+                self._turn.give_back()
                 await self._dismiss(worker)
 
         return settle
@@ -233,7 +244,10 @@ class RuntimeMounts:
                 errno.EIO, f"mount: the worker could not enter the sandbox: {exc}"
             ) from None
 
-    async def _mount_at(self, caller: Caller, worker: Worker, rules: Rules, call: MountCall) -> int:
+    async def _mount_at(
+        self, caller: Caller, worker: Worker, rules: Rules, call: MountCall, target: Target
+    ) -> int:
+        """Mount at the target and return the id; the turn is kept until the call is settled."""
         patience_ms = _CLOSING_PATIENCE_MS if self._closing else 0
         orders = mountrules.orders(rules, call, patience_ms=patience_ms)
         words = f"{call.type} {os.fsdecode(call.target)}"
@@ -250,14 +264,19 @@ class RuntimeMounts:
             if server.is_read_only:
                 attributes |= mountrules.READ_ONLY
         try:
-            caller.check_alive()
-            mounted = await self._attach(worker, attributes, is_fuse=server is not None)
+            await self._take_turn("mount")
+            try:
+                caller.check_alive()
+                mounted = await self._attach(worker, attributes, is_fuse=server is not None)
+            except BaseException:
+                self._turn.give_back()
+                raise
         except BaseException:
             if server is not None:
                 server.dismiss()
-                self._watch_closing(_Mount(words, server))
+                self._watch_closing(server)
             raise
-        mount = _Mount(words, server)
+        mount = _Mount(words, server, self._place_of(target))
         self._mounts[mounted.mount_id] = mount
         if server is not None:
             server.serve(mounted.fuse_fd)
@@ -290,56 +309,77 @@ class RuntimeMounts:
                 target = await self._resolve(
                     worker, where, call.target, nofollow=call.nofollow, fuse=False
                 )
-                mount = self._mounted_at(target)
-                mount.is_leaving = True
-                try:
-                    await self._take_off(caller, worker, mount)
-                except BaseException:
-                    mount.is_leaving = False
-                    raise
-                self._mounts.pop(target.mount_id, None)
-                self._watch_closing(mount)
+                if target.is_root:
+                    raise CallError(errno.EPERM, "umount: the root is not unmounted")
+                if not target.is_mount:
+                    raise CallError(errno.EINVAL, "umount: the target is not the root of a mount")
+                while not await self._umount_top(caller, worker, target):
+                    pass
             finally:
                 await self._dismiss(worker)
         return _nothing
 
-    def _mounted_at(self, target: Target) -> _Mount:
-        if target.is_root:
-            raise CallError(errno.EPERM, "umount: the root is not unmounted")
-        if not target.is_mount:
-            raise CallError(errno.EINVAL, "umount: the target is not the root of a mount")
-        mount = self._mounts.get(target.mount_id)
-        if mount is None:
-            raise CallError(errno.EPERM, "umount: only what programs mounted can be unmounted")
+    async def _umount_top(self, caller: Caller, worker: Worker, target: Target) -> bool:
+        """Unmount what is on top at the target; return False if something came over it."""
+        place = self._place_of(target)
+        mount_id, mount = self._top_at(place)
         if mount.is_leaving:
             raise CallError(errno.EINVAL, "umount: it is being unmounted already")
-        return mount
-
-    async def _take_off(self, caller: Caller, worker: Worker, mount: _Mount) -> None:
-        """Make the file system durable, then detach it; who has files open keeps them."""
-        server = mount.server
-        if server is not None and not server.closed.is_done:
+        mount.is_leaving = True
+        try:
+            if mount.server is not None and not mount.server.closed.is_done:
+                # Of what came over the target the kernel hands over the rest when it is detached.
+                own = worker if mount_id == target.mount_id else None
+                await self._make_durable(own, mount, mount.server)
+                caller.check_alive()
+            await self._take_turn("umount")
             try:
-                await worker.write_back()
+                if self._top_at(place)[0] != mount_id:
+                    return False
+                await worker.detach()
+                self._mounts.pop(mount_id, None)
             except Refused as exc:
                 raise CallError(exc.code, f"umount: {mount.words}: {exc}") from None
-            code = await server.sync()
-            if code:
-                raise CallError(code, f"umount: {mount.words}: {os.strerror(code)}")
-            caller.check_alive()
+            finally:
+                self._turn.give_back()
+        finally:
+            mount.is_leaving = False
+        self._watch_closing(mount.server)
+        return True
+
+    def _place_of(self, target: Target) -> tuple[int, int]:
+        below = self._mounts.get(target.mount_id) if target.is_mount else None
+        return (target.mount_id, target.inode) if below is None else below.place
+
+    def _top_at(self, place: tuple[int, int]) -> tuple[int, _Mount]:
+        for mount_id, mount in reversed(self._mounts.items()):
+            if mount.place == place:
+                return mount_id, mount
+        raise CallError(errno.EPERM, "umount: only what programs mounted can be unmounted")
+
+    @staticmethod
+    async def _make_durable(worker: Worker | None, mount: _Mount, server: FsServer) -> None:
         try:
-            await worker.detach()
+            if worker is not None:
+                await worker.write_back()
         except Refused as exc:
             raise CallError(exc.code, f"umount: {mount.words}: {exc}") from None
+        code = await server.sync()
+        if code:
+            raise CallError(code, f"umount: {mount.words}: {os.strerror(code)}")
 
     # Housekeeping --------------------------------------------------------------------------
 
-    def _watch_closing(self, mount: _Mount) -> None:
+    async def _take_turn(self, what: str) -> None:
+        if not await self._turn.take(TURN_PATIENCE_S):
+            raise CallError(errno.EAGAIN, f"{what}: a mount or umount before it does not end")
+
+    def _watch_closing(self, server: FsServer | None) -> None:
         """Count file systems that are on their way out: who opens one of them again waits."""
-        if mount.server is None or mount.server.closed.is_done:
+        if server is None or server.closed.is_done:
             return
         self._closing += 1
-        mount.server.closed.when_done(self._closed_one)
+        server.closed.when_done(self._closed_one)
 
     def _closed_one(self) -> None:
         self._closing -= 1

@@ -216,9 +216,12 @@ class Notifications:
         except Exception as exc:  # a defect must not leave the caller waiting for ever
             code = errno.EIO
             self._log("error", f"please report: a system call failed by a defect: {exc!r}")
-        delivered = caller.answer(code)
-        if settle is not None:
-            await settle(delivered=delivered)
+        delivered = False
+        try:
+            delivered = caller.answer(code)
+        finally:
+            if settle is not None:
+                await settle(delivered=delivered)
 
     async def _dispatch(self, caller: Caller, copied: Copied) -> Settle | None:
         number = caller.notification.number

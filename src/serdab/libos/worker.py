@@ -41,12 +41,13 @@ class Place:
 class Target:
     """What a path of the caller leads to: a directory, maybe the root of a mount.
 
-    ``in_tree``: it lies in a mount of the instance, not in one that was detached or is another
-    mount namespace's; None where /proc does not tell (``hidepid``, proc(5)). ``is_removed``: it is
-    open somewhere and has no name any more.
+    ``inode``: the directory's, in the mount. ``in_tree``: it lies in a mount of the instance, not
+    in one that was detached or is another mount namespace's; None where /proc does not tell
+    (``hidepid``, proc(5)). ``is_removed``: it is open somewhere and has no name any more.
     """
 
     mount_id: int
+    inode: int
     is_root: bool
     is_mount: bool
     in_tree: bool | None
@@ -142,6 +143,8 @@ class Worker:
         """
         flags = _NOFOLLOW * nofollow | _FUSE * fuse | _DROP_GROUPS * drop_groups
         fds = (place.user_ns, place.mount_ns, place.root, place.cwd)
+        from serdab.linux.mounts import inode_of
+
         serial, result, value, received = await self._ask(
             _RESOLVE, value=flags, body=path + b"\0", fds=fds
         )
@@ -150,6 +153,7 @@ class Worker:
                 raise Refused(-result, at_target=serial != _AT_ENTER)
             return Target(
                 serial,
+                inode_of(received[0]),
                 is_root=bool(value & _IS_ROOT),
                 is_mount=bool(value & _IS_MOUNT),
                 in_tree=_is_in_tree(received[0], tree),
@@ -173,7 +177,7 @@ class Worker:
         return Mounted(serial, value, fds[0] if fds else -1)
 
     async def undo(self) -> None:
-        """Take off what :meth:`mount` mounted."""
+        """Take off what :meth:`mount` mounted, as long as nothing was mounted over it."""
         await self._simple(_UNDO)
 
     async def write_back(self) -> None:
@@ -185,7 +189,7 @@ class Worker:
         await self._simple(_WRITE_BACK)
 
     async def detach(self) -> None:
-        """Take off the mount at the target; who is inside stays inside.
+        """Take off what is on top at the target; who is inside stays inside.
 
         Raises:
             Refused: the system does not.

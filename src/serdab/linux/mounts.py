@@ -113,10 +113,20 @@ def is_mounted(fd: int, pid: int) -> bool:
     Preconditions: the process has the root of its mount namespace as its own.
     """
     # Of a mount that was detached proc_pid_exe(5) and the like show what is left of the path.
-    with open(f"/proc/self/fdinfo/{fd}", "rb") as file:
-        number = next(line.split()[1] for line in file if line.startswith(b"mnt_id:"))
+    number = _info(fd, b"mnt_id:")
     with open(f"/proc/{pid}/mountinfo", "rb") as table:
         return any(line.split(None, 1)[0] == number for line in table)
+
+
+def inode_of(fd: int) -> int:
+    """Return the number of the inode of an open file without asking its file system."""
+    return int(_info(fd, b"ino:"))
+
+
+def _info(fd: int, name: bytes) -> bytes:
+    """Return a field of proc_pid_fdinfo(5)."""
+    with open(f"/proc/self/fdinfo/{fd}", "rb") as file:
+        return next(line.split()[1] for line in file if line.startswith(name))
 
 
 def _table() -> Iterator[Mount]:

@@ -11,7 +11,8 @@
  *     something else in its place before the mount.
  *  2. Resolving starts at the caller's root and ends there ("..", absolute links), follows no magic
  *     link, and happens here rather than in the kernel process, since a file system may be slow.
- *  3. A mount that turns out to have no caller any more is taken off by its descriptor. */
+ *  3. A mount that turns out to have no caller any more is taken off by its descriptor, before
+ *     anything can be mounted over it: ``libos/mounts.py`` sees to that. */
 #include <linux/mount.h>
 #include <linux/openat2.h>
 #include <linux/prctl.h>
@@ -181,7 +182,7 @@ static void attach(const struct message *m)
 	fuse_fd = -1;
 }
 
-/* By descriptor: "." is the very mount, whatever was mounted over it since. */
+/* The kernel takes off what is on top at "."; who asks makes sure that it is this mount. */
 static long detach(int fd)
 {
 	long r = SYS1(__NR_fchdir, fd);
