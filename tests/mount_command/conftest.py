@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.harness.command import Command, describe, private_environment
 from tests.harness.instances import BuiltInstance, MakeInstance, build_instance
 from tests.harness.user import OrdinaryUser
-from tests.mount_command.mounted import Owner
+from tests.mount_command.mounted import MakeOwner, Owner
 
 
 @pytest.fixture(scope="session")
@@ -37,11 +39,22 @@ def common_owner(common_instance: BuiltInstance) -> Iterator[Owner]:
 
 
 @pytest.fixture
-def root_owner(make_instance: MakeInstance) -> Iterator[Owner]:
+def make_owner(make_instance: MakeInstance) -> Iterator[MakeOwner]:
+    """Return ``make_owner(...)``: root, with what :func:`make_instance` makes of the same."""
+    with ExitStack() as stack:
+
+        def make(**content: Any) -> Owner:  # noqa: ANN401 - build_instance says what
+            owner = Owner(make_instance(**content), None)
+            stack.callback(owner.clean_up)
+            return owner
+
+        yield make
+
+
+@pytest.fixture
+def root_owner(make_owner: MakeOwner) -> Owner:
     """Root, with an encrypted instance that has /etc/greeting in its image."""
-    owner = Owner(make_instance(files={"etc/greeting": b"hello\n"}), None)
-    yield owner
-    owner.clean_up()
+    return make_owner(files={"etc/greeting": b"hello\n"})
 
 
 @pytest.fixture

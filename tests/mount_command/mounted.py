@@ -193,3 +193,6 @@ class Owner:
         for path in {self.base / "mount", *(mounted.path for mounted in self.started)}:
             while is_mounted(path):
                 umount(str(path), UmountFlag.DETACH)
+
+
+MakeOwner = Callable[..., Owner]

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from serdab.linux.mounts import mounts_at
-from tests.harness.instances import MakeInstance
-from tests.mount_command.mounted import Owner, is_mounted
+from tests.mount_command.mounted import MakeOwner, Owner, is_mounted
 
 pytestmark = [pytest.mark.fuse, pytest.mark.userns, pytest.mark.root]
 
@@ -84,15 +83,12 @@ def test_looking_without_a_change_writes_nothing(common_owner: Owner) -> None:
     assert common_owner.files() == before
 
 
-def test_an_integrity_only_instance_needs_no_image_key(make_instance: MakeInstance) -> None:
-    owner = Owner(make_instance(encrypted=False), None)
-    try:
-        mounted = owner.start()
-        (mounted.path / "root/file").write_bytes(b"under the automatic key\n")
-        assert mounted.unmount().returncode == 0
-        assert owner.inside("/bin/cat", "/root/file") == "under the automatic key\n"
-    finally:
-        owner.clean_up()
+def test_an_integrity_only_instance_needs_no_image_key(make_owner: MakeOwner) -> None:
+    owner = make_owner(encrypted=False)
+    mounted = owner.start()
+    (mounted.path / "root/file").write_bytes(b"under the automatic key\n")
+    assert mounted.unmount().returncode == 0
+    assert owner.inside("/bin/cat", "/root/file") == "under the automatic key\n"
 
 
 def test_json_says_what_was_mounted(common_owner: Owner) -> None:

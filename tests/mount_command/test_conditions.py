@@ -14,7 +14,7 @@ from serdab.cli import mount
 from serdab.cli.parsing import VerbParser
 from tests.harness.command import Command, describe
 from tests.harness.instances import BuiltInstance, MakeInstance
-from tests.mount_command.mounted import Owner, wait_until
+from tests.mount_command.mounted import MakeOwner, Owner, wait_until
 
 pytestmark = [pytest.mark.fuse, pytest.mark.userns, pytest.mark.root]
 
@@ -187,8 +187,8 @@ def test_no_image_key_is_a_wrong_key(common_owner: Owner) -> None:
     assert common_owner.files() == before
 
 
-def test_a_superfluous_image_key_is_a_wrong_key(make_instance: MakeInstance) -> None:
-    owner = Owner(make_instance(encrypted=False), None)
+def test_a_superfluous_image_key_is_a_wrong_key(make_owner: MakeOwner) -> None:
+    owner = make_owner(encrypted=False)
     key = owner.base / "key"
     owner.instance.command.ok("gen-image-key", key)
     refused = owner.refused("--image-key", key)
@@ -196,9 +196,9 @@ def test_a_superfluous_image_key_is_a_wrong_key(make_instance: MakeInstance) -> 
 
 
 @pytest.fixture
-def automatic(make_instance: MakeInstance) -> Owner:
+def automatic(make_owner: MakeOwner) -> Owner:
     """An instance whose writable layer is under the automatic key, with something in it."""
-    owner = Owner(make_instance(encrypted=False), None)
+    owner = make_owner(encrypted=False)
     owner.inside("/bin/sh", "-c", "echo kept > /root/file")
     return owner
 
@@ -219,7 +219,7 @@ def elsewhere(owner: Owner, *, has_secret: bool) -> Owner:
         command.ok("-C", other, "build")
         done = command.run("-C", other, "run", "/bin/sh", "-c", "echo x > /root/x")
         assert done.returncode == 0, describe(done)
-    return Owner(BuiltInstance(owner.instance.path, None, command), None)
+    return Owner(BuiltInstance(owner.instance.path, None, command), None, owner.started)
 
 
 @pytest.mark.parametrize("has_secret", [True, False])
@@ -233,7 +233,6 @@ def test_another_machine_has_not_the_automatic_key(automatic: Owner, has_secret:
     assert there.files() == before
     mounted = there.start("--layer", "image")
     assert mounted.end().returncode == 0
-    there.clean_up()
 
 
 def change_config(owner: Owner, change: dict[str, object]) -> None:
@@ -246,8 +245,8 @@ def change_config(owner: Owner, change: dict[str, object]) -> None:
     owner.instance.command.ok("-C", owner.instance.path, "build", *owner.key())
 
 
-def test_a_key_that_is_bound_to_the_measurement_is_refused(make_instance: MakeInstance) -> None:
-    owner = Owner(make_instance(encrypted=False), None)
+def test_a_key_that_is_bound_to_the_measurement_is_refused(make_owner: MakeOwner) -> None:
+    owner = make_owner(encrypted=False)
     change_config(owner, {"autokey_policy": 1})
     before = owner.files()
     for options in ((), ("--layer", "upper")):

@@ -13,8 +13,7 @@ import pytest
 
 from serdab.linux.mounts import MountFlag, UmountFlag, mount, umount
 from tests.harness.command import describe
-from tests.harness.instances import MakeInstance
-from tests.mount_command.mounted import Owner
+from tests.mount_command.mounted import MakeOwner, Owner
 
 pytestmark = [pytest.mark.fuse, pytest.mark.userns, pytest.mark.root]
 
@@ -34,7 +33,7 @@ def test_the_image_is_what_was_built(root_owner: Owner) -> None:
     assert mounted.end().returncode == 0
 
 
-def test_the_upper_is_what_was_changed(make_instance: MakeInstance) -> None:
+def test_the_upper_is_what_was_changed(make_owner: MakeOwner) -> None:
     def fill(image: Path) -> None:
         (image / "data/kept/deep").mkdir(parents=True)
         (image / "data/kept/deep/file").write_bytes(b"a" * 100_000)
@@ -45,7 +44,7 @@ def test_the_upper_is_what_was_changed(make_instance: MakeInstance) -> None:
         (image / "data/mode").write_text("x")
         (image / "data/renamed").write_text("moved\n")
 
-    owner = Owner(make_instance(fill=fill), None)
+    owner = make_owner(fill=fill)
     script = """
     set -e
     printf B | busybox dd of=/data/kept/deep/file bs=1 seek=50000 conv=notrunc 2>/dev/null
