@@ -170,21 +170,27 @@ static int target_changes(void)
 	return 0;
 }
 
-/* The caller is killed at some point of its call: mounted or not, never half. */
+/* Callers are killed at some point of their calls, two at a time, so that one may lie on the other:
+ * mounted or not, never half, and never the other one. */
 static int killed(void)
 {
 	int wrong = 0;
 
 	for (int i = 0; goes_on(i); i++) {
-		pid_t child = fork();
+		pid_t children[2];
 
-		if (child == 0) {
-			mount("none", "/mnt", "ramfs", 0, NULL);
-			_exit(0);
+		for (int k = 0; k < 2; k++) {
+			children[k] = fork();
+			if (children[k] == 0) {
+				mount("none", "/mnt", "ramfs", 0, NULL);
+				_exit(0);
+			}
 		}
-		usleep((i * 397) % 6000);
-		kill(child, SIGKILL);
-		waitpid(child, NULL, 0);
+		for (int k = 0; k < 2; k++) {
+			usleep((i * 397) % 3000);
+			kill(children[k], SIGKILL);
+			waitpid(children[k], NULL, 0);
+		}
 	}
 	/* A mount whose caller is gone is taken off again, some time after: perhaps before us. */
 	while (!wrong && count("/mnt"))

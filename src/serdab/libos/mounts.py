@@ -165,8 +165,7 @@ class RuntimeMounts:
         async def settle(*, delivered: bool) -> None:
             try:
                 if not delivered and mount_id in self._mounts:
-                    self._watch_closing(self._mounts.pop(mount_id).server)
-                    await worker.undo()
+                    await self._undo(worker, mount_id)
             except (Refused, Error) as exc:
                 self._log("error", f"mount: a mount without a caller could not be undone: {exc}")
             finally:
@@ -174,6 +173,15 @@ class RuntimeMounts:
                 await self._dismiss(worker)
 
         return settle
+
+    async def _undo(self, worker: Worker, mount_id: int) -> None:
+        mount = self._mounts[mount_id]
+        mount.is_leaving = True
+        try:
+            await worker.undo()
+            self._forget(mount_id)
+        finally:
+            mount.is_leaving = False
 
     # In a front, see ``intake``:
 
@@ -334,17 +342,18 @@ class RuntimeMounts:
                 caller.check_alive()
             await self._take_turn("umount")
             try:
+                if mount_id not in self._mounts:
+                    return True  # its caller was gone, or it went with another
                 if self._top_at(place)[0] != mount_id:
                     return False
                 await worker.detach()
-                self._mounts.pop(mount_id, None)
+                self._forget(mount_id)
             except Refused as exc:
                 raise CallError(exc.code, f"umount: {mount.words}: {exc}") from None
             finally:
                 self._turn.give_back()
         finally:
             mount.is_leaving = False
-        self._watch_closing(mount.server)
         return True
 
     def _place_of(self, target: Target) -> tuple[int, int]:
@@ -369,6 +378,14 @@ class RuntimeMounts:
             raise CallError(code, f"umount: {mount.words}: {os.strerror(code)}")
 
     # Housekeeping --------------------------------------------------------------------------
+
+    def _forget(self, mount_id: int) -> None:
+        """A mount was taken off, and what was mounted within went with it."""
+        mount = self._mounts.pop(mount_id, None)
+        if mount is not None:
+            self._watch_closing(mount.server)
+        for within in [i for i, other in self._mounts.items() if other.place[0] == mount_id]:
+            self._forget(within)
 
     async def _take_turn(self, what: str) -> None:
         if not await self._turn.take(TURN_PATIENCE_S):

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mounts upon mounts: what goes is what was meant, and what went with it is forgotten."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.mount.balance import server_of
+from tests.mount.conftest import Mounter
+from tests.recovery.processes import descendants, wait_until
+
+pytestmark = [pytest.mark.fuse, pytest.mark.userns]
+
+#: More than the mounts that an instance may have.
+ROUNDS = 520
+
+
+def test_what_was_mounted_within_goes_with_it_and_is_forgotten(mounter: Mounter) -> None:
+    mount = ("mount", "none", "/mnt", "ramfs", "0", "NULL")
+    within = ("mkdir", "/mnt/a", "mount", "none", "/mnt/a", "ramfs", "0", "NULL")
+    found = mounter.calls(*(*mount, *within, "umount", "/mnt", "0") * ROUNDS)
+    assert found == ["ok"] * (4 * ROUNDS)
+
+
+def test_a_sealed_volume_within_keeps_what_was_written(mounter: Mounter) -> None:
+    mounter.folder("s")
+    sealed = ("mount", "none", "/mnt/a", "sefs", "0", "dir=s")
+    outer = ("mount", "none", "/mnt", "ramfs", "0", "NULL", "mkdir", "/mnt/a")
+    first = (*outer, *sealed, "write", "/mnt/a/f", "kept", "umount", "/mnt", "0")
+    again = (*outer, *sealed, "read", "/mnt/a/f", "umount", "/mnt/a", "0", "umount", "/mnt", "0")
+    assert mounter.calls(*first, *again) == [*["ok"] * 8, "kept", "ok", "ok"]
+
+
+@pytest.mark.parametrize("new_mounter", ["root"], indirect=True)
+def test_an_umount_takes_off_what_came_over_its_target_meanwhile(mounter: Mounter) -> None:
+    folder = mounter.folder("s")
+    script = (
+        "mounter mount x /mnt sefs 0 dir=s write /mnt/f below; read go; "
+        "mounter umount /mnt 0 & read go; "
+        "mounter mount x /mnt ramfs 0 NULL write /mnt/f above; wait; "
+        "mounter read /mnt/f umount /mnt 0 read /mnt/f umount /mnt 0"
+    )
+    process = mounter.instance.command.popen(
+        *("-C", str(mounter.path), "run", "/bin/sh", "-c", script), stdin=subprocess.PIPE
+    )
+    with process, ExitStack() as stack:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        said = [process.stdout.readline() for _ in range(2)]
+        server = server_of(process.pid, folder)
+        stack.callback(server.kill, signal.SIGCONT)
+        server.kill(signal.SIGSTOP)
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        wait_until(lambda: _has_found(process.pid, "/mnt"), "an umount that waits for its server")
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        said += [process.stdout.readline() for _ in range(2)]
+        server.kill(signal.SIGCONT)
+        said += process.stdout.readlines()
+    assert [line.split()[-1] for line in said] == [
+        *(b"ok", b"ok", b"ok", b"ok", b"ok"),
+        *(b"below", b"ok", b"ENOENT", b"EINVAL"),
+    ]
+
+
+def _has_found(cli: int, target: str) -> bool:
+    """Return whether a worker of a `serdab run` holds the target of a call."""
+    for process in descendants(cli):
+        if process.name() != "serdab-mount":
+            continue
+        links = Path(f"/proc/{process.pid}/fd")
+        with contextlib.suppress(OSError):
+            for link in links.iterdir():
+                with contextlib.suppress(FileNotFoundError):
+                    if os.readlink(link) == target:
+                        return True
+    return False
