@@ -6,13 +6,12 @@ Nothing leaked when the second of two counts is in nothing above the first.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.recovery.processes import Family, Process, descendants, find_family, wait_until
+from tests.recovery.processes import Family, Process, descendants, find_family, holds, wait_until
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +36,15 @@ class Balance:
 
 def server_of(cli: int, folder: Path) -> Process:
     """Return the fs server of a `serdab run` that has something open below a host directory."""
-    prefix = f"{folder.resolve()}/"
-    for process in descendants(cli):
-        links = f"/proc/{process.pid}/fd"
-        with contextlib.suppress(FileNotFoundError):
-            if any(os.readlink(f"{links}/{n}").startswith(prefix) for n in os.listdir(links)):
-                return process
-    raise AssertionError(f"nobody serves {folder}")
+    serving: list[Process] = []
+
+    def is_one() -> bool:
+        # The one of the mount before may not have let go of everything yet.
+        serving[:] = [process for process in descendants(cli) if holds(process.pid, folder)]
+        return len(serving) == 1
+
+    wait_until(is_one, f"one process that serves {folder}")
+    return serving[0]
 
 
 class Watched:

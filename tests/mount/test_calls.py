@@ -121,12 +121,15 @@ class TestSync:
             process.stdin.write(b"\n")
             process.stdin.flush()
 
-            def syncing() -> list[Process]:
-                below = [p for p in descendants(process.pid) if p not in family.everybody()]
-                return [p for p in below if p.is_alive() and p.name() == "serdab"]
+            syncing: list[Process] = []
 
-            wait_until(lambda: bool(syncing()), "pid 1's child")
-            syncing()[0].kill()
+            def is_syncing() -> bool:
+                below = [p for p in descendants(process.pid) if p not in family.everybody()]
+                syncing[:] = [p for p in below if p.name() == "serdab"]
+                return bool(syncing)
+
+            wait_until(is_syncing, "pid 1's child")
+            syncing[0].kill()
             assert process.stdout.readline() == b"syncfs EIO\n"
             server.kill(signal.SIGCONT)
             assert process.wait(60) == 0

@@ -132,13 +132,13 @@ def find_family(cli: int, instance: Path) -> Family:
     namespace = _pid_namespace(launchers[0])
     inside = [pid for pid in parents if _pid_namespace(pid) == namespace and pid != launchers[0]]
     servers = [pid for pid in below if _pid_namespace(pid) == ours]
-    volume = [pid for pid in servers if _holds(pid, instance / "run/mount")]
+    volume = [pid for pid in servers if holds(pid, instance / "run/mount")]
     assert len(volume) == 1, f"fs server of the volume: {[_command(pid) for pid in below]}"
     return Family(
-        _process(cli),
+        process_of(cli),
         kernel,
-        _process(volume[0]),
-        _process(launchers[0]),
+        process_of(volume[0]),
+        process_of(launchers[0]),
         # The init FS's may be on its way out, and those inside come and go.
         tuple(process for pid in servers if (process := _process_or_none(pid)) is not None),
         tuple(process for pid in inside if (process := _process_or_none(pid)) is not None),
@@ -219,7 +219,8 @@ def _process_or_none(pid: int) -> Process | None:
     return None if fields is None else Process(pid, fields[19])
 
 
-def _process(pid: int) -> Process:
+def process_of(pid: int) -> Process:
+    """Return a process that runs."""
     process = _process_or_none(pid)
     assert process is not None, f"process {pid} ended too early"
     return process
@@ -240,7 +241,7 @@ def _pid_namespace(pid: int) -> str:
         return ""
 
 
-def _holds(pid: int, below: Path) -> bool:
+def holds(pid: int, below: Path) -> bool:
     """Return whether a process has something open below a directory."""
     prefix = f"{below.resolve()}/"
     try:

@@ -85,7 +85,8 @@ class Shell:
 
     def close(self) -> None:
         """End it."""
-        self._process.communicate(timeout=60)
+        with self._process as process:
+            process.communicate(timeout=60)
 
 
 def build_box(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.recovery.processes import descendants
+from tests.recovery.processes import Process, descendants, process_of
 from tests.service.conftest import Service, Typist, wait_until
 from tests.service.test_lifecycle import alive, popen
 
@@ -37,17 +37,21 @@ def command_line(pid: int) -> str:
         return ""
 
 
-def processes_of(service: Service) -> dict[str, list[int]]:
+def processes_of(service: Service) -> dict[str, list[Process]]:
     """The processes of a running service by what they are."""
-    daemon = int(str(service.status()["pid"]))
-    out: dict[str, list[int]] = {"service": [daemon]}
-    for child in children(daemon):
-        if "libos.nursery" in command_line(child):
+    daemon = process_of(int(str(service.status()["pid"])))
+    below = descendants(daemon.pid)
+    out = {"service": [daemon]}
+    for child in [process for process in below if process.parent() == daemon.pid]:
+        own = [process for process in below if process.parent() == child.pid]
+        if "libos.nursery" in command_line(child.pid):
             out["nursery"] = [child]
-            out["fs server"] = children(child)
+            out["fs server"] = own
         else:
             out["kernel process"] = [child]
-            out["launcher"] = [pid for pid in children(child) if "launcher" in command_line(pid)]
+            out["launcher"] = [
+                process for process in own if "launcher" in command_line(process.pid)
+            ]
     return out
 
 
@@ -56,12 +60,12 @@ def test_after_a_kill_the_next_command_works(stopped: Service, victim: str) -> N
     stopped.start()
     stopped.out("echo kept > /kept; sync")
     found = processes_of(stopped)
-    everybody = [pid for pids in found.values() for pid in pids]
+    everybody = [process for processes in found.values() for process in processes]
     program = popen(stopped, "exec", "/bin/sh", "-c", "echo on; exec sleep 1000")
     assert program.stdout is not None
     assert program.stdout.readline() == b"on\n"
-    for pid in found[victim]:
-        os.kill(pid, signal.SIGKILL)
+    for process in found[victim]:
+        process.kill()
     if victim != "nursery":
         # The program is gone, or its client hears that nobody knows.
         program.communicate(timeout=60)
@@ -72,15 +76,15 @@ def test_after_a_kill_the_next_command_works(stopped: Service, victim: str) -> N
     stopped.ok("stop", "-t", "0")
     if victim == "nursery":
         program.communicate(timeout=60)
-    wait_until(lambda: not any(map(alive, everybody)), "a process is left")
+    wait_until(lambda: not any(process.is_alive() for process in everybody), "a process is left")
 
 
 def test_after_an_fs_server_was_killed_a_stop_says_so_and_a_start_works(stopped: Service) -> None:
     stopped.start()
     stopped.out("echo kept > /kept; sync")
     found = processes_of(stopped)
-    for pid in found["fs server"]:
-        os.kill(pid, signal.SIGKILL)
+    for process in found["fs server"]:
+        process.kill()
     assert stopped.exec("/bin/cat", "/kept").returncode != 0
     stopped.run("stop", "-t", "0")
     assert stopped.status()["state"] == "stopped"
@@ -166,16 +170,16 @@ def hears_signals(pid: int) -> bool:
 def test_a_client_whose_program_cannot_start_can_be_ended(stopped: Service) -> None:
     stopped.start()
     servers = processes_of(stopped)["fs server"]
-    for pid in servers:
-        os.kill(pid, signal.SIGSTOP)
+    for process in servers:
+        process.kill(signal.SIGSTOP)
     try:
         client = popen(stopped, "exec", "/bin/sleep", "1000")
         wait_until(lambda: hears_signals(client.pid), "it waits")
         client.terminate()
         assert client.wait(60) == 128 + signal.SIGTERM
     finally:
-        for pid in servers:
-            os.kill(pid, signal.SIGCONT)
+        for process in servers:
+            process.kill(signal.SIGCONT)
     client.communicate(timeout=60)
     # What starts after all is hung up on.
     assert stopped.out("echo on") == "on"
