@@ -71,6 +71,31 @@ def test_an_umount_takes_off_what_came_over_its_target_meanwhile(mounter: Mounte
     ]
 
 
+@pytest.mark.parametrize("new_mounter", ["root"], indirect=True)
+def test_what_has_lost_its_server_can_be_unmounted_and_mounted_again(mounter: Mounter) -> None:
+    folder = mounter.folder("s")
+    script = (
+        "mounter mount x /mnt sefs 0 dir=s write /mnt/f synced syncfs /mnt; read go; "
+        "mounter read /mnt/f umount /mnt 0 umount /mnt 0 "
+        "mount x /mnt sefs 0 dir=s read /mnt/f umount /mnt 0"
+    )
+    process = mounter.instance.command.popen(
+        *("-C", str(mounter.path), "run", "/bin/sh", "-c", script), stdin=subprocess.PIPE
+    )
+    with process:
+        assert process.stdout is not None
+        said = [process.stdout.readline() for _ in range(3)]
+        server = server_of(process.pid, folder)
+        server.kill()
+        wait_until(lambda: not server.is_alive(), "the end of the server")
+        out, told = process.communicate(b"\n", timeout=60)
+    assert [line.split()[-1] for line in said] == [b"ok", b"ok", b"ok"]
+    said = [line.split()[-1] for line in out.splitlines()]
+    assert said[0] in (b"ENOTCONN", b"ECONNABORTED")
+    assert said[1:] == [b"EIO", b"EINVAL", b"ok", b"synced", b"ok"]
+    assert b"umount: sefs /mnt: it had lost its fs server, and what was not synced" in told
+
+
 def _has_found(cli: int, target: str) -> bool:
     """Return whether a worker of a `serdab run` holds the target of a call."""
     for process in descendants(cli):

@@ -49,6 +49,7 @@ from serdab.libos.turns import Turns
 from serdab.libos.worker import Mounted, Place, Refused, Target, Worker
 
 MAX_MOUNTS: Final = 512
+_SERVER_GONE: Final = frozenset({errno.ENOTCONN, errno.ECONNABORTED})
 _NOT_READY: Final = "mount: the instance is not ready"
 _SHOWN: Final = 200
 _RAMFS: Final = ("tmpfs", "source=ramfs,mode=1777")
@@ -67,6 +68,14 @@ class _Mount:
     server: FsServer | None
     place: tuple[int, int]
     is_leaving: bool = False
+
+    def has_lost_its_server(self) -> bool:
+        """Return whether its server ended without closing the file system."""
+        return (
+            self.server is not None
+            and self.server.closed.is_done
+            and bool(self.server.closed.result())
+        )
 
 
 class RuntimeMounts:
@@ -294,7 +303,8 @@ class RuntimeMounts:
         return mounted.mount_id
 
     def _drop(self, mount_id: int, mount: _Mount) -> None:
-        if self._mounts.get(mount_id) is mount:
+        # What has lost its server is there until somebody unmounts it.
+        if self._mounts.get(mount_id) is mount and not mount.has_lost_its_server():
             del self._mounts[mount_id]
 
     @staticmethod
@@ -338,7 +348,9 @@ class RuntimeMounts:
             if mount.server is not None and not mount.server.closed.is_done:
                 # Of what came over the target the kernel hands over the rest when it is detached.
                 own = worker if mount_id == target.mount_id else None
-                await self._make_durable(own, mount, mount.server)
+                code = await self._make_durable(own, mount.server)
+                if code and not mount.has_lost_its_server():
+                    raise CallError(code, f"umount: {mount.words}: {os.strerror(code)}")
                 caller.check_alive()
             await self._take_turn("umount")
             try:
@@ -354,6 +366,9 @@ class RuntimeMounts:
                 self._turn.give_back()
         finally:
             mount.is_leaving = False
+        if mount.has_lost_its_server():
+            reason = f"umount: {mount.words}: it had lost its fs server, and what was not synced"
+            raise CallError(errno.EIO, reason)
         return True
 
     def _place_of(self, target: Target) -> tuple[int, int]:
@@ -367,15 +382,15 @@ class RuntimeMounts:
         raise CallError(errno.EPERM, "umount: only what programs mounted can be unmounted")
 
     @staticmethod
-    async def _make_durable(worker: Worker | None, mount: _Mount, server: FsServer) -> None:
+    async def _make_durable(worker: Worker | None, server: FsServer) -> int:
+        """Make a file system durable; return an errno."""
         try:
             if worker is not None:
                 await worker.write_back()
         except Refused as exc:
-            raise CallError(exc.code, f"umount: {mount.words}: {exc}") from None
-        code = await server.sync()
-        if code:
-            raise CallError(code, f"umount: {mount.words}: {os.strerror(code)}")
+            if exc.code not in _SERVER_GONE:
+                return exc.code
+        return await server.sync()
 
     # Housekeeping --------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@
 #define STATX_MNT_ID_UNIQUE_ 0x4000u /* Linux 6.8; older kernels give the reused id */
 #define ROOTS 2
 
-static int fuse_fd = -1, target_fd = -1, mount_fd = -1;
+static int fuse_fd = -1, target_fd = -1, mount_fd = -1, fds_fd = -1;
 
 static void answer(u16 op, long result, u32 serial, u32 value, int fd)
 {
@@ -56,8 +56,14 @@ static int is_same(const struct statx *a, const struct statx *b)
 static long enter(const struct message *m, struct statx *roots)
 {
 	u32 flags = m->header->value;
-	long r = SYS2(__NR_setns, m->fds[0], CLONE_NEWUSER), here;
+	long r, here;
 
+	/* Of outside: inside, programs decide what lies at /proc. */
+	r = SYS4(__NR_openat, AT_FDCWD, "/proc/self/fd", O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
+	if (r < 0)
+		return r;
+	fds_fd = (int)r;
+	r = SYS2(__NR_setns, m->fds[0], CLONE_NEWUSER);
 	/* Now, with the ids of outside: /dev/fuse may admit host root only, and whoever opens it
 	 * must belong to the user namespace that mounts (fuse_get_tree() compares them). */
 	if (r >= 0 && (flags & WORK_FUSE)) {
@@ -182,12 +188,14 @@ static void attach(const struct message *m)
 	fuse_fd = -1;
 }
 
-/* The kernel takes off what is on top at "."; who asks makes sure that it is this mount. */
+/* The kernel takes off what is on top there; who asks makes sure that it is this mount. By the link
+ * of the descriptor, since fchdir(2) would ask a server that may be gone. */
 static long detach(int fd)
 {
-	long r = SYS1(__NR_fchdir, fd);
+	char text[12];
+	long r = SYS1(__NR_fchdir, fds_fd);
 
-	return r < 0 ? r : SYS2(__NR_umount2, ".", 2 /* MNT_DETACH */);
+	return r < 0 ? r : SYS2(__NR_umount2, decimal(fd, text), 2 /* MNT_DETACH */);
 }
 
 /* Dirty pages of mappings go to the server; what it has, it makes durable itself. */
