@@ -333,6 +333,7 @@ static int slow(const char *file, int callers)
 	fflush(stdout);
 	wait_for_line();
 	pthread_barrier_wait(&all_there);
+	wait_for_line();
 	write(start[1], "", 1);
 	wait(NULL);
 	for (int i = 0; i < callers; i++)

@@ -35,6 +35,7 @@ MANY = 200
 MOST_KIB_PER_MOUNT = 20_000
 #: Threads of the kernel process that may wait for slow memory.
 MOST_LATE = 32
+CALLERS = 40
 REFUSED = "sefs options: dir is missing"
 #: Numbers of system calls.
 MKDIR, MOVE_MOUNT, OPENAT2 = 83, 429, 437
@@ -193,7 +194,10 @@ def test_a_mount_whose_caller_was_killed_is_gone_before_another_comes_over_it(
 
 @contextmanager
 def slow_race(instance: BuiltInstance, callers: int, *, stopped: bool) -> Iterator[Watched]:
-    """Let callers have their options in a page whose fs server is stopped, or is not."""
+    """Let callers have their options in a page whose fs server is stopped, or is not.
+
+    The others wait for another line.
+    """
     with ExitStack() as stack:
         watched = stack.enter_context(race(instance, "slow", str(callers), "/mnt2/page"))
         watched.go_on()
@@ -217,15 +221,17 @@ def until_joined(watched: Watched) -> Counter[str]:
 
 def test_options_in_a_page_that_is_not_in_memory_are_read(racing: BuiltInstance) -> None:
     with slow_race(racing, 1, stopped=False) as watched:
+        watched.go_on()
         assert until_joined(watched) == {"others wrong 0 refused 0": 1, "slow": 1}
     assert told(racing).read_text().count(REFUSED) == 1
 
 
 def test_a_page_that_never_comes_keeps_nobody_else_waiting(racing: BuiltInstance) -> None:
     with slow_race(racing, 5, stopped=True) as watched:
-        # Each of these was performed while five callers waited for their page.
+        wait_until(lambda: watched.take().threads >= watched.before.threads + 5, "five callers")
+        # Each of these is performed while they wait for their page.
+        watched.go_on()
         assert watched.line() == "others wrong 0 refused 0"
-        assert watched.take().threads > watched.before.threads
         # And those get their answer too, at the deadline.
         assert [watched.line() for _ in range(5)] == ["slow EFAULT"] * 5
         watched.server_of(racing.path / "first").kill(signal.SIGCONT)
@@ -239,9 +245,11 @@ def test_a_page_that_never_comes_keeps_nobody_else_waiting(racing: BuiltInstance
 def test_more_slow_callers_than_may_wait_are_refused_until_there_are_fewer(
     racing: BuiltInstance,
 ) -> None:
-    with slow_race(racing, 40, stopped=True) as watched:
-        while not (line := watched.line()).startswith("others wrong 0 refused "):
-            assert line == "slow EAGAIN"
+    with slow_race(racing, CALLERS, stopped=True) as watched:
+        refused = [watched.line() for _ in range(CALLERS - MOST_LATE)]
+        assert refused == ["slow EAGAIN"] * len(refused)
+        watched.go_on()
+        assert watched.line().startswith("others wrong 0 refused ")
         assert watched.take().threads <= watched.before.threads + MOST_LATE
         watched.server_of(racing.path / "first").kill(signal.SIGCONT)
         assert until_joined(watched)["slow"] == MOST_LATE
