@@ -6,6 +6,7 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
+from collections import Counter
 from contextlib import ExitStack
 
 import pytest
@@ -99,6 +100,15 @@ class TestSync:
             *("open", "/file", "syncfd", "9", "opath", "/file", "syncfd", "9"),
         )
         assert out == ["ok", "EBADF", "EBADF", "EBADF", "ok", "ok", "ok", "EBADF"]
+
+    @pytest.mark.parametrize("new_mounter", ["root"], indirect=True)
+    def test_it_succeeds_while_what_was_unmounted_closes(self, mounter: Mounter) -> None:
+        mounter.folder("s")
+        here = "mount x /mnt sefs 0 dir=s write /mnt/f text umount /mnt 0 " * 40
+        script = f"mounter {'syncfs / ' * 400} > /tmp/said & mounter {here}; wait; cat /tmp/said"
+        done = mounter.instance.run("/bin/sh", "-c", script)
+        said = Counter(done.stdout.decode().splitlines())
+        assert said == {"mount ok": 40, "write ok": 40, "umount ok": 40, "syncfs ok": 400}
 
     def test_whoever_kills_what_syncs_gets_an_error_and_does_not_wait(
         self, mounter: Mounter

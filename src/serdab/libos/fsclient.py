@@ -68,10 +68,12 @@ class FsServer:
         died = self._death()
         if self._opened is not None:
             self._opened.set_error(died)
-        for waiting in self._synced:
-            waiting.set_result(errno.EIO)
-        self._synced.clear()
         self.closed.set_result(str(died) if self.is_serving else "")
+        # One that closed its file system in order made everything durable on its way out.
+        code = errno.EIO if self.closed.result() else 0
+        for waiting in self._synced:
+            waiting.set_result(code)
+        self._synced.clear()
 
     def hold(self, fd: int) -> None:
         """Let it share a descriptor until it has ended; it stays the caller's too."""
