@@ -5,6 +5,7 @@
  *   umount TARGET FLAGS
  *   open PATH (as descriptor 9)    foreign PATH (the same, in another mount namespace)
  *      map PATH TEXT    pause    opath PATH (as descriptor 9)    syncfs PATH    syncfd NUMBER
+ *      apart (from here on in a mount namespace of its own)    wait (for a line)
  *   write PATH TEXT    read PATH    cd PATH    mkdir PATH    rmdir PATH    sync    big N (options of N bytes)
  */
 #include <errno.h>
@@ -136,6 +137,8 @@ int main(int argc, char **argv)
 			told(op, 0);
 		} else if (!strcmp(op, "wait")) {
 			getchar();
+		} else if (!strcmp(op, "apart")) {
+			told(op, unshare(CLONE_NEWUSER | CLONE_NEWNS));
 		} else if (!strcmp(op, "syncfs")) {
 			told(op, syncfs(open(argv[i++], O_RDONLY)));
 		} else if (!strcmp(op, "syncfd")) {
@@ -155,8 +158,6 @@ int main(int argc, char **argv)
 			told(op, rmdir(argv[i++]));
 		} else if (!strcmp(op, "mkdir")) {
 			told(op, mkdir(argv[i++], 0755));
-		} else if (!strcmp(op, "rmdir")) {
-			told(op, rmdir(argv[i++]));
 		} else if (!strcmp(op, "link")) {
 			told(op, symlink(argv[i], argv[i + 1]));
 			i += 2;

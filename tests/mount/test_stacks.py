@@ -39,6 +39,24 @@ def test_a_sealed_volume_within_keeps_what_was_written(mounter: Mounter) -> None
 
 
 @pytest.mark.parametrize("new_mounter", ["root"], indirect=True)
+def test_mounts_that_went_with_their_directory_are_not_counted(mounter: Mounter) -> None:
+    places = [f"/tmp/m{number}" for number in range(ROUNDS)]
+    made = " ".join(f"mkdir {place}" for place in places)
+    mount = " ".join(f"mount x {place} ramfs 0 NULL" for place in places)
+    # Where nothing is mounted on them they can be removed, and are.
+    removed = " ".join(f"rmdir {place}" for place in places)
+    script = (
+        f"mounter {made} > /tmp/made;"
+        f"(until [ -e /tmp/there ]; do sleep 0.05; done; mounter {mount} > /tmp/said; echo) |"
+        f"mounter apart mkdir /tmp/there wait {removed} > /tmp/removed;"
+        "grep -c ok /tmp/removed; grep -c ok /tmp/said; grep -c ENOSPC /tmp/said;"
+        "grep -c /tmp/m /proc/mounts; mounter mount x /mnt ramfs 0 NULL umount /mnt 0"
+    )
+    said = mounter.instance.run("/bin/sh", "-c", script).stdout.decode().splitlines()
+    assert said == [str(ROUNDS + 2), "512", str(ROUNDS - 512), "0", "mount ok", "umount ok"]
+
+
+@pytest.mark.parametrize("new_mounter", ["root"], indirect=True)
 def test_an_umount_takes_off_what_came_over_its_target_meanwhile(mounter: Mounter) -> None:
     folder = mounter.folder("s")
     script = (

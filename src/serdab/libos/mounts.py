@@ -67,6 +67,7 @@ class _Mount:
     words: str
     server: FsServer | None
     place: tuple[int, int]
+    device: int
     is_leaving: bool = False
 
     def has_lost_its_server(self) -> bool:
@@ -145,7 +146,7 @@ class RuntimeMounts:
                 mountrules.check_key(rules, call)
             except BadCall as exc:
                 raise CallError(exc.code, f"mount: {exc.reason}") from None
-            if len(self._mounts) + self._pending >= MAX_MOUNTS:
+            if self._is_full():
                 raise CallError(errno.ENOSPC, f"mount: there are {MAX_MOUNTS} mounts already")
             self._pending += 1
             worker = self._start_worker()
@@ -293,7 +294,7 @@ class RuntimeMounts:
                 server.dismiss()
                 self._watch_closing(server)
             raise
-        mount = _Mount(words, server, self._place_of(target))
+        mount = _Mount(words, server, self._place_of(target), mounted.device)
         self._mounts[mounted.mount_id] = mount
         if server is not None:
             server.serve(mounted.fuse_fd)
@@ -393,6 +394,27 @@ class RuntimeMounts:
         return await server.sync()
 
     # Housekeeping --------------------------------------------------------------------------
+
+    def _is_full(self) -> bool:
+        if len(self._mounts) + self._pending >= MAX_MOUNTS:
+            self._forget_what_left()
+        return len(self._mounts) + self._pending >= MAX_MOUNTS
+
+    def _forget_what_left(self) -> None:
+        """Forget what nobody unmounted: whoever removes a directory in a mount namespace where
+        nothing is mounted on it takes away what is mounted on it here (mount_namespaces(7)).
+        """
+        from serdab.linux.mounts import devices_in
+
+        try:
+            there = devices_in(self._sandbox.pid)
+        except OSError:
+            return  # see Target.in_tree
+        # A device number is given to the next mount when it is free.
+        newest = {mount.device: mount_id for mount_id, mount in self._mounts.items()}
+        for mount_id, mount in list(self._mounts.items()):
+            if mount.device not in there or newest[mount.device] != mount_id:
+                self._forget(mount_id)
 
     def _forget(self, mount_id: int) -> None:
         """A mount was taken off, and what was mounted within went with it."""
