@@ -6,6 +6,7 @@ Nothing leaked when the second of two counts is in nothing above the first.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from dataclasses import dataclass
@@ -45,6 +46,20 @@ def server_of(cli: int, folder: Path) -> Process:
 
     wait_until(is_one, f"one process that serves {folder}")
     return serving[0]
+
+
+def has_found(cli: int, target: str) -> bool:
+    """Return whether a worker of a `serdab run` holds the target of a call."""
+    for process in descendants(cli):
+        if process.name() != "serdab-mount":
+            continue
+        links = Path(f"/proc/{process.pid}/fd")
+        with contextlib.suppress(OSError):
+            for link in links.iterdir():
+                with contextlib.suppress(FileNotFoundError):
+                    if os.readlink(link) == target:
+                        return True
+    return False
 
 
 class Watched:

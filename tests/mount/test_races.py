@@ -19,7 +19,7 @@ import pytest
 
 from tests.harness.cprogram import CompileC
 from tests.harness.instances import BuiltInstance, MakeInstance
-from tests.mount.balance import Watched, server_of
+from tests.mount.balance import Watched, has_found, server_of
 from tests.mount.conftest import HERE, KEY, Mounter
 from tests.recovery.processes import Process, descendants, wait_until
 
@@ -38,7 +38,7 @@ MOST_LATE = 32
 CALLERS = 40
 REFUSED = "sefs options: dir is missing"
 #: Numbers of system calls.
-MKDIR, MOVE_MOUNT, OPENAT2 = 83, 429, 437
+MKDIR, UMOUNT, MOVE_MOUNT, OPENAT2 = 83, 166, 429, 437
 MODES = ("storm", "options", "target", "killed", "threads")
 
 
@@ -190,6 +190,53 @@ def test_a_mount_whose_caller_was_killed_is_gone_before_another_comes_over_it(
     said = out.decode().splitlines()
     assert sorted(said[:3]) == ["mkdir ok", "mount ok", "write ok"], err.decode()
     assert said[3:] == ["read kept", "umount ok", "umount EINVAL"], err.decode()
+
+
+@pytest.mark.parametrize("new_mounter", ["root"], indirect=True)
+def test_an_umount_whose_caller_was_killed_before_its_turn_takes_off_nothing(
+    mounter: Mounter,
+) -> None:
+    folder = mounter.folder("s")
+    script = (
+        "mounter mount x /mnt2 ramfs 0 NULL mount x /mnt sefs 0 dir=s mkdir /mnt/t open /mnt/t;"
+        "read go; mounter mkdir /mnt/t/d > /dev/null & read go;"
+        "mounter mount x /mnt/t ramfs 0 NULL > /dev/null & read go;"
+        "mounter umount /mnt2 0 & read go; kill -9 $!; wait;"
+        "mounter umount /mnt2 0 umount /mnt/t 0"
+    )
+    process = mounter.instance.command.popen(
+        *("-C", str(mounter.path), "run", "/bin/sh", "-c", script), stdin=subprocess.PIPE
+    )
+    with process, ExitStack() as stack:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert [process.stdout.readline().split()[-1] for _ in range(4)] == [b"ok"] * 4
+        server = server_of(process.pid, folder)
+        stack.callback(server.kill, signal.SIGCONT)
+        server.kill(signal.SIGSTOP)
+
+        def below(name: str) -> list[Process]:
+            return [p for p in descendants(process.pid) if p.name() == name]
+
+        def holds_turn() -> bool:
+            return any(is_in_call(p, (MOVE_MOUNT,)) for p in below("serdab-mount"))
+
+        for is_there in (
+            lambda: any(is_in_call(p, (MKDIR,)) for p in below("mounter")),
+            holds_turn,
+            lambda: has_found(process.pid, "/mnt2"),
+        ):
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            wait_until(is_there, "who waits for the server")
+        killed = {p for p in below("mounter") if is_in_call(p, (UMOUNT,))}
+        assert killed
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        wait_until(lambda: not any(p.is_alive() for p in killed), "the end of the caller")
+        server.kill(signal.SIGCONT)
+        out, err = process.communicate(timeout=60)
+    assert out.split(b"\n")[:2] == [b"umount ok", b"umount ok"], err.decode()
 
 
 @contextmanager

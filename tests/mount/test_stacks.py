@@ -3,16 +3,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
 import subprocess
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
-from tests.mount.balance import server_of
+from tests.mount.balance import has_found, server_of
 from tests.mount.conftest import Mounter
 from tests.recovery.processes import descendants, wait_until
 
@@ -77,7 +74,7 @@ def test_an_umount_takes_off_what_came_over_its_target_meanwhile(mounter: Mounte
         server.kill(signal.SIGSTOP)
         process.stdin.write(b"\n")
         process.stdin.flush()
-        wait_until(lambda: _has_found(process.pid, "/mnt"), "an umount that waits for its server")
+        wait_until(lambda: has_found(process.pid, "/mnt"), "an umount that waits for its server")
         process.stdin.write(b"\n")
         process.stdin.flush()
         said += [process.stdout.readline() for _ in range(2)]
@@ -112,17 +109,3 @@ def test_what_has_lost_its_server_can_be_unmounted_and_mounted_again(mounter: Mo
     assert said[0] in (b"ENOTCONN", b"ECONNABORTED")
     assert said[1:] == [b"EIO", b"EINVAL", b"ok", b"synced", b"ok"]
     assert b"umount: sefs /mnt: it had lost its fs server, and what was not synced" in told
-
-
-def _has_found(cli: int, target: str) -> bool:
-    """Return whether a worker of a `serdab run` holds the target of a call."""
-    for process in descendants(cli):
-        if process.name() != "serdab-mount":
-            continue
-        links = Path(f"/proc/{process.pid}/fd")
-        with contextlib.suppress(OSError):
-            for link in links.iterdir():
-                with contextlib.suppress(FileNotFoundError):
-                    if os.readlink(link) == target:
-                        return True
-    return False

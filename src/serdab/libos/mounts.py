@@ -352,9 +352,9 @@ class RuntimeMounts:
                 code = await self._make_durable(own, mount.server)
                 if code and not mount.has_lost_its_server():
                     raise CallError(code, f"umount: {mount.words}: {os.strerror(code)}")
-                caller.check_alive()
             await self._take_turn("umount")
             try:
+                caller.check_alive()
                 if mount_id not in self._mounts:
                     return True  # its caller was gone, or it went with another
                 if self._top_at(place)[0] != mount_id:
