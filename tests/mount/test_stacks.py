@@ -11,7 +11,7 @@ import pytest
 
 from tests.mount.balance import has_found, server_of
 from tests.mount.conftest import Mounter
-from tests.recovery.processes import descendants, wait_until
+from tests.recovery.processes import wait_until
 
 pytestmark = [pytest.mark.fuse, pytest.mark.userns]
 
