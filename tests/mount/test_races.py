@@ -239,6 +239,50 @@ def test_an_umount_whose_caller_was_killed_before_its_turn_takes_off_nothing(
     assert out.split(b"\n")[:2] == [b"umount ok", b"umount ok"], err.decode()
 
 
+@pytest.mark.parametrize("new_mounter", ["root"], indirect=True)
+def test_a_mount_whose_server_ends_before_its_turn_is_an_error_and_leaves_nothing(
+    mounter: Mounter,
+) -> None:
+    folder, other = mounter.folder("s"), mounter.folder("other")
+    script = (
+        "mounter mount x /mnt sefs 0 dir=s mkdir /mnt/t open /mnt/t;"
+        "read go; mounter mkdir /mnt/t/d > /dev/null & read go;"
+        "mounter mount x /mnt/t ramfs 0 NULL > /dev/null & read go;"
+        "mounter mount x /mnt2 sefs 0 dir=other; wait;"
+        "mounter umount /mnt2 0 mount x /mnt2 sefs 0 dir=other umount /mnt2 0"
+    )
+    process = mounter.instance.command.popen(
+        *("-C", str(mounter.path), "run", "/bin/sh", "-c", script), stdin=subprocess.PIPE
+    )
+    with process, ExitStack() as stack:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert [process.stdout.readline().split()[-1] for _ in range(3)] == [b"ok"] * 3
+        server = server_of(process.pid, folder)
+        stack.callback(server.kill, signal.SIGCONT)
+        server.kill(signal.SIGSTOP)
+
+        def waits(name: str, call: int) -> bool:
+            below = [p for p in descendants(process.pid) if p.name() == name]
+            return any(is_in_call(p, (call,)) for p in below)
+
+        for is_there in (
+            lambda: waits("mounter", MKDIR),
+            lambda: waits("serdab-mount", MOVE_MOUNT),
+            lambda: (other / "anchor").exists() and has_found(process.pid, "/mnt2"),
+        ):
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            wait_until(is_there, "who waits for the server")
+        ended = server_of(process.pid, other)
+        ended.kill()
+        wait_until(lambda: not ended.is_alive(), "the end of the other server")
+        server.kill(signal.SIGCONT)
+        out, err = process.communicate(timeout=60)
+    said = [line.split()[-1] for line in out.splitlines()]
+    assert said == [b"EIO", b"EINVAL", b"ok", b"ok"], err.decode()
+
+
 @contextmanager
 def slow_race(instance: BuiltInstance, callers: int, *, stopped: bool) -> Iterator[Watched]:
     """Let callers have their options in a page whose fs server is stopped, or is not.

@@ -286,6 +286,10 @@ class RuntimeMounts:
             try:
                 caller.check_alive()
                 mounted = await self._attach(worker, attributes, is_fuse=server is not None)
+                if server is not None and server.closed.is_done:
+                    os.close(mounted.fuse_fd)
+                    await worker.undo()
+                    raise CallError(errno.EIO, f"mount: {words}: its fs server has ended")
             except BaseException:
                 self._turn.give_back()
                 raise
