@@ -20,12 +20,17 @@ Binding the server to the CPU of the program is faster still (57 000), but canno
 scheduler wakes the program on the other, idle CPU, and so they part again. It stays only if the
 server runs as SCHED_IDLE, which starves as soon as anyone else computes on that CPU.
 
+What the kernel forgets takes no answer, and it hands it out after up to eight requests that were
+queued later (fuse_dev_do_read() in Linux 6.18). So on a full file system a program that removes a
+file and makes another could read ENOSPC. Such a request is tried once more when nothing is queued.
+
 While the program computes, a file system that has a method ``ahead`` is called once after each
 reply, to prepare what is likely to be asked for next: a few microseconds that nobody waits for.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import os
@@ -33,6 +38,7 @@ import select
 import sys
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import FileIO
@@ -49,6 +55,8 @@ _GONE: Final = frozenset((errno.ENODEV, errno.ECONNABORTED, errno.EPIPE, errno.E
 _TICK_LAG_S: Final = 0.1
 #: How many requests may pass without a pause before a busy session looks at the clock.
 _BUSY_REQUESTS: Final = 256
+#: So many requests wait for room at most: each may be a megabyte, and there may be many threads.
+_MAX_LATE: Final = 16
 #: So many times in a row polling may find nothing before it is given up.
 _POLL_CREDIT: Final = 8
 
@@ -129,11 +137,17 @@ class Session:
         poller = self._poller()
         credit = _POLL_CREDIT
         busy = 0
+        late: deque[tuple[int, bytes]] = deque()
+        tried = 0
         reply: Reply
         while not self._stopped:
             try:
                 size = receive(request)
-                if size is None:
+                if size is None and late:
+                    tried, saved = late.popleft()
+                    size = len(saved)
+                    view[:size] = saved
+                elif size is None:
                     busy = 0
                     ahead()
                     now = clock()
@@ -163,6 +177,10 @@ class Session:
             except Exception as exc:
                 # The edge: every failure becomes an errno, and the server lives.
                 reply = self._refusal(unique, exc)
+                is_full = isinstance(exc, OSError) and exc.errno == errno.ENOSPC
+                if is_full and unique != tried and len(late) < _MAX_LATE:
+                    late.append((unique, bytes(view[:size])))
+                    reply = None
             if reply is not None:
                 try:
                     send(fd, reply)
@@ -179,6 +197,7 @@ class Session:
                 busy = 0
                 # What wakes us must not starve while there is always another request.
                 self._look_up(poller)
+                self._refuse(late)
 
     def _refusal(self, unique: int, exc: Exception) -> bytes | None:
         code = errno.EIO
@@ -201,6 +220,13 @@ class Session:
             trace = "".join(traceback.format_exception(exc)).rstrip().replace("\n", " | ")
             self._log(f"fuse: a request failed by a defect, please report: {trace}")
         return wire.dump_error(unique, code) if unique else None
+
+    def _refuse(self, late: deque[tuple[int, bytes]]) -> None:
+        """Let those not wait for room any longer who came before so many requests."""
+        while late:
+            unique, _ = late.popleft()
+            with contextlib.suppress(OSError):  # who is gone hears nothing; else receiving says so
+                os.write(self._fd, wire.dump_error(unique, errno.ENOSPC))
 
     def _poller(self) -> select.poll:
         poller = select.poll()

@@ -76,6 +76,69 @@ class TestInit:
             assert peer.call(Opcode.OPEN, 1, bytes(8)) == (0, bytes(16))
 
 
+class _Full(MemFs):
+    """Has no room before something was forgotten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tries = 0
+        self.is_full = True
+
+    def readlink(self, ino: int) -> bytes:
+        self.tries += 1
+        if self.is_full:
+            raise FsError(errno.ENOSPC)
+        return b"target"
+
+    def forget(self, ino: int, nlookup: int) -> None:
+        self.is_full = False
+
+
+class TestNoRoom:
+    def test_what_was_forgotten_makes_room_for_a_request_that_was_handed_out_before_it(
+        self,
+    ) -> None:
+        fs = _Full()
+        peer = Peer(fs)
+        peer.send_raw(peer.pack(Opcode.READLINK, 1, unique=77))
+        peer.send_raw(peer.pack(Opcode.FORGET, 2, bytes(8), unique=79))
+        with peer:
+            assert peer.receive(77) == (0, b"target")
+        assert fs.tries == 2
+
+    def test_where_nothing_was_forgotten_it_is_refused_after_a_second_try(self) -> None:
+        fs = _Full()
+        with Peer(fs) as peer:
+            assert peer.call(Opcode.READLINK, 1) == (errno.ENOSPC, b"")
+            assert peer.call(Opcode.READLINK, 1) == (errno.ENOSPC, b"")
+        assert fs.tries == 4
+
+    def test_while_others_go_on_asking_it_is_refused_in_the_end(self) -> None:
+        peer = Peer(_Full())
+        peer.send_raw(peer.pack(Opcode.READLINK, 1, unique=77))
+        done = threading.Event()
+
+        def ask() -> None:
+            while not done.is_set():
+                peer.send_raw(peer.pack(Opcode.GETATTR, 1, bytes(16), unique=79))
+
+        asking = threading.Thread(target=ask)
+        with peer:
+            asking.start()
+            assert peer.receive(77) == (errno.ENOSPC, b"")
+            done.set()
+            asking.join()
+
+    def test_of_many_that_find_no_room_each_is_answered(self) -> None:
+        peer = Peer(_Full())
+        for unique in range(3, 103):
+            peer.send_raw(peer.pack(Opcode.READLINK, 1, unique=unique))
+        with peer:
+            answers = [peer.socket.recv(100) for _ in range(100)]
+        answered = sorted(struct.unpack_from("=IiQ", answer)[2] for answer in answers)
+        assert answered == list(range(3, 103))
+
+
 class TestFewerRequests:
     @pytest.mark.parametrize(
         "opcode",
