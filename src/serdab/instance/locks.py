@@ -33,7 +33,7 @@ from serdab.instance.layout import REKEY_PATHS, RUN, Instance
 
 _FLOCK: Final = struct.Struct("hhqqi4x")  # struct flock, fcntl(2)
 _CLOSING_PATIENCE_S: Final = 60.0
-_USED_PATIENCE_S: Final = 0.2  # a user hears of its kernel process's death a moment later
+_USED_PATIENCE_S: Final = 1.0  # a user hears of its kernel process's death a moment later
 _QUIET_S: Final = 1.0
 _POLL_S: Final = 0.02
 
