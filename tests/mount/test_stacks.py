@@ -36,6 +36,26 @@ def test_a_sealed_volume_within_keeps_what_was_written(mounter: Mounter) -> None
 
 
 @pytest.mark.parametrize("new_mounter", ["root"], indirect=True)
+def test_a_sealed_volume_within_is_durable_when_the_umount_returns(mounter: Mounter) -> None:
+    folder = mounter.folder("s")
+    process = mounter.instance.command.popen(
+        *("-C", str(mounter.path), "run", "/bin/mounter", "mount", "x", "/mnt", "ramfs", "0"),
+        *("NULL", "mkdir", "/mnt/a", "mount", "x", "/mnt/a", "sefs", "0", "dir=s"),
+        *("write", "/mnt/a/f", "kept", "open", "/mnt/a", "umount", "/mnt", "0", "wait"),
+        stdin=subprocess.PIPE,
+    )
+    with process:
+        assert process.stdout is not None
+        said = [process.stdout.readline().split()[-1] for _ in range(6)]
+        assert said == [b"ok"] * 6
+        # Who has it open keeps it from being closed.
+        server_of(process.pid, folder).kill()
+        process.communicate(b"\n", timeout=60)
+    found = mounter.calls("mount", "x", "/mnt", "sefs", "0", "dir=s", "read", "/mnt/f")
+    assert found == ["ok", "kept"]
+
+
+@pytest.mark.parametrize("new_mounter", ["root"], indirect=True)
 def test_mounts_that_went_with_their_directory_are_not_counted(mounter: Mounter) -> None:
     places = [f"/tmp/m{number}" for number in range(ROUNDS)]
     made = " ".join(f"mkdir {place}" for place in places)

@@ -350,12 +350,11 @@ class RuntimeMounts:
             raise CallError(errno.EINVAL, "umount: it is being unmounted already")
         mount.is_leaving = True
         try:
-            if mount.server is not None and not mount.server.closed.is_done:
-                # Of what came over the target the kernel hands over the rest when it is detached.
-                own = worker if mount_id == target.mount_id else None
-                code = await self._make_durable(own, mount.server)
-                if code and not mount.has_lost_its_server():
-                    raise CallError(code, f"umount: {mount.words}: {os.strerror(code)}")
+            for one_id, one in self._with_within(mount_id):
+                # Of others than the target the kernel hands over the rest when they are detached.
+                code = await self._make_durable(worker if one_id == target.mount_id else None, one)
+                if code and not one.has_lost_its_server():
+                    raise CallError(code, f"umount: {one.words}: {os.strerror(code)}")
             await self._take_turn("umount")
             try:
                 caller.check_alive()
@@ -387,15 +386,17 @@ class RuntimeMounts:
         raise CallError(errno.EPERM, "umount: only what programs mounted can be unmounted")
 
     @staticmethod
-    async def _make_durable(worker: Worker | None, server: FsServer) -> int:
+    async def _make_durable(worker: Worker | None, mount: _Mount) -> int:
         """Make a file system durable; return an errno."""
+        if mount.server is None or mount.server.closed.is_done:
+            return 0
         try:
             if worker is not None:
                 await worker.write_back()
         except Refused as exc:
             if exc.code not in _SERVER_GONE:
                 return exc.code
-        return await server.sync()
+        return await mount.server.sync()
 
     # Housekeeping --------------------------------------------------------------------------
 
@@ -425,8 +426,17 @@ class RuntimeMounts:
         mount = self._mounts.pop(mount_id, None)
         if mount is not None:
             self._watch_closing(mount.server)
-        for within in [i for i, other in self._mounts.items() if other.place[0] == mount_id]:
+        for within in self._within(mount_id):
             self._forget(within)
+
+    def _within(self, mount_id: int) -> list[int]:
+        return [i for i, other in self._mounts.items() if other.place[0] == mount_id]
+
+    def _with_within(self, mount_id: int) -> list[tuple[int, _Mount]]:
+        found = [(mount_id, self._mounts[mount_id])]
+        for within in self._within(mount_id):
+            found += self._with_within(within)
+        return found
 
     async def _take_turn(self, what: str) -> None:
         if not await self._turn.take(TURN_PATIENCE_S):
