@@ -56,6 +56,25 @@ def test_a_sealed_volume_within_is_durable_when_the_umount_returns(mounter: Moun
 
 
 @pytest.mark.parametrize("new_mounter", ["root"], indirect=True)
+def test_an_umount_tells_of_one_within_that_has_lost_its_server(mounter: Mounter) -> None:
+    folder = mounter.folder("s")
+    process = mounter.instance.command.popen(
+        *("-C", str(mounter.path), "run", "/bin/mounter", "mount", "x", "/mnt", "ramfs", "0"),
+        *("NULL", "mkdir", "/mnt/a", "mount", "x", "/mnt/a", "sefs", "0", "dir=s", "wait"),
+        *("umount", "/mnt", "0", "umount", "/mnt", "0"),
+        stdin=subprocess.PIPE,
+    )
+    with process:
+        assert process.stdout is not None
+        assert [process.stdout.readline().split()[-1] for _ in range(3)] == [b"ok"] * 3
+        server = server_of(process.pid, folder)
+        server.kill()
+        wait_until(lambda: not server.is_alive(), "the end of the server")
+        out, _ = process.communicate(b"\n", timeout=60)
+    assert [line.split()[-1] for line in out.splitlines()] == [b"EIO", b"EINVAL"]
+
+
+@pytest.mark.parametrize("new_mounter", ["root"], indirect=True)
 def test_mounts_that_went_with_their_directory_are_not_counted(mounter: Mounter) -> None:
     places = [f"/tmp/m{number}" for number in range(ROUNDS)]
     made = " ".join(f"mkdir {place}" for place in places)

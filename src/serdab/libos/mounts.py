@@ -348,9 +348,10 @@ class RuntimeMounts:
         mount_id, mount = self._top_at(place)
         if mount.is_leaving:
             raise CallError(errno.EINVAL, "umount: it is being unmounted already")
+        whole = self._with_within(mount_id)
         mount.is_leaving = True
         try:
-            for one_id, one in self._with_within(mount_id):
+            for one_id, one in whole:
                 # Of others than the target the kernel hands over the rest when they are detached.
                 code = await self._make_durable(worker if one_id == target.mount_id else None, one)
                 if code and not one.has_lost_its_server():
@@ -370,9 +371,10 @@ class RuntimeMounts:
                 self._turn.give_back()
         finally:
             mount.is_leaving = False
-        if mount.has_lost_its_server():
-            reason = f"umount: {mount.words}: it had lost its fs server, and what was not synced"
-            raise CallError(errno.EIO, reason)
+        for _, one in whole:
+            if one.has_lost_its_server():
+                reason = f"umount: {one.words}: it had lost its fs server, and what was not synced"
+                raise CallError(errno.EIO, reason)
         return True
 
     def _place_of(self, target: Target) -> tuple[int, int]:
