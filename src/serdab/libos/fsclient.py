@@ -33,6 +33,8 @@ class FsServer:
         self.closed: Future[str] = loop.future()
         self.is_serving = False
         self.is_read_only = False
+        #: Its loss was told where it was unmounted: sync(2) says no more of it.
+        self.is_given_up = False
         self._is_gone = False
         self._channel = Channel(nursery.new_server())
         loop.watch(self._channel.fileno(), self._readable)
@@ -114,7 +116,7 @@ class FsServer:
             return 0
         if self.closed.is_done:
             # syncfs(2) on a dead mount succeeds, so this is where the caller hears of it.
-            return errno.EIO if self.closed.result() else 0
+            return errno.EIO if self.closed.result() and not self.is_given_up else 0
         future: Future[Any] = self._loop.future()
         self._synced.append(future)
         self._send({"op": "sync"})

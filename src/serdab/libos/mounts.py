@@ -371,10 +371,13 @@ class RuntimeMounts:
                 self._turn.give_back()
         finally:
             mount.is_leaving = False
-        for _, one in whole:
-            if one.has_lost_its_server():
-                reason = f"umount: {one.words}: it had lost its fs server, and what was not synced"
-                raise CallError(errno.EIO, reason)
+        lost = [one for _, one in whole if one.has_lost_its_server()]
+        for one in lost:
+            if one.server is not None:
+                one.server.is_given_up = True
+        if lost:
+            reason = f"umount: {lost[0].words}: it had lost its fs server, and what was not synced"
+            raise CallError(errno.EIO, reason)
         return True
 
     def _place_of(self, target: Target) -> tuple[int, int]:
