@@ -80,7 +80,7 @@ def end_mounts(targets: set[str]) -> list[str]:
 def _find_now(mark: str, below: Path) -> Iterator[tuple[Process, str]]:
     """Yield each process of the session with "pid: command line"."""
     wanted = f"{SESSION_VARIABLE}={mark}".encode()
-    place = os.fsencode(below)
+    place = os.fsencode(below) + b"/"  # another session's may be called the same with a digit more
     for entry in os.listdir("/proc"):
         if not entry.isdigit() or int(entry) == os.getpid():
             continue
@@ -91,7 +91,7 @@ def _find_now(mark: str, below: Path) -> Iterator[tuple[Process, str]]:
             ours = int(stat[1]) == os.getpid() or place in command
             # Another user's process shows its environment and directory to root alone.
             ours = ours or wanted in (process / "environ").read_bytes().split(b"\0")
-            ours = ours or os.fsencode(os.readlink(process / "cwd")).startswith(place)
+            ours = ours or os.fsencode(os.readlink(process / "cwd") + "/").startswith(place)
         except OSError:
             continue
         if ours and stat[0] != "Z":

@@ -53,6 +53,10 @@ def test_a_grandchild_that_works_below_the_directory_is_found(tmp_path: Path) ->
             lambda: f"{pid}: sleep 300" in find_processes("no-mark", tmp_path, patience_s=0),
             "the sleeper",
         )
+        shorter = tmp_path.with_name(tmp_path.name[:-1])
+        assert not any(
+            line.startswith(f"{pid}:") for line in find_processes("no-mark", shorter, patience_s=0)
+        )
     finally:
         os.kill(pid, 9)
 
