@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opens absolute paths, and those that begin with ``..``: component by component.
+
+A link is followed only in a directory that nobody but root and the caller can write, and that
+lies in no *closed* directory: an instance (its storage, and programs through /host, write there)
+or a directory that programs are shown. Everything else on the way must be a plain directory.
+
+Above: ``instance``, ``libos``, ``cli``. Below: the kernel. Paths below an instance go through
+``dirfd`` instead.
+
+Security: what was decided about is the descriptor that is returned, and each directory was judged
+by its own descriptor while the next component was opened from it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Collection
+from typing import Final
+
+from serdab.errors import UsageError
+from serdab.linux.dirfd import DirFd, word_for
+
+MAX_LINKS: Final = 40  # as path_resolution(7)
+_PROC_SUPER_MAGIC: Final = 0x9FA0
+_HERE: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
+
+Identity = tuple[int, int]
+
+
+def identity(fd: int) -> Identity:
+    """Return (st_dev, st_ino) of what a descriptor stands for."""
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
+def is_instance(fd: int) -> bool:
+    """Return whether a directory is an instance's: by its configuration or its descriptor."""
+    for name in ("Occlum.json", "build/lib/libserdab.signed.json"):
+        try:
+            os.stat(name, dir_fd=fd, follow_symlinks=False)
+        except OSError:
+            continue
+        return True
+    return False
+
+
+class Walk:
+    """A walk from the root of the file system; ``closed`` are identities of closed directories."""
+
+    def __init__(self, closed: Collection[Identity] = ()) -> None:
+        self._closed = frozenset(closed)
+        self._links = 0
+
+    def directory(self, path: str, *, base: DirFd | None = None) -> DirFd:
+        """Open a directory; a relative path begins at ``base`` (None: the current directory).
+
+        Raises:
+            UsageError: there is none, or the way to it leads through a link where others write.
+        """
+        fd = self._open(path, base)
+        try:
+            opened = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as exc:
+            raise _refused(path, "a directory", os.strerror(exc.errno or 0)) from exc
+        finally:
+            os.close(fd)
+        return DirFd(opened, path)
+
+    def file(self, path: str, flags: int = os.O_RDONLY) -> int:
+        """Open a file that the command line names; it may be a pipe, so its kind is not judged.
+
+        Raises:
+            OSError: the file cannot be opened.
+            UsageError: as :meth:`directory`.
+        """
+        fd = self._open(path, None, last_may_be_magic=True)
+        try:
+            return os.open(f"/proc/self/fd/{fd}", flags | os.O_CLOEXEC | os.O_NOCTTY)
+        finally:
+            os.close(fd)
+
+    def _open(self, path: str, base: DirFd | None, *, last_may_be_magic: bool = False) -> int:
+        if "\0" in path or not path:
+            raise _refused(path.replace("\0", "?"), "a path", "none")
+        stack: list[int] = []
+        try:
+            if path.startswith("/"):
+                stack.append(os.open("/", _HERE | os.O_DIRECTORY))
+            else:
+                stack += _way_to(os.curdir if base is None else base.fd)
+            self._follow(stack, path, path, last_may_be_magic=last_may_be_magic)
+            return stack.pop()
+        except OSError as exc:
+            raise _refused(path, "a path to something", os.strerror(exc.errno or 0)) from exc
+        finally:
+            for fd in stack:
+                os.close(fd)
+
+    def _follow(self, stack: list[int], way: str, path: str, *, last_may_be_magic: bool) -> None:
+        """Walk ``way`` from the top of the stack: the directories from the root down."""
+        names = [name for name in way.split("/") if name not in ("", ".")]
+        for number, name in enumerate(names):
+            if name == "..":
+                if len(stack) > 1:
+                    os.close(stack.pop())
+                continue
+            fd = os.open(name, _HERE, dir_fd=stack[-1])
+            mode = os.fstat(fd).st_mode
+            is_last = number == len(names) - 1
+            if not stat.S_ISLNK(mode):
+                if not is_last and not stat.S_ISDIR(mode):
+                    os.close(fd)
+                    raise _refused(path, "directories on the way", f"{word_for(mode)} at {name}")
+                stack.append(fd)
+                continue
+            try:
+                self._check_link(stack, name, path)
+                target = os.readlink("", dir_fd=fd)
+                if is_last and last_may_be_magic and _is_magic(fd):
+                    # /dev/stdin, or a shell's <(command): a descriptor of the caller's own.
+                    magic = os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=stack[-1])
+                    stack.append(magic)
+                    continue
+            finally:
+                os.close(fd)
+            if target.startswith("/"):
+                while len(stack) > 1:
+                    os.close(stack.pop())
+            self._follow(stack, target, path, last_may_be_magic=last_may_be_magic and is_last)
+
+    def _check_link(self, stack: list[int], name: str, path: str) -> None:
+        self._links += 1
+        if self._links > MAX_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        status = os.fstat(stack[-1])
+        if status.st_uid not in (0, os.geteuid()) or status.st_mode & _OTHERS_WRITE:
+            raise _refused(
+                path, "no link where others than root and the caller can write", f"one at {name}"
+            )
+        if any(identity(fd) in self._closed or is_instance(fd) for fd in stack):
+            raise _refused(
+                path, "no link in an instance or in what programs are shown", f"one at {name}"
+            )
+
+
+def _way_to(start: str | int) -> list[int]:
+    """Return descriptors of all directories from the root down to ``start``."""
+    if isinstance(start, str):
+        fd = os.open(start, _HERE | os.O_DIRECTORY)
+    else:
+        fd = os.open(".", _HERE | os.O_DIRECTORY, dir_fd=start)
+    stack = [fd]
+    try:
+        while True:
+            above = os.open("..", _HERE | os.O_DIRECTORY, dir_fd=stack[0])
+            if identity(above) == identity(stack[0]):
+                os.close(above)  # the root is its own parent
+                return stack
+            stack.insert(0, above)
+    except BaseException:
+        for each in stack:
+            os.close(each)
+        raise
+
+
+def _is_magic(fd: int) -> bool:
+    from serdab.linux.files import filesystem_magic
+
+    return filesystem_magic(fd) == _PROC_SUPER_MAGIC
+
+
+def _refused(path: str, expected: str, found: str) -> UsageError:
+    return UsageError(
+        "this path is not to be followed",
+        subject=path,
+        expected=expected,
+        found=found,
+        hint="name the real path, or move what it names out of reach of others",
+    )
