@@ -27,6 +27,7 @@ import pytest
 import serdab
 from serdab.crypto.aead import Buffer, RecordCipher
 from tests.harness.command import COMMAND_ENVIRONMENT
+from tests.harness.usedbefore import USED_BEFORE
 
 _ENTRY: Final = struct.Struct("<16s16s")
 
@@ -114,8 +115,10 @@ def _nonces_are_audited() -> Iterator[None]:
             for file in sources.glob(f"serdab/init/bin/*/{program}"):
                 file.chmod(0o755)
         patch.setitem(COMMAND_ENVIRONMENT, "PYTHONPATH", str(sources))
+        USED_BEFORE.begin(Path(top) / "used", sources)
         yield
         LEDGER.join(notes, "a process of the product")
+        assert USED_BEFORE.is_untouched(), "a test wrote into byte code that all tests share"
     assert not LEDGER.repeats, "a nonce was used twice under one key in: " + ", ".join(
         sorted(set(LEDGER.repeats))
     )
