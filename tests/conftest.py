@@ -38,6 +38,7 @@ pytest_plugins = [
     "tests.harness.user",
     "tests.harness.instances",
     "tests.harness.nonces",
+    "tests.harness.times",
 ]
 
 # How long an example takes says something about the machine, and nothing about us.

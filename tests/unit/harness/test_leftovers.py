@@ -108,12 +108,13 @@ def test_what_a_failed_test_leaves_is_gone_before_the_next(tmp_path: Path) -> No
     env = {name: value for name, value in os.environ.items() if name != SESSION_VARIABLE}
     plugins = [f"-p{name}" for name in ("tests.conftest", "no:randomly", "no:cacheprovider")]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-c", os.devnull, *plugins, tmp_path / "test_two.py"],
+        [sys.executable, "-m", "pytest", "-c", os.devnull, *plugins,
+         "--basetemp", tmp_path / "base", tmp_path / "test_two.py"],
         env=env,
         capture_output=True,
         text=True,
         check=False,
-    )
+    )  # fmt: skip
     assert "1 failed, 1 passed" in done.stdout, done.stdout
     assert "ended after the failure" in done.stdout
     assert ": sleep 300" in done.stdout
