@@ -28,9 +28,7 @@ CHECKS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
     "docs": ((*_PYTHON, "mkdocs", "build", "--strict", "--quiet", "--site-dir", "site"),),
     # Last, so that pytest's own summary stands at the end of the output.
     # One worker for each processor; beyond four, what every worker makes for itself is wasted.
-    "tests": (
-        (*_PYTHON, "pytest", "--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal"),
-    ),
+    "tests": ((*_PYTHON, "pytest", "--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal"),),
 }
 
 

@@ -68,7 +68,6 @@ class Ledger:
                 count += 1
         return count
 
-
     def dump(self, file: Path) -> None:
         """Write what :meth:`join` reads."""
         with file.open("xb") as out:

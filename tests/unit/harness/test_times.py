@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from typing import Final, Literal
+
 import pytest
 
 from tests.harness.times import directory_of, table
@@ -19,15 +21,17 @@ def test_a_test_belongs_to_the_directory_below_tests(nodeid: str, name: str) -> 
     assert directory_of(nodeid) == name
 
 
-def phase(nodeid: str, when: str, seconds: float) -> pytest.TestReport:
-    return pytest.TestReport(
-        nodeid, ("x", 0, ""), {}, "passed", None, when, duration=seconds  # type: ignore[arg-type]
-    )
+Phase = Literal["setup", "call", "teardown"]
+PHASES: Final[tuple[Phase, ...]] = ("setup", "call", "teardown")
+
+
+def phase(nodeid: str, when: Phase, seconds: float) -> pytest.TestReport:
+    return pytest.TestReport(nodeid, ("x", 0, ""), {}, "passed", None, when, duration=seconds)
 
 
 def test_fixtures_count_and_the_dearest_comes_first() -> None:
-    reports = [phase("tests/a/x.py::x", when, 1) for when in ("setup", "call", "teardown")]
-    reports += [phase("tests/b/x.py::x", when, 2) for when in ("setup", "call", "teardown")]
+    reports = [phase("tests/a/x.py::x", when, 1) for when in PHASES]
+    reports += [phase("tests/b/x.py::x", when, 2) for when in PHASES]
     reports += [phase("tests/b/x.py::y", "setup", 4)]
     assert table(reports, passed_s=7.1) == [
         "seconds/tests by directory, 13/3 in 7 s:",
