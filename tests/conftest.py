@@ -33,6 +33,7 @@ from tests.harness.skips import is_allowed, load_allowed
 from tests.harness.surroundings import make_plain
 
 pytest_plugins = [
+    "tests.harness.ownmounts",
     "tests.harness.command",
     "tests.harness.cprogram",
     "tests.harness.user",

@@ -79,6 +79,8 @@ def test_what_started_since_is_ended_and_what_was_there_stays(tmp_path: Path) ->
     with ExitStack() as stack:
         old = stack.enter_context(start_sleeper(Path("/"), {SESSION_VARIABLE: mark}))
         stack.callback(old.kill)
+        # Its environment is there a moment after it has executed sleep(1).
+        wait_until(lambda: find_marked(SESSION_VARIABLE, mark) != [], "the sleeper")
         (known,) = find_marked(SESSION_VARIABLE, mark)
         wait_until(lambda: now_ticks() > int(known.started), "the next tick of the clock")
         since = now_ticks()
