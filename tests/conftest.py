@@ -33,11 +33,13 @@ from tests.harness.skips import is_allowed, load_allowed
 from tests.harness.surroundings import make_plain
 
 pytest_plugins = [
+    "tests.harness.ownmounts",
     "tests.harness.command",
     "tests.harness.cprogram",
     "tests.harness.user",
     "tests.harness.instances",
     "tests.harness.nonces",
+    "tests.harness.times",
 ]
 
 # How long an example takes says something about the machine, and nothing about us.

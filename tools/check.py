@@ -27,7 +27,8 @@ CHECKS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
     "imports": ((str(_SCRIPTS / "lint-imports"), "--no-logo"),),
     "docs": ((*_PYTHON, "mkdocs", "build", "--strict", "--quiet", "--site-dir", "site"),),
     # Last, so that pytest's own summary stands at the end of the output.
-    "tests": ((*_PYTHON, "pytest"),),
+    # One worker for each processor; beyond four, what every worker makes for itself is wasted.
+    "tests": ((*_PYTHON, "pytest", "--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal"),),
 }
 
 

@@ -16,6 +16,8 @@ from typing import Final
 
 import pytest
 
+from tests.harness.usedbefore import USED_BEFORE
+
 COMMAND_ENVIRONMENT: Final[dict[str, str]] = {}
 """What every command under test gets besides: where the audited copy of the package lies."""
 
@@ -102,7 +104,11 @@ def describe(result: subprocess.CompletedProcess[bytes]) -> str:
 
 
 def private_environment(home: Path, runtime: Path) -> dict[str, str]:
-    """Return an environment that shares no directory of ours with the person who tests."""
+    """Return an environment that shares no directory of ours with the person who tests.
+
+    The owner of ``home`` has run Serdab before: its byte code lies in their cache.
+    """
+    USED_BEFORE.put_byte_code(home)
     kept = {
         name: value
         for name, value in os.environ.items()

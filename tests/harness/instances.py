@@ -16,6 +16,7 @@ import pytest
 
 from serdab.instance import locks
 from tests.harness.command import Command
+from tests.harness.usedbefore import USED_BEFORE
 from tests.harness.user import OrdinaryUser
 
 MakeInstance = Callable[..., "BuiltInstance"]
@@ -71,8 +72,10 @@ def build_instance(
 
     The image holds busybox as /bin/busybox with sh, true, false, cat, ls, echo, sleep and cp linked
     to it, the ``programs`` (path inside by host path), the ``files`` (path inside by content), and
-    whatever ``fill(image)`` writes. ``own`` gives the tree to whoever builds it.
+    whatever ``fill(image)`` writes. ``own`` gives the tree to whoever builds it. They have a
+    development key already.
     """
+    USED_BEFORE.put_development_key(command.env)
     path = base / name
     command.ok("new", path)
     image = path / "image"

@@ -9,6 +9,9 @@ Processes that the product starts run in an isolated interpreter that nothing fr
 enter, and so it shall be. Therefore there is a *copy* of the package whose cipher notes the same
 into a file, and the command under test runs that copy in every test; ``audited_sources`` is one for
 a test of its own.
+
+Workers (pytest-xdist) audit themselves and the processes they start; at the end of the session what
+all of them noted is joined, and a pair that met two inputs in two workers fails the session too.
 """
 
 from __future__ import annotations
@@ -20,14 +23,16 @@ import tempfile
 from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
 import serdab
 from serdab.crypto.aead import Buffer, RecordCipher
 from tests.harness.command import COMMAND_ENVIRONMENT
+from tests.harness.usedbefore import USED_BEFORE
 
+_FILE: Final = "serdab_nonces"
 _ENTRY: Final = struct.Struct("<16s16s")
 
 
@@ -62,6 +67,12 @@ class Ledger:
                 self.note(pair, content, where)
                 count += 1
         return count
+
+    def dump(self, file: Path) -> None:
+        """Write what :meth:`join` reads."""
+        with file.open("xb") as out:
+            for pair, content in self.seen.items():
+                out.write(_ENTRY.pack(pair, content))
 
 
 LEDGER: Final = Ledger()
@@ -114,11 +125,55 @@ def _nonces_are_audited() -> Iterator[None]:
             for file in sources.glob(f"serdab/init/bin/*/{program}"):
                 file.chmod(0o755)
         patch.setitem(COMMAND_ENVIRONMENT, "PYTHONPATH", str(sources))
+        USED_BEFORE.begin(Path(top) / "used", sources)
         yield
         LEDGER.join(notes, "a process of the product")
+        assert USED_BEFORE.is_untouched(), "a test wrote into byte code that all tests share"
     assert not LEDGER.repeats, "a nonce was used twice under one key in: " + ", ".join(
         sorted(set(LEDGER.repeats))
     )
+
+
+class _OfAllWorkers:
+    """The controller of several workers: gives each a file, and joins the files at the end."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="sn-"))
+        self.workers: set[str] = set()
+        self.problem = ""
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:  # noqa: ANN401 - xdist has no types
+        self.workers.add(node.gateway.id)
+        node.workerinput[_FILE] = os.fspath(self.folder / node.gateway.id)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        ledger = Ledger()
+        silent = self.workers - set(os.listdir(self.folder))
+        ledger.join(self.folder, "two workers")
+        shutil.rmtree(self.folder)
+        if ledger.repeats:
+            self.problem = "two workers used a nonce twice under one key"
+        elif silent:
+            self.problem = f"workers that noted no nonces: {', '.join(sorted(silent))}"
+        if self.problem and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self.problem:
+            terminalreporter.write_line(f"FAILED: {self.problem}", red=True)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_OfAllWorkers())
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    file = getattr(session.config, "workerinput", {}).get(_FILE)
+    if file is not None:
+        LEDGER.dump(Path(file))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -2,36 +2,32 @@
 """The machine as an ordinary user sees it: ``as_user``.
 
 Run by root, the fixture becomes an unprivileged uid through setpriv(1), with no groups, a home and
-XDG directories of its own. Where /dev/fuse admits only root, as in some container images, it is
-opened for the duration, as udev does on ordinary Linux, and closed by whoever leaves last. Run by
-an ordinary user, the fixture is that user.
+XDG directories of its own, and may open /dev/fuse, as udev lets everybody on ordinary Linux
+(``ownmounts``). Run by an ordinary user, the fixture is that user.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import pwd
 import shutil
-import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TextIO
+from typing import Final
 
 import pytest
 
 from tests.harness.command import Command, private_environment
 from tests.harness.installation import Installation, find_installation
+from tests.harness.ownmounts import is_open_to_all
 
 # fusermount3 wants a name for its caller, so this is a user whom every Debian knows. Not "nobody":
 # its uid is the one that stands for "not mapped" in user namespaces.
 ORDINARY_NAME: Final = "daemon"
-_FUSE: Final = Path("/dev/fuse")
-_LOCK: Final = Path("/run/serdab-test-dev-fuse.lock")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,59 +71,11 @@ class OrdinaryUser:
             os.chown(top, self.uid, self.gid, follow_symlinks=False)
 
 
-@contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    """Keep other sessions from coming or leaving; the directory is locked, so no file stays."""
-    folder = os.open(_LOCK.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(folder)
-
-
-@contextmanager
-def open_dev_fuse() -> Iterator[None]:
-    """Admit everybody to /dev/fuse; the last of several sessions to leave puts the mode back."""
-    if os.geteuid() != 0:
-        yield
-        return
-    with ExitStack() as stack:
-        with _one_at_a_time():
-            mode = stat.S_IMODE(_FUSE.stat().st_mode)
-            if mode & 0o006 == 0o006 and not _LOCK.exists():
-                lock = None
-            else:
-                lock = stack.enter_context(open(_LOCK, "a+"))
-                fcntl.flock(lock, fcntl.LOCK_SH)
-                lock.seek(0)
-                recorded = lock.read().strip() or f"{mode:o}"
-                lock.truncate(0)
-                lock.write(recorded)
-                lock.flush()
-                _FUSE.chmod(0o666)
-        try:
-            yield
-        finally:
-            if lock is not None:
-                with _one_at_a_time():
-                    _leave(lock, int(recorded, 8))
-
-
-def _leave(lock: TextIO, mode: int) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()  # another session still needs it open, and will close it
-    else:
-        _FUSE.chmod(mode)
-        _LOCK.unlink(missing_ok=True)
-
-
 @pytest.fixture(scope="session")
-def dev_fuse_for_all() -> Iterator[None]:
-    with open_dev_fuse():
-        yield
+def dev_fuse_for_all() -> None:
+    """What an ordinary user needs, whatever the machine's own node admits: ``ownmounts``."""
+    if os.geteuid() == 0 and not is_open_to_all():
+        pytest.skip("no /dev/fuse, or no mount namespace to open it in")
 
 
 @pytest.fixture(scope="session")

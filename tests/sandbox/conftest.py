@@ -17,6 +17,7 @@ import pytest
 
 from tests.harness.command import Command, describe, private_environment
 from tests.harness.installation import Installation
+from tests.harness.usedbefore import USED_BEFORE
 from tests.harness.user import ORDINARY_NAME
 
 PROBE = Path(__file__).parent / "probe.c"
@@ -100,6 +101,7 @@ def build_box(
     files: Mapping[str, bytes] | None = None,
 ) -> Box:
     """Make and build an instance; ``change`` edits its configuration."""
+    USED_BEFORE.put_development_key(command.env)
     path = base / "box"
     command.ok("new", path)
     image = path / "image"

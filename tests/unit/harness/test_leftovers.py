@@ -79,6 +79,8 @@ def test_what_started_since_is_ended_and_what_was_there_stays(tmp_path: Path) ->
     with ExitStack() as stack:
         old = stack.enter_context(start_sleeper(Path("/"), {SESSION_VARIABLE: mark}))
         stack.callback(old.kill)
+        # Its environment is there a moment after it has executed sleep(1).
+        wait_until(lambda: find_marked(SESSION_VARIABLE, mark) != [], "the sleeper")
         (known,) = find_marked(SESSION_VARIABLE, mark)
         wait_until(lambda: now_ticks() > int(known.started), "the next tick of the clock")
         since = now_ticks()
@@ -108,12 +110,13 @@ def test_what_a_failed_test_leaves_is_gone_before_the_next(tmp_path: Path) -> No
     env = {name: value for name, value in os.environ.items() if name != SESSION_VARIABLE}
     plugins = [f"-p{name}" for name in ("tests.conftest", "no:randomly", "no:cacheprovider")]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-c", os.devnull, *plugins, tmp_path / "test_two.py"],
+        [sys.executable, "-m", "pytest", "-c", os.devnull, *plugins,
+         "--basetemp", tmp_path / "base", tmp_path / "test_two.py"],
         env=env,
         capture_output=True,
         text=True,
         check=False,
-    )
+    )  # fmt: skip
     assert "1 failed, 1 passed" in done.stdout, done.stdout
     assert "ended after the failure" in done.stdout
     assert ": sleep 300" in done.stdout
