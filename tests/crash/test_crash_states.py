@@ -26,13 +26,15 @@ from serdab.testing.crashes import CrashStates
 from serdab.testing.memfs import MemFs
 from serdab.testing.recording import SyncDir, SyncFile, Trace
 from serdab.vfs.layer import Layer
+from tests.crash import borders
 from tests.crash.actor import Step
+from tests.crash.borders import border_workload
 from tests.crash.storm import AGAIN, KEY, Ground, Record, Tally, bare_ground, run, storm
 from tests.crash.workloads import SETUP, bounded, random_workload, sampled
 from tests.property.fsops import picture
 from tests.property.test_union_model import mirrored
 
-SOAK_STATES = int(os.environ.get("SERDAB_SOAK_CRASHES", "100000"))
+SOAK_STATES = int(os.environ.get("SERDAB_SOAK_CRASHES", "200000"))
 SOAK_SECONDS = float(os.environ.get("SERDAB_SOAK_SECONDS", "3600"))
 
 
@@ -204,7 +206,7 @@ def _without_flushes(record: Record, lost: str) -> Trace:
 
 
 @pytest.mark.soak
-def test_a_hundred_thousand_crash_states(
+def test_two_hundred_thousand_crash_states(
     grounds: Grounds, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     tally, started = Tally(), time.monotonic()
@@ -228,10 +230,12 @@ def test_a_hundred_thousand_crash_states(
         storm(run(places[number % 2], steps), tally, per_point=12, again_every=200, seed=number)
     seed = 1000
     while not done():
-        place = bare_ground() if seed % 2 else grounds("over an image", [])
-        storm(
-            run(place, random_workload(seed, 120)), tally, per_point=12, again_every=200, seed=seed
-        )
+        if seed % 2:
+            record = run(bare_ground(borders.SETUP, borders.LIMITS), border_workload(seed, 120))
+        else:
+            place = bare_ground() if seed % 4 else grounds("over an image", [])
+            record = run(place, random_workload(seed, 120))
+        storm(record, tally, per_point=12, again_every=200, seed=seed)
         seed += 1
     with capsys.disabled():
         print(f"\ncrash simulator: {tally}, {time.monotonic() - started:.0f} s, none out of order")

@@ -33,7 +33,7 @@ def make_volume(path: Path) -> None:
 def verify(path: Path) -> Report:
     volume = open_volume(path, key=KEY, read_only=True, tolerant=True)
     try:
-        return check(lambda: Union(volume, None), [volume.tree])
+        return check(lambda: Union(volume, None), [volume.tree], upper=volume)
     finally:
         volume.close()
 
@@ -69,6 +69,17 @@ def test_a_whole_volume_is_clean(tmp_path: Path) -> None:
     assert report.is_clean(), report.damaged
     assert (report.files, report.directories, report.content_bytes) == (30, 31, 300_000)
     assert digest_of(tmp_path / "v") == before
+
+
+def test_what_nobody_names_is_told(tmp_path: Path) -> None:
+    make_volume(tmp_path / "v")
+    volume = open_volume(tmp_path / "v", key=KEY)
+    fs = Union(volume, None)
+    ino = fs.lookup(fs.lookup(1, b"dir7").ino, b"file").ino
+    volume.remove_dirent(fs.lookup(1, b"dir7").ino, b"file")  # the name alone
+    fs.close()
+    report = verify(tmp_path / "v")
+    assert report.damaged == {f"inode {ino}": "is stored, and no name leads to it"}
 
 
 def test_a_damaged_chunk_is_named_by_its_path_alone(tmp_path: Path) -> None:

@@ -117,7 +117,12 @@ def check_volume_at(
     try:
         found = volume.durable_mac
         rolled_back = refusal_of(path, freshness, volume)
-        report = check(lambda: Union(volume, lower), [volume.tree], _labelled(progress, label))
+        report = check(
+            lambda: Union(volume, lower),
+            [volume.tree],
+            _labelled(progress, label),
+            upper=volume,
+        )
     finally:
         volume.close()
         if lower is not None:

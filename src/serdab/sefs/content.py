@@ -20,6 +20,7 @@ from serdab.crypto.aead import TAG_BYTES
 from serdab.errors import AuthenticationError, FormatError, FsError
 from serdab.sefs import keyspace as ks
 from serdab.sefs.cache import ByteCache
+from serdab.sefs.dirty import DirtyChunk, DirtyFile, Discards
 from serdab.sefs.extents import END, Extents, check_group
 from serdab.sefs.items import Items
 from serdab.sefs.segment import (
@@ -38,39 +39,8 @@ from serdab.vfs.layer import Layer
 
 _CHUNK_CACHE: Final = 4 << 20
 _OWNERS_PER_ITEM: Final = 128
-
-
-class DirtyChunk:
-    """Content newer than any record. Bytes beyond ``buf`` are zero.
-
-    ``low`` and ``high`` bound what no commit has yet; equal: nothing.
-    """
-
-    __slots__ = ("buf", "high", "low")
-
-    def __init__(self, buf: bytearray) -> None:
-        self.buf = buf
-        self.low = self.high = 0
-
-    def touch(self, low: int, high: int) -> None:
-        """A range changed."""
-        if self.low == self.high:
-            self.low, self.high = low, high
-            return
-        if low < self.low:
-            self.low = low
-        if high > self.high:
-            self.high = high
-
-
-class _Open:
-    """An inode with dirty chunks."""
-
-    __slots__ = ("chunks", "inode")
-
-    def __init__(self, inode: Inode) -> None:
-        self.inode = inode
-        self.chunks: dict[int, DirtyChunk] = {}
+_CHUNK_BYTES: Final = 320
+"""What a dirty chunk takes beside its content: objects here, a tag and an owner on the host."""
 
 
 @final
@@ -95,11 +65,14 @@ class Content:
         self._lower = lower
         self._put_inode = put_inode
         self.writer: Writer = segments.writer()
-        self._dirty: dict[int, _Open] = {}
+        self._dirty: dict[int, DirtyFile] = {}
         self.dirty_bytes = 0
+        """What the dirty chunks take in memory, and at most on the host when they are sealed."""
         self._chunks: ByteCache[bytes, bytes] = ByteCache(_CHUNK_CACHE)
         self._owners: dict[int, list[tuple[int, bytes]]] = {}
-        self.discards: list[tuple[int, int, int]] = []
+        self._discards = Discards()
+        # A file of more chunks than one is no inline item, however small the chunks are.
+        self._inline_most = min(ks.INLINE_MAX, chunk_size)
 
     # Records ------------------------------------------------------------------------------
 
@@ -277,7 +250,7 @@ class Content:
         """Return a chunk as a dirty one that holds its present content."""
         opened = self._dirty.get(inode.ino)
         if opened is None:
-            opened = self._dirty[inode.ino] = _Open(inode)
+            opened = self._dirty[inode.ino] = DirtyFile(inode)
         held = opened.chunks.get(chunk)
         if held is None:
             start = chunk * self._chunk_size
@@ -292,15 +265,16 @@ class Content:
             if present:
                 with memoryview(buf) as view:
                     self.read(inode, start, view)
-            held = DirtyChunk(buf)
+            held = DirtyChunk(buf, _CHUNK_BYTES + self._extents.cost(inode.ino, chunk))
             opened.chunks[chunk] = held
-            self.dirty_bytes += present
+            self.dirty_bytes += held.bytes()
             if inode.flags & ks.F_INLINE:
                 held.touch(0, present)
                 self._leave_inline(inode)
         return held
 
     def _leave_inline(self, inode: Inode) -> None:
+        """The content is in memory alone now: who calls this logs all of it, or discards it."""
         inode.flags &= ~ks.F_INLINE
         self._items.put(ks.key(inode.ino, ks.T_INLINE), None)
         self._put_inode(inode)
@@ -350,7 +324,7 @@ class Content:
             return
         held = opened.chunks.pop(chunk, None)
         if held is not None:
-            self.dirty_bytes -= len(held.buf)
+            self.dirty_bytes -= held.bytes()
             if not opened.chunks:
                 del self._dirty[ino]
 
@@ -361,6 +335,7 @@ class Content:
         if inode.flags & ks.F_INLINE:
             if size == 0:
                 self._leave_inline(inode)
+                self._discards.add_from(ino, 0)
                 return
             self._load(inode, 0)
         if keep:
@@ -375,7 +350,7 @@ class Content:
         # What is kept of the border chunk is dirty and whole: its record and the lower layer
         # must not show through when the file grows again.
         inode.lower_limit = min(inode.lower_limit, chunk * self._chunk_size)
-        self.discards.append((ino, chunk, END))
+        self._discards.add_from(ino, chunk)
         self._extents.clear(ino, chunk)
 
     def _next_held(self, ino: int, chunk: int) -> int:
@@ -401,7 +376,7 @@ class Content:
             stop = min((chunk + 1) * size, end)
             if skip == 0 and (stop - position == size or stop == inode.size):
                 self._drop_chunk(inode.ino, chunk)
-                self.discards.append((inode.ino, chunk, chunk + 1))
+                self._discards.add(inode.ino, chunk)
                 self._set_pointer(inode.ino, chunk, HOLE if below else ABSENT)
             else:
                 with memoryview(bytes(stop - position)) as zeros:
@@ -413,8 +388,10 @@ class Content:
         ino = inode.ino
         opened = self._dirty.pop(ino, None)
         if opened is not None:
-            self.dirty_bytes -= sum(len(held.buf) for held in opened.chunks.values())
-            self.discards.append((ino, 0, END))
+            self.dirty_bytes -= sum(held.bytes() for held in opened.chunks.values())
+        if stat.S_ISREG(inode.mode) and ks.key(ino, ks.T_INODE) in self._items.mem:
+            # A commit may have logged writes of it, whatever became of them here since.
+            self._discards.add_from(ino, 0)
         if inode.flags & ks.F_INLINE or stat.S_ISLNK(inode.mode):
             self._items.drop(ks.key(ino, ks.T_INLINE))
         elif stat.S_ISREG(inode.mode):
@@ -473,12 +450,20 @@ class Content:
         every = (held for opened in self._dirty.values() for held in opened.chunks.values())
         return sum(held.high - held.low for held in every)
 
+    def discards(self) -> list[tuple[int, int, int]]:
+        """Return (ino, first, end) of what memory held and holds no more, since the last commit."""
+        return self._discards.dump()
+
+    def noted_bytes(self) -> int:
+        """Return about what the changed extents and the discards take in memory."""
+        return self._extents.changed_bytes + self._discards.bytes()
+
     def committed(self) -> None:
         """Everything dirty is in a commit now."""
         for opened in self._dirty.values():
             for held in opened.chunks.values():
                 held.low = held.high = 0
-        self.discards.clear()
+        self._discards.clear()
 
     def flush(self) -> None:
         """Seal all dirty chunks into records, small files into their inline item."""
@@ -488,10 +473,11 @@ class Content:
             if (
                 held is not None
                 and len(opened.chunks) == 1
-                and inode.size <= ks.INLINE_MAX
+                and inode.size <= self._inline_most
                 and stat.S_ISREG(inode.mode)
             ):
                 self._set_pointer(ino, 0, ABSENT)
+                self._discards.add_from(ino, 0)
                 self._items.put(ks.key(ino, ks.T_INLINE), bytes(held.buf[: inode.size]))
                 inode.flags = (inode.flags & ~ks.F_LOWER) | ks.F_INLINE
                 inode.lower_limit = 0
@@ -502,9 +488,10 @@ class Content:
                     if buf:
                         self._seal(ino, chunk, buf)
                     else:
+                        self._discards.add(ino, chunk)
                         self._set_pointer(ino, chunk, ABSENT)
             # One by one: if the host fails at a later inode, this one is in order.
-            self.dirty_bytes -= sum(len(dirty.buf) for dirty in opened.chunks.values())
+            self.dirty_bytes -= sum(dirty.bytes() for dirty in opened.chunks.values())
             del self._dirty[ino]
 
     def save_extents(self) -> None:
@@ -532,6 +519,16 @@ class Content:
         if opened is not None:
             for chunk in [n for n in opened.chunks if first <= n < end]:
                 self._drop_chunk(ino, chunk)
+
+    def replay_inline(self, ino: int) -> None:
+        """The content went into its inode, or out of it: what earlier commits wrote of it is there,
+        or was given up, or is written by this commit once more, whole."""
+        self.replay_discard(ino, 0, END)
+
+    def replay_drop(self, ino: int) -> None:
+        """The inode is gone. Logs of before format.md said so name no discard with it."""
+        self.replay_discard(ino, 0, END)
+        self._extents.drop(ino)
 
     def replay_extents(self, ino: int, group: int, value: bytes) -> None:
         """Apply an extent item of the log, with its effect on the use of segments."""

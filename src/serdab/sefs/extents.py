@@ -20,6 +20,8 @@ from serdab.sefs.segment import ABSENT, HOLE, POINTER, POINTER_BYTES, Record, Se
 
 _GROUP_CACHE: Final = 4 << 20
 _MAX_COUNTS: Final = 4096
+GROUP_BYTES: Final = 512
+"""What a changed group takes beside its pointers, twice: here and among the items."""
 _NOTHING: Final = (ABSENT, HOLE)
 END: Final = 1 << 62
 """As the end of a discarded range: all that follows."""
@@ -34,6 +36,8 @@ class Extents:
         self._segments = segments
         self._changed: dict[int, dict[int, bytearray]] = {}
         self._unsaved: set[tuple[int, int]] = set()
+        self.changed_bytes = 0
+        """What the changed groups take in memory."""
         self._clean: ByteCache[tuple[int, int], bytes] = ByteCache(_GROUP_CACHE)
         #: How many chunks have a record, of inodes that were asked for.
         self._counts: dict[int, int] = {}
@@ -74,21 +78,33 @@ class Extents:
         value = changed.get(group)
         if value is None:
             value = changed[group] = bytearray(self.group(ino, group))
+            self.changed_bytes += len(value) + GROUP_BYTES
             self._clean.drop((ino, group))
         return value
 
+    def _reach(self, value: bytearray, length: int) -> None:
+        """Make a changed group at least so long."""
+        more = length - len(value)
+        if more > 0:
+            value.extend(bytes(more))
+            self.changed_bytes += more
+
+    def cost(self, ino: int, chunk: int) -> int:
+        """Return what naming a new record of a chunk takes in memory, until a checkpoint."""
+        group, index = divmod(chunk, ks.GROUP)
+        if group in self._changed.get(ino, ()):
+            return 0
+        return 2 * (index + 1) * POINTER_BYTES + GROUP_BYTES
+
     def set_pointer(self, ino: int, chunk: int, pointer: bytes) -> None:
         """Replace the pointer of a chunk; the record it had is free."""
+        old = self.pointer(ino, chunk)
+        if old == pointer:
+            return
         group, index = divmod(chunk, ks.GROUP)
         value = self._changing(ino, group)
         start = index * POINTER_BYTES
-        if len(value) < start + POINTER_BYTES:
-            if pointer == ABSENT:
-                return
-            value.extend(bytes(start + POINTER_BYTES - len(value)))
-        old = bytes(value[start : start + POINTER_BYTES])
-        if old == pointer:
-            return
+        self._reach(value, start + POINTER_BYTES)
         if old not in _NOTHING:
             self._segments.free(old)
         if ino in self._counts:
@@ -102,9 +118,9 @@ class Extents:
         value = self._changing(ino, group)
         start = index * POINTER_BYTES
         end = start + len(pointers)
-        if len(value) < start:
-            value.extend(bytes(start - len(value)))
+        self._reach(value, start)
         old = value[start:end]
+        self.changed_bytes += len(pointers) - len(old)
         self._segments.free_all(old)
         if ino in self._counts:
             self._counts[ino] += _held(pointers) - _held(old)
@@ -124,7 +140,8 @@ class Extents:
     def drop(self, ino: int) -> None:
         """Let no chunk have anything, of an inode that goes away."""
         groups = self._groups(ino)
-        self._changed.pop(ino, None)
+        changed = self._changed.pop(ino, {})
+        self.changed_bytes -= sum(len(value) + GROUP_BYTES for value in changed.values())
         self._counts.pop(ino, None)
         for group, pointers in groups.items():
             self._segments.free_all(pointers)
@@ -180,6 +197,7 @@ class Extents:
         """A checkpoint holds everything now."""
         self._changed.clear()
         self._unsaved.clear()
+        self.changed_bytes = 0
 
 
 def _held(pointers: bytes | bytearray) -> int:

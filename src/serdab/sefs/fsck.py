@@ -4,8 +4,9 @@
 Above: ``cli.fsck``. Below: ``image``, ``volume``, ``tree``; ``vfs.union`` for the view by path.
 
 Every page of the tree is read; then every name is followed from the root and every stored byte of
-every file read; then link counts are held against the names. Damage in one place never stops the
-check of the rest, and is told by path where a path is known.
+every file read; then link counts are held against the names, and the items of a volume against what
+is named at all. Damage in one place never stops the check of the rest, and is told by path where a
+path is known.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from serdab.sefs.volume import Volume
 from serdab.vfs.api import ROOT_INO, FileSystem, Inode
 
 _UNIT: Final = 1 << 20
+_ORPHAN: Final = bytes((ks.T_ORPHAN,))
 Progress = Callable[[int], None]
 
 
@@ -70,14 +72,23 @@ def tolerant_items(tree: Tree, report: Report) -> Iterator[Item]:
 
 
 def check(
-    open_fs: Callable[[], FileSystem], trees: list[Tree], progress: Progress | None = None
+    open_fs: Callable[[], FileSystem],
+    trees: list[Tree],
+    progress: Progress | None = None,
+    *,
+    upper: Volume | None = None,
 ) -> Report:
     """Verify all pages of ``trees``, and by path everything that the file system shows of them.
 
-    ``progress`` is called with the content bytes read so far. The file system is not closed.
+    ``upper`` is the volume among them, if there is one: it should hold nothing that no name leads
+    to. ``progress`` is called with the content bytes read so far. The file system is not closed.
     """
     report = Report()
+    held: set[int] = set()
     for tree in trees:
+        if upper is not None and tree is upper.tree:
+            held = _holders(upper, report)
+            continue
         for _ in tolerant_items(tree, report):
             pass
     try:
@@ -85,8 +96,23 @@ def check(
     except (Error, FsError) as exc:
         report.add("/", exc)
         return report
-    _Walk(fs, report, progress).run()
+    walk = _Walk(fs, report, progress)
+    walk.run()
+    if report.is_clean():  # what is damaged hides names: everything below would be told again
+        for ino in sorted(held - walk.named()):
+            report.add(f"inode {ino}", "is stored, and no name leads to it")
     return report
+
+
+def _holders(volume: Volume, report: Report) -> set[int]:
+    """Return the inodes that have items, as of now, other than those in use without a name."""
+    held: set[int] = set()
+    orphans: set[int] = set()
+    for key, _ in volume.items_now(lambda tree: tolerant_items(tree, report)):
+        held.add(int.from_bytes(key[:8], "big"))
+        if key[8:9] == _ORPHAN:
+            orphans.add(int.from_bytes(key[9:17], "big"))
+    return held - orphans - {0}
 
 
 class _Walk:
@@ -99,10 +125,15 @@ class _Walk:
         self._names: dict[int, int] = {}
         self._counts: dict[int, tuple[str, int]] = {}
         self._buf = bytearray(_UNIT)
+        self._seen = {ROOT_INO}
+
+    def named(self) -> set[int]:
+        """Return the inodes that a name led to, and the root."""
+        return self._seen | self._names.keys()
 
     def run(self) -> None:
         stack: list[tuple[int, str]] = [(ROOT_INO, "")]
-        seen = {ROOT_INO}
+        seen = self._seen
         while stack:
             ino, prefix = stack.pop()
             self._report.directories += 1

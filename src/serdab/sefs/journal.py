@@ -367,7 +367,7 @@ class Journal:
         self.segments.sync_dir()
         commit = Commit(
             [(key, items.mem[key]) for key in sorted(items.pending)],
-            list(content.discards),
+            content.discards(),
             writes,
             self.next_ino,
         )

@@ -30,15 +30,24 @@ def replay(commit: Commit, items: Items, content: Content) -> None:
             content.replay_extents(ino, group, value or b"")
             continue
         items.put(key, value)
-        if key[8] == ks.T_INODE and value is not None:
-            # An inode with dirty content is one object: it takes the newer record.
-            live = content.live_inode(int.from_bytes(key[:8], "big"))
-            if live is not None:
-                ks.copy_inode(ks.parse_inode(live.ino, value), live)
+        if key[8] == ks.T_INLINE:
+            content.replay_inline(int.from_bytes(key[:8], "big"))
+        elif key[8] == ks.T_INODE:
+            _replay_inode(content, int.from_bytes(key[:8], "big"), value)
     for ino, offset, raw in commit.writes:
         content.replay_write(content.live_inode(ino) or _inode(items, ino), offset, raw)
     content.save_extents()
     items.pending.clear()
+
+
+def _replay_inode(content: Content, ino: int, value: bytes | None) -> None:
+    if value is None:
+        content.replay_drop(ino)
+        return
+    # An inode with dirty content is one object: it takes the newer record.
+    live = content.live_inode(ino)
+    if live is not None:
+        ks.copy_inode(ks.parse_inode(ino, value), live)
 
 
 def _inode(items: Items, ino: int) -> Inode:

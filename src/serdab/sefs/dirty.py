@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What of file content is in memory only, and what memory held once and holds no more. Pure.
+
+Above: ``content``. Below: ``extents`` (the end of all chunks).
+"""
+
+from __future__ import annotations
+
+from typing import Final, final
+
+from serdab.sefs.extents import END
+from serdab.vfs.api import Inode
+
+DISCARD_BYTES: Final = 160
+"""About what one discarded range takes in memory; in a commit it is less."""
+
+
+class DirtyChunk:
+    """Content newer than any record. Bytes beyond ``buf`` are zero.
+
+    ``low`` and ``high`` bound what no commit has yet; equal: nothing. ``cost`` is what it takes
+    beside its bytes, here and in what names its record.
+    """
+
+    __slots__ = ("buf", "cost", "high", "low")
+
+    def __init__(self, buf: bytearray, cost: int = 0) -> None:
+        self.buf = buf
+        self.cost = cost
+        self.low = self.high = 0
+
+    def touch(self, low: int, high: int) -> None:
+        """A range changed."""
+        if self.low == self.high:
+            self.low, self.high = low, high
+            return
+        if low < self.low:
+            self.low = low
+        if high > self.high:
+            self.high = high
+
+    def bytes(self) -> int:
+        """Return what it takes."""
+        return len(self.buf) + self.cost
+
+
+class DirtyFile:
+    """An inode with dirty chunks."""
+
+    __slots__ = ("chunks", "inode")
+
+    def __init__(self, inode: Inode) -> None:
+        self.inode = inode
+        self.chunks: dict[int, DirtyChunk] = {}
+
+
+@final
+class Discards:
+    """Ranges of chunks that memory no longer holds, though a commit may have them in its log.
+
+    Replay applies them before all else, so their order does not matter, and one that lies within
+    another says nothing: a program that truncates in a loop makes one.
+    """
+
+    __slots__ = ("_single", "_tails")
+
+    def __init__(self) -> None:
+        self._tails: dict[int, int] = {}
+        self._single: dict[int, set[int]] = {}
+
+    def add_from(self, ino: int, first: int) -> None:
+        """All chunks from ``first`` on."""
+        tail = self._tails.get(ino)
+        if tail is not None and tail <= first:
+            return
+        self._tails[ino] = first
+        single = self._single.get(ino)
+        if single is not None:
+            kept = {chunk for chunk in single if chunk < first}
+            if kept:
+                self._single[ino] = kept
+            else:
+                del self._single[ino]
+
+    def add(self, ino: int, chunk: int) -> None:
+        """One chunk."""
+        if chunk < self._tails.get(ino, END):
+            self._single.setdefault(ino, set()).add(chunk)
+
+    def dump(self) -> list[tuple[int, int, int]]:
+        """Return (ino, first, end) of each range."""
+        ranges = [(ino, first, END) for ino, first in self._tails.items()]
+        ranges += [
+            (ino, chunk, chunk + 1) for ino, chunks in self._single.items() for chunk in chunks
+        ]
+        return sorted(ranges)
+
+    def bytes(self) -> int:
+        """Return about what they take in memory."""
+        count = len(self._tails) + sum(map(len, self._single.values()))
+        return DISCARD_BYTES * count
+
+    def clear(self) -> None:
+        """A commit has them."""
+        self._tails.clear()
+        self._single.clear()
