@@ -52,6 +52,7 @@ from serdab.instance.locks import is_in_use, lock_build, settle_switch
 from serdab.instance.owners import Owner, load_owners
 from serdab.keys import Key
 from serdab.libos import hostdirs
+from serdab.libos.ground import Ground
 from serdab.sefs.imagebuild import ImageOptions, build_image
 from serdab.sefs.imageformat import IMAGE_NAME
 from serdab.sefs.imagewalk import Additions
@@ -148,9 +149,8 @@ def _unusable_sources(instance: Instance, config: InstanceConfig) -> Iterator[st
     for entry in config.mounts:
         if entry.type == "hostfs":
             try:
-                hostdirs.find(
-                    entry.source or ".", instance=os.path.realpath(instance.path), private=()
-                )
+                with Ground.at(instance.path) as ground:
+                    hostdirs.find(entry.source or ".", ground=ground, private=())[1].close()
             except UsageError as exc:
                 yield f"warning: `run` will refuse the mount at {entry.target}: {exc}"
 

@@ -72,7 +72,7 @@ def find_writable(
         raise _misplaced(upper.source, "a symbolic link on the way to it")
     watch = Watch(chain.config.freshness, conf_mac=chain.descriptor.conf_mac.value)
     if not os.path.lexists(os.path.join(path, ANCHOR_NAME)):
-        Guard(path, watch).check_existence()
+        Guard(os.path.realpath(path), watch).check_existence()
         return None
     _check_place(instance, path)
     volume_key = Key(keys.volume.key)

@@ -15,14 +15,14 @@ import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
 from serdab.config.boot import BootConfig, MountEntry
-from serdab.errors import Error, LayerMismatch, MeasurementMismatch
+from serdab.errors import Error, LayerMismatch, MeasurementMismatch, WrongKeyError
 from serdab.keys import Key
 from serdab.libos import environment, hostdirs, hostfiles, keysource, mountkeys
 from serdab.libos.fsclient import FsServer
+from serdab.libos.ground import Ground, Roots
 from serdab.libos.intake import CallError
 from serdab.libos.launcher import SpawnRequest
 from serdab.libos.limits import Wanted
@@ -30,11 +30,12 @@ from serdab.libos.loop import Loop, Task
 from serdab.libos.mountrules import Rules
 from serdab.libos.notify import Caller
 from serdab.libos.orders import HOST, TRANSIENT, UNION, Orders
+from serdab.libos.pinplace import require_outside
 from serdab.libos.request import BootRequest, parse_mac
 from serdab.libos.rootconfig import Request, RootConfig, read_request
 from serdab.libos.sandbox import Sandbox
-from serdab.libos.tree import HostDirectory, Memory, Taken, TextFile, Tree
-from serdab.libos.volumekey import check_key_fits, volume_key
+from serdab.libos.tree import HostDirectory, Memory, TextFile, Tree
+from serdab.libos.volumekey import VolumeKey, check_key_fits, volume_key
 from serdab.linux.process import sealed_file
 from serdab.trust import platform
 from serdab.trust.appraisal import Untrusted, appraise, remember_signer
@@ -65,17 +66,23 @@ class HostMount:
 
     target: str
     shown: hostdirs.Shown
-    server: FsServer | None
-    fuse: int | None
-    taken: int = 0
-    opened: Task[bytes] | None = None
+    server: FsServer
+    fuse: int
+    opened: Task[bytes]
 
 
 class Boot:
-    """One boot; afterwards it knows what programs may be started and with what environment."""
+    """One boot; afterwards it knows what programs may be started and with what environment.
 
-    def __init__(self, parts: Parts, request: BootRequest, stdio: tuple[int, int, int]) -> None:
+    ``ground`` is open until the process ends: programs mount as long as it lives.
+    """
+
+    def __init__(
+        self, parts: Parts, request: BootRequest, stdio: tuple[int, int, int], ground: Ground
+    ) -> None:
         self._parts = parts
+        self._ground = ground
+        self._roots: tuple[Roots, Roots] | None = None
         self._request = request
         self._stdio = stdio
         self.chain = BootChain()
@@ -109,11 +116,16 @@ class Boot:
         Raises:
             Error: the platform has no automatic key.
         """
+        host_roots, layer_roots = self._known_roots()
+        host_roots.look()
+        layer_roots.look()
         if self._mount_rules is None:
             self._mount_rules = mountkeys.make_rules(
                 self.chain,
                 self._platform,
-                instance=self._request.instance,
+                ground=self._ground,
+                host_roots=host_roots,
+                layer_roots=layer_roots,
                 private=self._private(),
                 one_owner=self._parts.sandbox.ids.is_single,
                 accept_rollback=self._request.freshness.accept_rollback,
@@ -169,7 +181,7 @@ class Boot:
     async def _enter(self, config: BootConfig) -> None:
         self._host_mounts = self._prepare_host_mounts(config)
         fuse_count = _FIRST_HOST_FUSE + 1  # one for a host directory that init may name
-        fuse_count += sum(1 for mount in self._host_mounts if mount.fuse is not None)
+        fuse_count += len(self._host_mounts)
         limits = config.limits
         await self._parts.sandbox.enter()
         line = await self._parts.sandbox.set_up(
@@ -186,47 +198,72 @@ class Boot:
             self._parts.log("warning", line)
 
     def _prepare_host_mounts(self, config: BootConfig) -> tuple[HostMount, ...]:
-        """Decide about the configured host directories, and start those servers that take part.
+        """Decide about the configured host directories, and start their servers.
 
-        Run by root, a program must not get at the host's files with the host's own ownership, so a
-        server of ours stands in between; run by an ordinary user, a bind mount is as good.
+        A server of ours stands in between for every caller: run by root, a program must not get at
+        the host's files with the host's own ownership, and a bind mount is made by path.
         """
+        self._close_off(config)
         out: list[HostMount] = []
         for entry in config.mounts:
-            if entry.type != "hostfs":
-                continue
-            shown = self._show(entry.source or ".")
-            if os.geteuid() == 0:
+            if entry.type == "hostfs":
                 index = _FIRST_HOST_FUSE + 1 + len(out)
-                server = self._parts.new_server(f"hostfs {entry.target}")
-                out.append(self._served(entry.target, shown, server, index))
-            else:
-                out.append(HostMount(entry.target, shown, None, None, taken=len(out)))
+                out.append(self._served(entry.target, entry.source or ".", index))
         return tuple(out)
+
+    def _close_off(self, config: BootConfig) -> None:
+        """Let no link be followed in what programs are shown, before any way leads through it."""
+        layers = config.runtime_mounts.layers
+        sources = tuple(entry.source or "." for entry in config.mounts if entry.type == "hostfs")
+        names = (*config.host_directories, *(layers or ()), *sources)
+        self._ground.close_off(dict.fromkeys(names))
+        fresh = self._request.freshness
+        for option, path in (("--pin-file", fresh.pin_file), ("--pin-command", fresh.pin_command)):
+            if path is not None:
+                require_outside(
+                    path, option, self._ground.closed, what="in what programs are shown"
+                )
+        self._roots = self._known_roots()
+
+    def _known_roots(self) -> tuple[Roots, Roots]:
+        if self._roots is None:
+            config = self.chain.config
+            host_roots = Roots(config.host_directories, self._ground)
+            layers = config.runtime_mounts.layers
+            layer_roots = host_roots if layers is None else Roots(layers, self._ground)
+            self._roots = host_roots, layer_roots
+        return self._roots
 
     def _private(self) -> tuple[str, ...]:
         """Return what is never shown inside: what the caller named, and the files of named keys."""
         keys = self.chain.config.runtime_mounts.keys
         files = (key.source for key in keys if os.path.isabs(key.source))
-        return (*self._request.private, *map(os.path.realpath, files))
+        return (
+            *self._request.private,
+            *(mountkeys.key_path(source, self._ground) for source in files),
+        )
 
-    def _show(self, source: str) -> hostdirs.Shown:
-        instance = os.path.realpath(self._request.instance)
-        return hostdirs.find(source, instance=instance, private=self._private())
-
-    def _served(
-        self, target: str, shown: hostdirs.Shown, server: FsServer, index: int
-    ) -> HostMount:
+    def _served(self, target: str, source: str, index: int) -> HostMount:
+        shown, directory = hostdirs.find(source, ground=self._ground, private=self._private())
+        server = self._parts.new_server(f"hostfs {target}")
         orders = Orders(
             HOST,
             host_path=shown.path,
+            host=directory,
             hidden=shown.hidden,
             one_owner=self._parts.sandbox.ids.is_single,
         )
         self.servers[index] = server
         # It opens while everything else goes on; whoever mounts it waits for that.
-        opened = self._parts.loop.start(server.open(orders, stage="config"))
-        return HostMount(target, shown, server, index, opened=opened)
+        opened = self._parts.loop.start(self._open_host(server, orders))
+        return HostMount(target, shown, server, index, opened)
+
+    @staticmethod
+    async def _open_host(server: FsServer, orders: Orders) -> bytes:
+        try:
+            return await server.open(orders, stage="config")
+        finally:
+            orders.close()
 
     async def _mount_init(self, config: BootConfig) -> None:
         parts = self._parts
@@ -237,6 +274,7 @@ class Boot:
             Orders(
                 TRANSIENT,
                 image=self._request.initfs,
+                ground=self._ground,
                 expected_mac=config.init_mac,
                 files=files,
                 one_owner=parts.sandbox.ids.is_single,
@@ -250,16 +288,10 @@ class Boot:
         for line in self._files[1]:
             parts.log("warning", line)
         self.servers[_INIT_FUSE] = parts.init_server
-        take = tuple(
-            Taken(mount.taken, mount.shown.path)
-            for mount in self._host_mounts
-            if mount.server is None
-        )
         await self._switch(
             Tree(
                 _INIT_FUSE,
                 has_id_range=not parts.sandbox.ids.is_single,
-                take=take,
                 terminal=self._request.terminal,
             )
         )
@@ -273,7 +305,6 @@ class Boot:
                 Tree(
                     tree.root_fuse,
                     has_id_range=tree.has_id_range,
-                    take=tree.take,
                     host_directories=tree.host_directories,
                     memory=tree.memory,
                     files=targets,
@@ -358,8 +389,7 @@ class Boot:
         orders = self._root_orders(config, request)
         mac = await self._parts.root_server.open(orders, stage="rootfs")
         for mount in host_mounts:
-            if mount.opened is not None:
-                await mount.opened
+            await mount.opened
         # From here on there is no second try: the chain has its decision, the tree follows it.
         is_previous = self._request.previous is not None and not is_runtime
         self.chain.accept_rootfs(
@@ -380,7 +410,6 @@ class Boot:
 
     def _root_orders(self, config: BootConfig, request: Request) -> Orders:
         wish = request.config or RootConfig()
-        instance = self._request.instance
         fresh = self._request.freshness
         key = volume_key(
             # What is public is the key built in for the configured image, not one init brings.
@@ -392,12 +421,11 @@ class Boot:
         )
         upper = wish.upper if wish.upper is not None else config.upper.source
         is_temporary = config.upper.temporary and wish.upper is None
-        volume = "" if is_temporary else os.path.join(instance, upper)
+        volume = "" if is_temporary else upper
         if wish.lower is not None:
-            image, mac = os.path.join(instance, wish.lower), wish.root_mac
+            image, mac = wish.lower, wish.root_mac
         elif self._request.previous is not None:
-            with keysource.explaining(Path(volume), key.source):
-                mac = self._previous_mac(volume, key.key)
+            mac = self._previous_mac(volume, key)
             image = os.path.join(self._request.previous, mac.hex())
         else:
             image, mac = self._request.rootfs, config.root_mac
@@ -417,26 +445,32 @@ class Boot:
             pin_file=fresh.pin_file or "",
             pin_command=fresh.pin_command or "",
             expect_upper=self._expect_upper,
+            ground=self._ground,
         )
 
-    @staticmethod
-    def _previous_mac(volume: str, key: bytes) -> bytes:
+    def _previous_mac(self, volume: str, key: VolumeKey) -> bytes:
         """Return the root MAC of the image that the writable layer belongs to.
 
         The layer's anchor says it, sealed under the layer's key; that the operator asked for the
         previous image is what allows another one than the measured.
         """
-        from serdab.sefs.volume import bound_lower
+        from serdab.sefs.anchor import read_source
+        from serdab.sefs.hostdir import HostDir
+        from serdab.sefs.volume import bound_lower_in
 
-        return bound_lower(Path(volume), Key(key))
+        with self._ground.directory(volume) as place:
+            directory = HostDir(place.fd, place.path)
+            try:
+                return bound_lower_in(directory, Key(key.key))
+            except WrongKeyError as exc:
+                recorded = read_source(directory)
+                raise keysource.wrong_key(recorded, key.source, subject=exc.subject) from None
 
     def _replace_host_mount(self, source: str, target: str | None) -> tuple[HostMount, ...]:
         """Let init name what the first host directory of the configuration is."""
         if not self._host_mounts:
             raise CallError(errno.ENOENT, "rootfs: hostfs_source is given, no hostfs is configured")
-        shown = self._show(source)
-        server = self._parts.new_server("hostfs")
-        mount = self._served(target or "/host", shown, server, _FIRST_HOST_FUSE)
+        mount = self._served(target or "/host", source, _FIRST_HOST_FUSE)
         return (mount, *self._host_mounts[1:])
 
     def _app_tree(self, config: BootConfig, host_mounts: tuple[HostMount, ...]) -> Tree:
@@ -445,14 +479,7 @@ class Boot:
             has_id_range=not self._parts.sandbox.ids.is_single,
             memory=tuple(Memory(entry.target) for entry in config.mounts if _is_memory(entry)),
             host_directories=tuple(
-                HostDirectory(
-                    mount.target,
-                    fuse=mount.fuse,
-                    taken=mount.taken,
-                    hidden=mount.shown.hidden,
-                    files=mount.shown.files,
-                )
-                for mount in host_mounts
+                HostDirectory(mount.target, mount.fuse) for mount in host_mounts
             ),
             terminal="/dev/console" if self._request.terminal else None,
         )

@@ -1,90 +1,103 @@
 # SPDX-License-Identifier: Apache-2.0
 """Opens a host directory that a program named, if it lies where the measured configuration allows.
 
-Above: ``storage``, ``layers`` (in fs servers). Below: ``hostdirs``.
+Above: ``storage``, ``layers`` (in fs servers). Below: ``ground``, ``hostdirs``.
 
 Security:
-    The directory is opened first, with all links followed, and then asked where it lies. What was
-    checked is the descriptor, and the descriptor is what is used: a path that is renamed, or turned
-    into a link, between check and use leads nowhere else.
+    Each directory on the way is opened from the one before, and what was opened is asked whether it
+    is one of the roots. What was checked is a descriptor, and the descriptor is what is used: a
+    name that is renamed, or turned into a link, leads nowhere else at any moment.
 """
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from serdab.errors import NotAllowedError, UsageError
 from serdab.libos import hostdirs
+from serdab.libos.fields import many, raw, record_of
+from serdab.libos.ground import Ground, LedElsewhere, Way, dump_identities, parse_identities
+from serdab.libos.messages import Value
+from serdab.linux.dirfd import DirFd
+from serdab.linux.outside import Identity
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """An open directory: its descriptor, the real path it had, relative paths to hide in it."""
+    """An open directory, the real path it has, relative paths to hide in it."""
 
-    fd: int
+    directory: DirFd
     path: str
     hidden: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """Where directories may lie: below ``roots``, and nowhere in what is never shown.
+    """Where directories may lie: in ``roots``, and nowhere in what is never shown.
 
-    All are real paths; relative paths of a program start at ``instance``.
+    ``names`` are what the configuration calls the roots, for messages. ``private`` are real paths.
     """
 
-    instance: str
-    roots: tuple[str, ...]
+    roots: frozenset[Identity]
+    names: tuple[str, ...]
     private: tuple[str, ...]
 
-    def enter(self, path: str) -> Place:
-        """Open a directory; the descriptor is the caller's.
+    def enter(self, ground: Ground, path: str) -> Place:
+        """Open a directory; relative paths of a program start at the instance.
 
         Raises:
             UsageError: there is no such directory.
             NotAllowedError: it lies elsewhere.
         """
-        if "\0" in path:
-            raise UsageError("no such host directory", subject=path.replace("\0", "?"))
         try:
-            # O_PATH: whatever lies there, opening it has no effect.
-            fd = os.open(os.path.join(self.instance, path), os.O_PATH | os.O_CLOEXEC)
-        except OSError as exc:
-            raise UsageError(
-                "no such host directory",
-                subject=path,
-                expected="a directory below the instance, or an absolute path",
-                found=os.strerror(exc.errno or 0),
-            ) from None
-        try:
-            return self._check(fd, path)
-        finally:
-            os.close(fd)
+            way = ground.way(path)
+        except LedElsewhere as exc:
+            raise _not_allowed(exc, exc.subject) from None
+        with way:
+            return self._check(ground, way, path)
 
-    def _check(self, fd: int, path: str) -> Place:
-        real = os.readlink(f"/proc/self/fd/{fd}")
-        if not any(hostdirs.is_below(real, root) for root in self.roots):
+    def _check(self, ground: Ground, way: Way, path: str) -> Place:
+        real = way.real()
+        if not way.passes(self.roots):
             raise NotAllowedError(
                 "this host directory is not among those that programs may mount",
                 subject=path,
-                expected="a directory below " + " or ".join(self.roots),
+                expected="a directory below " + " or ".join(map(ground.name, self.names)),
                 found=real,
                 hint="serdab.host_directories in Occlum.json lists them",
             )
         try:
-            shown = hostdirs.show(real, instance=self.instance, private=self.private)
+            hostdirs.refuse_private(way, real, ground=ground, private=self.private)
+            shown = hostdirs.show(real, instance=ground.real("."), private=self.private)
         except UsageError as exc:
-            raise NotAllowedError(
-                exc.message, subject=path, expected=exc.expected, found=real, hint=exc.hint
-            ) from None
-        try:
-            opened = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as exc:
-            raise UsageError(
-                "no such host directory",
-                subject=path,
-                expected="a directory",
-                found=os.strerror(exc.errno or 0),
-            ) from None
-        return Place(opened, real, shown.hidden)
+            raise _not_allowed(exc, path) from None
+        return Place(way.open(path), real, shown.hidden)
+
+    def dump(self) -> dict[str, Value]:
+        """Return the record that travels to an fs server."""
+        return {
+            "roots": dump_identities(self.roots),
+            "names": list(self.names),
+            "private": list(self.private),
+        }
+
+    @classmethod
+    def parse(cls, value: Value) -> Fence:
+        """Return the fence in a record.
+
+        Raises:
+            FormatError: it is not what :meth:`dump` makes.
+        """
+        record: Mapping[str, Value] = record_of(value, "fence")
+        return cls(
+            parse_identities(raw(record, "roots")),
+            tuple(map(str, many(record, "names"))),
+            tuple(map(str, many(record, "private"))),
+        )
+
+
+def _not_allowed(exc: UsageError, subject: str) -> NotAllowedError:
+    return NotAllowedError(
+        exc.message, subject=subject, expected=exc.expected, found=exc.found, hint=exc.hint
+    )

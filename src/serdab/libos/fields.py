@@ -42,8 +42,23 @@ def optional_raw(record: Mapping[str, Value], name: str) -> bytes | None:
 def number(record: Mapping[str, Value], name: str) -> int:
     """Return an integer field, or raise ``FormatError``."""
     value = record.get(name)
-    if not isinstance(value, int):
+    if not isinstance(value, int) or isinstance(value, bool):
         raise FormatError(f"a message lacks the number {name}")
+    return value
+
+
+def flag(record: Mapping[str, Value], name: str) -> bool:
+    """Return true or false, or raise ``FormatError``: what is missing is not false."""
+    value = record.get(name)
+    if not isinstance(value, bool):
+        raise FormatError(f"a message lacks the flag {name}")
+    return value
+
+
+def record_of(value: Value, name: str) -> Mapping[str, Value]:
+    """Return a record within a record, or raise ``FormatError``."""
+    if not isinstance(value, dict):
+        raise FormatError(f"a message lacks the record {name}")
     return value
 
 

@@ -92,7 +92,7 @@ class FsServer:
         if self._is_gone:
             raise self._death()
         self._opened = self._loop.future()
-        self._send(orders.dump())
+        self._send(orders.dump(), orders.fds)
         try:
             return await self._opened
         except Error as exc:

@@ -11,7 +11,8 @@ is written; ``open`` brings orders, answered by ``opened`` or
 says ``closed``. Neither a signal nor the death of the kernel process ends it earlier: late pages
 of mappings are still to be written.
 
-Security: it is non-dumpable before it receives a key, it holds the keys of one file system and
+Security: it is non-dumpable before it receives a key; of the instance's directory it has no
+descriptor but while it opens, unless that is what it serves. It holds the keys of one file system and
 never more than one descriptor of ``/dev/fuse``, of which nobody else holds a copy.
 """
 
@@ -67,8 +68,15 @@ class _Server:
                 case "hold":
                     self._held += fds
                 case "open":
-                    close_all(fds)
-                    self._open(Orders.parse(record))
+                    try:
+                        orders = Orders.parse(record, fds)
+                    except BaseException:
+                        close_all(fds)
+                        raise
+                    try:
+                        self._open(orders)
+                    finally:
+                        orders.close()  # what it opened holds descriptors of its own
                 case "serve" if self._opened is not None and len(fds) == 1:
                     self._serve(fds[0], self._opened)
                     return

@@ -28,6 +28,7 @@ from serdab.libos.early import Early
 from serdab.libos.environment import check_entry_point
 from serdab.libos.fields import byte_strings, number, raw
 from serdab.libos.fsclient import FsServer
+from serdab.libos.ground import Ground
 from serdab.libos.intake import CallError, Look
 from serdab.libos.launcher import SpawnRequest
 from serdab.libos.loop import Loop
@@ -37,6 +38,7 @@ from serdab.libos.notify import Caller, Handlers, Notifications
 from serdab.libos.request import BootRequest, take_key
 from serdab.libos.sandbox import Listeners, Program, Sandbox
 from serdab.libos.streams import Streams
+from serdab.linux.dirfd import DirFd
 from serdab.linux.memory import Memory
 
 _CLOSE_PATIENCE_S: Final = 600.0
@@ -215,11 +217,11 @@ class Kernel:
             return
         record, fds = message
         match record.get("op"):
-            case "boot" if len(fds) >= 3 and self._boot is None:
+            case "boot" if len(fds) >= 4 and self._boot is None:
                 if record.get("key_follows") is True:
                     record["image_key"] = take_key(fds.pop())
-                self._take_lock(fds[3:])
-                self._loop.start(self._run_boot(record, (fds[0], fds[1], fds[2])))
+                self._take_lock(fds[4:])
+                self._loop.start(self._run_boot(record, (fds[0], fds[1], fds[2]), fds[3]))
             case "spawn" if len(fds) == 3:
                 self._loop.start(self._run_spawn(record, (fds[0], fds[1], fds[2])))
             case "terminal":
@@ -236,8 +238,11 @@ class Kernel:
                 close_all(fds)
                 raise FormatError(f"the kernel process does not know {other!r}")
 
-    async def _run_boot(self, record: dict[str, Value], stdio: tuple[int, int, int]) -> None:
+    async def _run_boot(
+        self, record: dict[str, Value], stdio: tuple[int, int, int], instance: int
+    ) -> None:
         try:
+            request = BootRequest.parse(record)
             self._boot = Boot(
                 Parts(
                     self._loop,
@@ -247,8 +252,10 @@ class Kernel:
                     self._new_server,
                     self._log,
                 ),
-                BootRequest.parse(record),
+                request,
                 stdio,
+                # Open from before any program runs until we end: nothing is looked up again.
+                Ground(DirFd(instance, request.instance)),
             )
             await self._boot.run()
         except Error as exc:

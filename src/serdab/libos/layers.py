@@ -8,13 +8,21 @@ process pays only for the kind it serves.
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from serdab.errors import BusyError, FormatError, MeasurementMismatch, WrongKeyError
+from serdab.errors import (
+    BusyError,
+    FormatError,
+    MeasurementMismatch,
+    UsageError,
+    WrongKeyError,
+)
 from serdab.keys import Key
 from serdab.libos.orders import Opened, Orders
 
@@ -50,13 +58,17 @@ def _patiently(orders: Orders, work: Callable[[], T]) -> T:
 
 
 def _directory(orders: Orders, path: str) -> tuple[Dir, str]:
-    """Return the directory and its real path."""
+    """Open a directory; return it and its real path."""
     from serdab.sefs.hostdir import HostDir
 
+    if orders.ground is None:
+        return HostDir.at(Path(path)), os.path.realpath(path)
     if orders.fence is None:
-        return HostDir.at(Path(path)), path
-    place = orders.fence.enter(path)
-    return HostDir(place.fd, place.path), place.path
+        with orders.ground.way(path) as way:
+            label = orders.ground.name(path)
+            return HostDir(way.open(label).fd, label), way.real()
+    place = orders.fence.enter(orders.ground, path)
+    return HostDir(place.directory.fd, place.path), place.path
 
 
 @contextmanager
@@ -200,9 +212,9 @@ def check_existence(orders: Orders) -> None:
     Raises:
         RollbackError: refused.
     """
-    from serdab.trust.freshness import Guard, Watch
+    from serdab.trust.freshness import Guard, NamedHome, Watch
 
-    Guard(orders.volume, Watch(orders.freshness)).check_existence()
+    Guard(NamedHome(Path(orders.volume)).path, Watch(orders.freshness)).check_existence()
 
 
 def open_upper(orders: Orders, lower: Layer) -> tuple[Volume, list[str]]:
@@ -232,7 +244,7 @@ def _open_upper(orders: Orders, lower: Layer) -> tuple[Volume, list[str]]:
     )
     with _explaining(orders, orders.volume):
         watched = open_watched(
-            Path(orders.volume),
+            _Home(orders) if orders.ground is not None else Path(orders.volume),
             watch,
             key=Key(orders.volume_key),
             lower=lower,
@@ -242,6 +254,34 @@ def _open_upper(orders: Orders, lower: Layer) -> tuple[Volume, list[str]]:
         )
     # Its lock lives as long as this process: it hears of the last checkpoint too.
     return watched.volume, watched.notices
+
+
+class _Home:
+    """Where the writable layer lies, from the ground of the orders (``freshness.Home``)."""
+
+    def __init__(self, orders: Orders) -> None:
+        if orders.ground is None:
+            raise FormatError("orders to an fs server name a writable layer without its ground")
+        self._ground = orders.ground
+        self._orders = orders
+        self.path = self._ground.real(orders.volume)
+
+    def find(self) -> Dir | None:
+        """Open the directory, if there is one."""
+        try:
+            return _directory(self._orders, self._orders.volume)[0]
+        except UsageError as exc:
+            cause = exc.__cause__
+            if isinstance(cause, OSError) and cause.errno == errno.ENOENT:
+                return None
+            raise
+
+    def make(self) -> Dir:
+        """Open the directory, made if it is missing."""
+        from serdab.sefs.hostdir import HostDir
+
+        made = self._ground.make(self._orders.volume, mode=0o700)
+        return HostDir(made.fd, self._ground.name(self._orders.volume))
 
 
 def _open_in_fence(
@@ -254,7 +294,7 @@ def _open_in_fence(
         raise FormatError("orders to an fs server name a volume without its key")
     directory, path = _directory(orders, orders.volume)
     try:
-        Guard(path, Watch(orders.freshness)).check_existence()
+        Guard(path, Watch(orders.freshness)).check_existence(directory)
     except BaseException:
         directory.close()
         raise

@@ -9,16 +9,19 @@ gave for the root FS, or read from a file of the host.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from dataclasses import replace
 
 from serdab.config.boot import BootConfig, UpperLayer
 from serdab.config.mounts import AUTOMATIC, IMAGE, NamedKey
-from serdab.errors import Error
+from serdab.errors import Error, UsageError
 from serdab.keys import Key
-from serdab.libos import hostdirs
+from serdab.libos.ground import Ground, Roots
 from serdab.libos.mountrules import Rules, derive_named
 from serdab.libos.volumekey import volume_key
+from serdab.linux.dirfd import word_for
+from serdab.linux.outside import Walk, identity
 from serdab.trust.chain import BootChain
 from serdab.trust.platform import Platform
 
@@ -27,7 +30,9 @@ def make_rules(
     chain: BootChain,
     platform: Platform,
     *,
-    instance: str,
+    ground: Ground,
+    host_roots: Roots,
+    layer_roots: Roots,
     private: tuple[str, ...],
     one_owner: bool,
     accept_rollback: bool,
@@ -47,18 +52,16 @@ def make_rules(
         mrenclave=chain.descriptor.mrenclave(),
     )
     policy = config.runtime_mounts
-    real = os.path.realpath(instance)
-    layers = policy.layers if policy.layers is not None else config.host_directories
     named: dict[str, bytes] = {}
     for entry in policy.keys:
-        raw = _early_key(entry, key.key, log)
+        raw = _early_key(entry, key.key, ground, log)
         if raw is not None:
             named[entry.name] = raw
     return Rules(
         policy,
-        real,
-        tuple(hostdirs.resolve(real, path) for path in config.host_directories),
-        tuple(hostdirs.resolve(real, path) for path in layers),
+        ground,
+        host_roots,
+        layer_roots,
         private,
         one_owner,
         config.freshness,
@@ -87,14 +90,61 @@ def _without_policy(config: BootConfig) -> BootConfig:
     return replace(config, upper=UpperLayer(), builtin_image_key=False)
 
 
-def _early_key(entry: NamedKey, automatic: bytes, log: Callable[[str, str], None]) -> bytes | None:
+def key_path(source: str, ground: Ground) -> str:
+    """Return the real path of a key file, or what the configuration says where there is none."""
+    try:
+        fds = Walk(ground.closed).way(source)
+    except UsageError:
+        return source
+    try:
+        return os.readlink(f"/proc/self/fd/{fds[-1]}")
+    finally:
+        _close(fds)
+
+
+def _early_key(
+    entry: NamedKey, automatic: bytes, ground: Ground, log: Callable[[str, str], None]
+) -> bytes | None:
     if entry.source == AUTOMATIC:
         return derive_named(automatic, entry.name)
     if entry.source == IMAGE:
         return None
     try:
-        with open(entry.source, "rb") as file:
-            return Key.parse(file.read(256).decode("ascii", "replace")).raw()
+        return Key.parse(_read_key(entry.source, ground).decode("ascii", "replace")).raw()
     except (OSError, Error) as exc:
         log("error", f"mount: the key named {entry.name} cannot be read: {exc}")
         return None
+
+
+def _read_key(source: str, ground: Ground) -> bytes:
+    """Return what a key file holds.
+
+    Raises:
+        UsageError: it is no file, lies where programs may write, or the way to it is not to be
+            followed.
+    """
+    fds = Walk(ground.closed).way(source)
+    try:
+        mode = os.fstat(fds[-1]).st_mode
+        if not stat.S_ISREG(mode):
+            # Not opened: a FIFO would have us wait for whoever writes to it.
+            raise UsageError(
+                "not a key file", subject=source, expected="a file", found=word_for(mode)
+            )
+        if any(identity(fd) in ground.closed for fd in fds[:-1]):
+            raise UsageError(
+                "a key in reach of programs is none",
+                subject=source,
+                expected="a file outside the instance and of what programs are shown",
+                found="one within",
+                hint="whoever writes there would choose the key",
+            )
+        with open(f"/proc/self/fd/{fds[-1]}", "rb", buffering=0) as file:
+            return file.read(256)
+    finally:
+        _close(fds)
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)

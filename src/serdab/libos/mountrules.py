@@ -17,6 +17,7 @@ from typing import Final
 from serdab.config.mounts import MountPolicy
 from serdab.keys import KEY_BYTES
 from serdab.libos.fence import Fence
+from serdab.libos.ground import Ground, Roots
 from serdab.libos.hostdirs import is_below
 from serdab.libos.keysource import NAMED, USER, KeySource
 from serdab.libos.mountcall import (
@@ -44,14 +45,14 @@ READ_ONLY: Final = 0x01
 class Rules:
     """The measured policy with everything that an order needs.
 
-    ``host_roots`` and ``layer_roots`` are real paths. ``automatic_key`` is the platform's key for
+    ``ground`` and the roots are the boot's, which closes them. ``automatic_key`` is the platform's key for
     this instance; ``named_keys`` holds those of the policy that are there by now.
     """
 
     policy: MountPolicy
-    instance: str
-    host_roots: tuple[str, ...]
-    layer_roots: tuple[str, ...]
+    ground: Ground
+    host_roots: Roots
+    layer_roots: Roots
     private: tuple[str, ...]
     one_owner: bool
     freshness: str
@@ -126,7 +127,8 @@ def orders(rules: Rules, call: MountCall, *, patience_ms: int) -> Orders | None:
             HOST,
             host_path=call.options["dir"],
             one_owner=rules.one_owner,
-            fence=Fence(rules.instance, rules.host_roots, rules.private),
+            ground=rules.ground,
+            fence=_fence(rules, rules.host_roots),
         )
     key, source = _key(rules, call)
     is_union = call.type == "unionfs"
@@ -144,9 +146,14 @@ def orders(rules: Rules, call: MountCall, *, patience_ms: int) -> Orders | None:
         freshness=rules.freshness,
         accept_rollback=rules.accept_rollback,
         conf_mac=rules.conf_mac,
-        fence=Fence(rules.instance, rules.layer_roots, rules.private),
+        ground=rules.ground,
+        fence=_fence(rules, rules.layer_roots),
         patience_ms=patience_ms,
     )
+
+
+def _fence(rules: Rules, roots: Roots) -> Fence:
+    return Fence(roots.identities, roots.names, rules.private)
 
 
 def _key(rules: Rules, call: MountCall) -> tuple[bytes | None, bytes]:

@@ -7,14 +7,16 @@ Above: ``fsclient``, ``storage``, ``layers``. Below: ``fence``, ``messages``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from serdab.errors import FormatError
 from serdab.libos.fence import Fence
-from serdab.libos.fields import many, number, optional_raw, raw, text
+from serdab.libos.fields import flag, many, number, optional_raw, raw, record_of, text
+from serdab.libos.ground import Ground, parse_identities
 from serdab.libos.messages import Value
+from serdab.linux.dirfd import DirFd
 from serdab.vfs.api import FileSystem
 
 #: A read-only image under a writable layer in memory: the init FS.
@@ -33,12 +35,14 @@ class Orders:
 
     ``source`` is what the volume remembers in clear about where its key comes from. ``files`` are
     put into the writable layer before it is served: absolute path to content, mode 0400.
-    ``image`` may be a volume too, which is then read only. With ``fence`` every directory must
+    ``image`` may be a volume too, which is then read only. With ``ground`` paths are opened from
+    the instance's descriptor; without, they are the host's own. With ``fence`` every directory must
     exist and lie where the fence allows, and one that is empty becomes a new file system.
     ``hidden`` are relative paths of a host directory that are shown empty. With ``one_owner``
     everything is shown as owned by the inner root. ``max_bytes`` is the most that live data of the
     volume may take; 0: no limit but the host's. ``commit_ms``: a change waits no longer for a
     commit; 0: until something asks for one. ``read_only``: the volume exists, and stays as it is.
+    ``host`` is the host directory, open: whoever parsed the orders owns it, and ``ground``.
     From ``freshness`` on: how the volume is watched (``trust.freshness``).
     """
 
@@ -64,12 +68,27 @@ class Orders:
     expect_upper: bytes = b""
     fence: Fence | None = None
     patience_ms: int = 0
+    ground: Ground | None = None
+    host: DirFd | None = None
 
     def __repr__(self) -> str:
         return f"Orders(kind={self.kind!r}, image={self.image!r}, volume={self.volume!r})"
 
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """The descriptors that travel beside the record."""
+        ground = () if self.ground is None else (self.ground.instance.fd,)
+        return ground if self.host is None else (*ground, self.host.fd)
+
+    def close(self) -> None:
+        """Close the descriptors; what was opened from them is not theirs."""
+        if self.ground is not None:
+            self.ground.close()
+        if self.host is not None:
+            self.host.close()
+
     def dump(self) -> dict[str, Value]:
-        """Return the record that travels to the fs server."""
+        """Return the record that travels to the fs server, beside ``fds``."""
         return {
             "op": "open",
             "kind": self.kind,
@@ -92,19 +111,22 @@ class Orders:
             "pin_file": self.pin_file,
             "pin_command": self.pin_command,
             "expect_upper": self.expect_upper,
-            "fence": None
-            if self.fence is None
-            else [self.fence.instance, list(self.fence.roots), list(self.fence.private)],
+            "fence": None if self.fence is None else self.fence.dump(),
             "patience_ms": self.patience_ms,
+            "ground": None
+            if self.ground is None
+            else {"path": self.ground.instance.path, "closed": self.ground.dump_closed()},
+            "has_host": self.host is not None,
         }
 
     @classmethod
-    def parse(cls, record: Mapping[str, Value]) -> Orders:
-        """Return the orders in a record.
+    def parse(cls, record: Mapping[str, Value], fds: Sequence[int] = ()) -> Orders:
+        """Return the orders in a record; the descriptors are theirs, or the caller's if it fails.
 
         Raises:
             FormatError: it is not what :meth:`dump` makes.
         """
+        ground, host = _descriptors(record, fds)
         files = record.get("files")
         if not isinstance(files, dict):
             raise FormatError("orders to an fs server are malformed")
@@ -119,29 +141,38 @@ class Orders:
             files={str(name): bytes(content) for name, content in files.items()},
             host_path=text(record, "host_path"),
             hidden=tuple(str(item) for item in many(record, "hidden")),
-            one_owner=record.get("one_owner") is True,
+            one_owner=flag(record, "one_owner"),
             max_bytes=number(record, "max_bytes"),
             commit_ms=number(record, "commit_ms"),
-            read_only=record.get("read_only") is True,
+            read_only=flag(record, "read_only"),
             freshness=text(record, "freshness"),
             conf_mac=raw(record, "conf_mac"),
-            accept_rollback=record.get("accept_rollback") is True,
+            accept_rollback=flag(record, "accept_rollback"),
             pin_file=text(record, "pin_file"),
             pin_command=text(record, "pin_command"),
             expect_upper=raw(record, "expect_upper"),
-            fence=_fence(record.get("fence")),
+            fence=None if record.get("fence") is None else Fence.parse(record["fence"]),
             patience_ms=number(record, "patience_ms"),
+            ground=ground,
+            host=host,
         )
 
 
-def _fence(value: Value) -> Fence | None:
-    match value:
-        case None:
-            return None
-        case [str() as instance, list() as roots, list() as private]:
-            return Fence(instance, tuple(map(str, roots)), tuple(map(str, private)))
-        case _:
-            raise FormatError("orders to an fs server: fence is malformed")
+def _descriptors(
+    record: Mapping[str, Value], fds: Sequence[int]
+) -> tuple[Ground | None, DirFd | None]:
+    left = list(fds)
+    described = record.get("ground")
+    has_host = flag(record, "has_host")
+    if len(left) != (described is not None) + has_host:
+        raise FormatError("orders to an fs server lack a descriptor, or have one too many")
+    ground = None
+    if described is not None:
+        fields = record_of(described, "ground")
+        closed = parse_identities(raw(fields, "closed"))
+        ground = Ground(DirFd(left.pop(0), text(fields, "path")), closed)
+    host = DirFd(left.pop(0), text(record, "host_path")) if has_host else None
+    return ground, host
 
 
 @dataclass(frozen=True, slots=True)

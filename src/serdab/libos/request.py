@@ -13,7 +13,16 @@ from typing import Final
 
 from serdab.errors import FormatError, UsageError
 from serdab.keys import KEY_BYTES, Key
-from serdab.libos.fields import byte_strings, many, number, optional_raw, optional_text, raw, text
+from serdab.libos.fields import (
+    byte_strings,
+    flag,
+    many,
+    number,
+    optional_raw,
+    optional_text,
+    raw,
+    text,
+)
 from serdab.libos.messages import Value
 
 
@@ -48,7 +57,7 @@ class Freshness:
             FormatError: it is not what :meth:`dump` makes.
         """
         return cls(
-            accept_rollback=record.get("accept_rollback") is True,
+            accept_rollback=flag(record, "accept_rollback"),
             pin_file=optional_text(record, "pin_file"),
             pin_command=optional_text(record, "pin_command"),
             expect_upper=optional_text(record, "expect_upper"),
@@ -76,17 +85,15 @@ class Freshness:
                     hint="it is run as CMD get UUID and as CMD put UUID POSITION",
                 )
             command = os.path.abspath(found)
-        inside = os.path.realpath(instance) + os.sep
-        for option, path in (("--pin-file", file), ("--pin-command", command)):
-            if path is not None and os.path.realpath(path).startswith(inside):
-                raise UsageError(
-                    "a pin in the instance protects nothing",
-                    subject=option,
-                    expected="a path that the storage of the instance cannot reach",
-                    found=path,
-                    hint="whoever rolls the instance back would roll the pin back with it",
-                )
-        return replace(self, pin_file=file, pin_command=command)
+        if file is None and command is None:
+            return self
+        from serdab.libos.pinplace import placed_outside
+
+        return replace(
+            self,
+            pin_file=placed_outside(file, "--pin-file", instance),
+            pin_command=placed_outside(command, "--pin-command", instance),
+        )
 
 
 #: No pin beside the record, and nothing older accepted.
@@ -118,7 +125,7 @@ def take_key(fd: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class BootRequest:
-    """One boot. Paths are absolute.
+    """One boot. Paths of the instance are relative to it; its descriptor travels beside this.
 
     ``previous`` holds images by their root MAC: the root FS is the one that the writable layer
     belongs to. ``private`` are paths that are never shown inside. ``terminal`` is the path of

@@ -67,11 +67,14 @@ def _open_sealed(orders: Orders) -> Opened:
 def _open_host(orders: Orders) -> FileSystem:
     from serdab.vfs.hostfs import HostFs, Owners
 
-    root: str | int = orders.host_path
     names = orders.hidden
-    if orders.fence is not None:
-        place = orders.fence.enter(orders.host_path)
-        root, names = place.fd, place.hidden
+    if orders.fence is not None and orders.ground is not None:
+        place = orders.fence.enter(orders.ground, orders.host_path)
+        root, names = place.directory.fd, place.hidden
+    elif orders.host is not None:
+        root = os.dup(orders.host.fd)  # close-on-exec (PEP 446), and the file system's own
+    else:
+        raise FormatError("orders to an fs server name a host directory without its descriptor")
     hidden = [os.fsencode(item) for item in names]
     uid, gid = os.geteuid(), os.getegid()
     if uid == 0:

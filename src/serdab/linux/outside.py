@@ -70,6 +70,16 @@ class Walk:
             os.close(fd)
         return DirFd(opened, path)
 
+    def way(self, path: str, *, base: DirFd | None = None) -> list[int]:
+        """Open what is there, and each directory on the way; return the descriptors (O_PATH).
+
+        The first is the root, the last what was named, of any kind; they are the caller's.
+
+        Raises:
+            UsageError: as :meth:`directory`.
+        """
+        return self._walk(path, base)
+
     def file(self, path: str, flags: int = os.O_RDONLY) -> int:
         """Open a file that the command line names; it may be a pipe, so its kind is not judged.
 
@@ -84,6 +94,13 @@ class Walk:
             os.close(fd)
 
     def _open(self, path: str, base: DirFd | None, *, last_may_be_magic: bool = False) -> int:
+        stack = self._walk(path, base, last_may_be_magic=last_may_be_magic)
+        opened = stack.pop()
+        for fd in stack:
+            os.close(fd)
+        return opened
+
+    def _walk(self, path: str, base: DirFd | None, *, last_may_be_magic: bool = False) -> list[int]:
         if "\0" in path or not path:
             raise _refused(path.replace("\0", "?"), "a path", "none")
         stack: list[int] = []
@@ -93,12 +110,13 @@ class Walk:
             else:
                 stack += _way_to(os.curdir if base is None else base.fd)
             self._follow(stack, path, path, last_may_be_magic=last_may_be_magic)
-            return stack.pop()
-        except OSError as exc:
-            raise _refused(path, "a path to something", os.strerror(exc.errno or 0)) from exc
-        finally:
+        except BaseException as exc:
             for fd in stack:
                 os.close(fd)
+            if not isinstance(exc, OSError):
+                raise
+            raise _refused(path, "a path to something", os.strerror(exc.errno or 0)) from exc
+        return stack
 
     def _follow(self, stack: list[int], way: str, path: str, *, last_may_be_magic: bool) -> None:
         """Walk ``way`` from the top of the stack: the directories from the root down."""

@@ -20,6 +20,7 @@ from serdab.keys import Key
 from serdab.libos.begin import Begun
 from serdab.libos.caller import current_umask, open_descriptors, require_key, terminal
 from serdab.libos.request import NOTHING_PINNED, BootRequest, Freshness
+from serdab.linux.dirfd import DirFd
 from serdab.pal.running import Pal
 from serdab.trust.codetree import package_root
 
@@ -121,14 +122,19 @@ def _init(
 ) -> Pal:
     place = Instance.open_built(instance)
     freshness = freshness.placed_outside(place.path)
-    lock = lock_run(place, on_wait=lambda line: say("notice", line), is_wanted=is_wanted)
+    root = DirFd.at(place.path)
+    try:
+        lock = lock_run(place, on_wait=lambda line: say("notice", line), is_wanted=is_wanted)
+    except BaseException:
+        root.close()
+        raise
     try:
         request = BootRequest(
             instance=place.path,
             descriptor=place.read(layout.DESCRIPTOR),
             config=place.read(layout.PROTECTED_CONFIG),
-            initfs=place.at(layout.INITFS),
-            rootfs=place.at(layout.IMAGE),
+            initfs=layout.INITFS,
+            rootfs=layout.IMAGE,
             private=(*_private_directories(), *map(os.path.realpath, private)),
             environment=tuple(
                 os.fsencode(f"{name}={value}")
@@ -139,7 +145,7 @@ def _init(
             expect_signer=expect_signer,
             expect_root=expect_root,
             terminal=terminal(),
-            previous=place.at(layout.PREVIOUS) if previous else None,
+            previous=layout.PREVIOUS if previous else None,
             freshness=freshness,
         )
         pal = Pal(begun, say, lock.hand_use_on())
@@ -149,7 +155,7 @@ def _init(
                 on_started(pal)
             # The lock is the kernel process's from here on: it lasts as long as the instance.
             record = request.dump()
-            fds: tuple[int, ...] = (*descriptors.fds, lock.fd)
+            fds: tuple[int, ...] = (*descriptors.fds, root.fd, lock.fd)
             if image_key_fd >= 0:
                 record["key_follows"] = True
                 fds = (*fds, image_key_fd)
@@ -162,6 +168,7 @@ def _init(
         return pal
     finally:
         lock.close()
+        root.close()
 
 
 def _private_directories() -> tuple[str, ...]:

@@ -473,17 +473,23 @@ def bound_lower(path: Path, key: Key) -> bytes:
     """
     directory = HostDir.at(path)
     try:
-        file = directory.open(ANCHOR_NAME)
-    except FileNotFoundError:
-        raise UsageError("no writable layer yet", subject=str(path)) from None
+        return bound_lower_in(directory, key)
     finally:
         directory.close()
+
+
+def bound_lower_in(directory: Dir, key: Key) -> bytes:
+    """Return what :func:`bound_lower` does for an open directory, which stays the caller's."""
     try:
-        lower = load_anchor(file, key, str(path))[0].state.lower
+        file = directory.open(ANCHOR_NAME)
+    except FileNotFoundError:
+        raise UsageError("no writable layer yet", subject=directory.label) from None
+    try:
+        lower = load_anchor(file, key, directory.label)[0].state.lower
     finally:
         file.close()
     if not lower:
-        raise UsageError("the volume belongs to no image", subject=str(path))
+        raise UsageError("the volume belongs to no image", subject=directory.label)
     return lower[0]
 
 

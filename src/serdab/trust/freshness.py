@@ -44,14 +44,15 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, final
+from typing import Final, Protocol, final
 
-from serdab.errors import Error, FsError, MeasurementMismatch, RollbackError
+from serdab.errors import Error, FsError, MeasurementMismatch, RollbackError, UsageError
 from serdab.keys import Key
 from serdab.sefs.anchor import ANCHOR_NAME
+from serdab.sefs.hostdir import Dir, HostDir
 from serdab.sefs.limits import DEFAULT_LIMITS, VolumeLimits
 from serdab.sefs.position import Order, Position
-from serdab.sefs.volume import Volume, open_volume
+from serdab.sefs.volume import Volume, open_volume_in
 from serdab.trust import records
 from serdab.trust.pins import Pin, PinCommand, PinFile
 from serdab.vfs.layer import Layer
@@ -91,8 +92,43 @@ class Watched:
     notices: list[str]
 
 
+class Home(Protocol):
+    """The place of a volume: opened, or made, from a descriptor.
+
+    ``path`` is the real one, by which it is remembered; nothing is opened by it.
+    """
+
+    path: str
+
+    def find(self) -> Dir | None:
+        """Open the directory; None if there is none."""
+        ...
+
+    def make(self) -> Dir:
+        """Open the directory, made if it is missing."""
+        ...
+
+
+@final
+class NamedHome:
+    """A place that a verb on the host named."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.path = os.path.realpath(path)
+
+    def find(self) -> Dir | None:
+        """See :class:`Home`."""
+        return HostDir.at(self._path) if os.path.lexists(self._path) else None
+
+    def make(self) -> Dir:
+        """See :class:`Home`."""
+        self._path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return HostDir.at(self._path)
+
+
 def open_watched(
-    path: Path,
+    where: Path | Home,
     watch: Watch,
     *,
     key: Key,
@@ -108,12 +144,21 @@ def open_watched(
     Raises:
         Error: as ``sefs.volume.open_volume`` and :meth:`Guard.admit` say.
     """
-    guard = Guard(str(path), watch)
-    guard.check_existence()
-    if not read_only:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    volume = open_volume(
-        path,
+    home = NamedHome(where) if isinstance(where, Path) else where
+    guard = Guard(home.path, watch)
+    directory = home.find()
+    try:
+        guard.check_existence(directory)
+        if directory is None:
+            if read_only:
+                raise UsageError("no such host directory", subject=home.path)
+            directory = home.make()
+    except BaseException:
+        if directory is not None:
+            directory.close()
+        raise
+    volume = open_volume_in(
+        directory,
         key=key,
         lower=lower,
         create=not read_only,
@@ -138,7 +183,7 @@ def refusal_of(path: Path, policy: str, volume: Volume | None) -> RollbackError 
     Raises:
         VerificationError: the record cannot be read.
     """
-    guard = Guard(str(path), Watch(policy))
+    guard = Guard(os.path.realpath(path), Watch(policy))
     try:
         if volume is None:
             guard.check_existence()
@@ -151,7 +196,10 @@ def refusal_of(path: Path, policy: str, volume: Volume | None) -> RollbackError 
 
 @final
 class Guard:
-    """Watches over one volume from before it is opened until the process ends, or ``close``."""
+    """Watches over one volume from before it is opened until the process ends, or ``close``.
+
+    ``path`` is the real one (:class:`Home`).
+    """
 
     def __init__(self, path: str, watch: Watch) -> None:
         self._path = path
@@ -168,16 +216,20 @@ class Guard:
         self._told_epoch = -1
         self._path_is_noted = False
 
-    def check_existence(self) -> None:
-        """Refuse a directory without a volume where one was before. Called before it is opened.
+    def check_existence(self, directory: Dir | None = None) -> None:
+        """Refuse a directory without a volume where one was before.
+
+        ``directory``: what is there, open; None where there is no volume.
 
         Raises:
             RollbackError: refused.
             VerificationError: the record cannot be read.
         """
-        if self._watch.policy == OFF or os.path.lexists(os.path.join(self._path, ANCHOR_NAME)):
+        if self._watch.policy == OFF:
             return
-        uuid = records.volume_at(self._path)
+        if directory is not None and ANCHOR_NAME in directory.names():
+            return
+        uuid = records.volume_at_real(self._path)
         if uuid is None:
             return
         record = records.load_record(uuid)
@@ -292,7 +344,7 @@ class Guard:
         return lines
 
     def _check_path(self, position: Position) -> list[str]:
-        known = records.volume_at(self._path)
+        known = records.volume_at_real(self._path)
         if known is None or known == position.uuid:
             return []
         return [
@@ -410,13 +462,13 @@ class Guard:
                 position,
                 root_mac=volume.durable_mac,
                 conf_mac=self._watch.conf_mac,
-                path=records.shown(os.path.realpath(self._path)),
+                path=records.shown(self._path),
                 floor=self._floor,
             )
         )
         if not self._path_is_noted:
-            if records.volume_at(self._path) != position.uuid:
-                records.remember_path(self._path, position.uuid)
+            if records.volume_at_real(self._path) != position.uuid:
+                records.remember_real_path(self._path, position.uuid)
             self._path_is_noted = True
         for pin in self._pins:
             pin.put(position)

@@ -126,6 +126,14 @@ def volume_at(path: str) -> bytes | None:
     Raises:
         VerificationError: the note is there and cannot be read.
     """
+    return volume_at_real(os.path.realpath(path))
+
+
+def volume_at_real(path: str) -> bytes | None:
+    """Do as :func:`volume_at` for a path that the kernel gave for an open directory.
+
+    It is not looked up again: what lies there may be another directory by now.
+    """
     top = _load(_note(path))
     if top is None:
         return None
@@ -137,15 +145,20 @@ def volume_at(path: str) -> bytes | None:
 
 def remember_path(path: str, uuid: bytes) -> None:
     """Note which volume lies at a host path; durable on return."""
+    remember_real_path(os.path.realpath(path), uuid)
+
+
+def remember_real_path(path: str, uuid: bytes) -> None:
+    """Do as :func:`remember_path` for a path as :func:`volume_at_real` takes it."""
     note = _note(path)
     make_private(os.path.dirname(note))
-    value = {"format": FORMAT, "path": shown(os.path.realpath(path)), "uuid": uuid.hex()}
+    value = {"format": FORMAT, "path": shown(path), "uuid": uuid.hex()}
     write_durably(note, _dump(value))
 
 
 def forget_path(path: str) -> None:
     """Let the next volume at a host path be a new one; what lay there stays known by its uuid."""
-    note = _note(path)
+    note = _note(os.path.realpath(path))
     with contextlib.suppress(FileNotFoundError):
         os.unlink(note)
         sync_directory(os.path.dirname(note))
@@ -165,7 +178,7 @@ def discard(path: str) -> bool:
     here = shown(os.path.realpath(path))
     if record is not None and record.path == here:
         store_record(replace(record, discarded=True))
-    known = os.path.lexists(_note(path))
+    known = os.path.lexists(_note(os.path.realpath(path)))
     forget_path(path)
     return known
 
@@ -236,8 +249,8 @@ def _volume_dir(uuid: bytes) -> str:
     return os.path.join(_volumes(), uuid.hex())
 
 
-def _note(path: str) -> str:
-    name = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()
+def _note(real_path: str) -> str:
+    name = hashlib.sha256(os.fsencode(real_path)).hexdigest()
     return os.path.join(_volumes(), f"at-{name}.json")
 
 

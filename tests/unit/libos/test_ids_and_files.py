@@ -82,10 +82,6 @@ class TestHostDirectories:
         with pytest.raises(UsageError):
             self.show(path)
 
-    def test_a_relative_source_is_the_instance_s(self, tmp_path_factory: object) -> None:
-        assert hostdirs.resolve("/srv/i", "data/../x") == "/srv/i/x"
-        assert hostdirs.resolve("/srv/i", "/etc") == "/etc"
-
 
 class TestHostFiles:
     @pytest.mark.parametrize(
