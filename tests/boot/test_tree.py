@@ -17,8 +17,12 @@ pytestmark = [pytest.mark.fuse, pytest.mark.userns]
 
 
 class TestHostDirectory:
-    def test_the_instance_directory_is_shown(self, hosted: Box) -> None:
-        assert "Occlum.json" in hosted.out("/bin/ls", "/host").split()
+    def test_the_instance_directory_is_shown_without_what_later_verbs_obey(
+        self, hosted: Box
+    ) -> None:
+        (hosted.path / "passed").touch()
+        assert hosted.out("/bin/ls", "-A", "/host").split() == ["build", "passed", "run"]
+        (hosted.path / "passed").unlink()
 
     @pytest.mark.parametrize("name", ["build", "run"])
     def test_build_and_run_are_empty(self, hosted: Box, name: str) -> None:

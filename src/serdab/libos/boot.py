@@ -33,7 +33,7 @@ from serdab.libos.orders import HOST, TRANSIENT, UNION, Orders
 from serdab.libos.request import BootRequest, parse_mac
 from serdab.libos.rootconfig import Request, RootConfig, read_request
 from serdab.libos.sandbox import Sandbox
-from serdab.libos.tree import HostDirectory, Memory, Taken, TextFile, Tree
+from serdab.libos.tree import HostDirectory, Memory, TextFile, Tree
 from serdab.libos.volumekey import check_key_fits, volume_key
 from serdab.linux.process import sealed_file
 from serdab.trust import platform
@@ -65,10 +65,9 @@ class HostMount:
 
     target: str
     shown: hostdirs.Shown
-    server: FsServer | None
-    fuse: int | None
-    taken: int = 0
-    opened: Task[bytes] | None = None
+    server: FsServer
+    fuse: int
+    opened: Task[bytes]
 
 
 class Boot:
@@ -169,7 +168,7 @@ class Boot:
     async def _enter(self, config: BootConfig) -> None:
         self._host_mounts = self._prepare_host_mounts(config)
         fuse_count = _FIRST_HOST_FUSE + 1  # one for a host directory that init may name
-        fuse_count += sum(1 for mount in self._host_mounts if mount.fuse is not None)
+        fuse_count += len(self._host_mounts)
         limits = config.limits
         await self._parts.sandbox.enter()
         line = await self._parts.sandbox.set_up(
@@ -186,22 +185,20 @@ class Boot:
             self._parts.log("warning", line)
 
     def _prepare_host_mounts(self, config: BootConfig) -> tuple[HostMount, ...]:
-        """Decide about the configured host directories, and start those servers that take part.
+        """Decide about the configured host directories, and start their servers.
 
-        Run by root, a program must not get at the host's files with the host's own ownership, so a
-        server of ours stands in between; run by an ordinary user, a bind mount is as good.
+        A server of ours stands in between for every caller: run by root, a program must not get at
+        the host's files with the host's own ownership; and a bind mount hides directory entries,
+        not names, so what the host replaces would come into view (rename(2) over a mount point of
+        another mount namespace).
         """
         out: list[HostMount] = []
         for entry in config.mounts:
-            if entry.type != "hostfs":
-                continue
-            shown = self._show(entry.source or ".")
-            if os.geteuid() == 0:
-                index = _FIRST_HOST_FUSE + 1 + len(out)
+            if entry.type == "hostfs":
+                shown = self._show(entry.source or ".")
                 server = self._parts.new_server(f"hostfs {entry.target}")
+                index = _FIRST_HOST_FUSE + 1 + len(out)
                 out.append(self._served(entry.target, shown, server, index))
-            else:
-                out.append(HostMount(entry.target, shown, None, None, taken=len(out)))
         return tuple(out)
 
     def _private(self) -> tuple[str, ...]:
@@ -221,12 +218,14 @@ class Boot:
             HOST,
             host_path=shown.path,
             hidden=shown.hidden,
+            instance=shown.instance,
+            read_only=shown.read_only,
             one_owner=self._parts.sandbox.ids.is_single,
         )
         self.servers[index] = server
         # It opens while everything else goes on; whoever mounts it waits for that.
         opened = self._parts.loop.start(server.open(orders, stage="config"))
-        return HostMount(target, shown, server, index, opened=opened)
+        return HostMount(target, shown, server, index, opened)
 
     async def _mount_init(self, config: BootConfig) -> None:
         parts = self._parts
@@ -250,16 +249,10 @@ class Boot:
         for line in self._files[1]:
             parts.log("warning", line)
         self.servers[_INIT_FUSE] = parts.init_server
-        take = tuple(
-            Taken(mount.taken, mount.shown.path)
-            for mount in self._host_mounts
-            if mount.server is None
-        )
         await self._switch(
             Tree(
                 _INIT_FUSE,
                 has_id_range=not parts.sandbox.ids.is_single,
-                take=take,
                 terminal=self._request.terminal,
             )
         )
@@ -273,7 +266,6 @@ class Boot:
                 Tree(
                     tree.root_fuse,
                     has_id_range=tree.has_id_range,
-                    take=tree.take,
                     host_directories=tree.host_directories,
                     memory=tree.memory,
                     files=targets,
@@ -358,8 +350,7 @@ class Boot:
         orders = self._root_orders(config, request)
         mac = await self._parts.root_server.open(orders, stage="rootfs")
         for mount in host_mounts:
-            if mount.opened is not None:
-                await mount.opened
+            await mount.opened
         # From here on there is no second try: the chain has its decision, the tree follows it.
         is_previous = self._request.previous is not None and not is_runtime
         self.chain.accept_rootfs(
@@ -445,13 +436,7 @@ class Boot:
             has_id_range=not self._parts.sandbox.ids.is_single,
             memory=tuple(Memory(entry.target) for entry in config.mounts if _is_memory(entry)),
             host_directories=tuple(
-                HostDirectory(
-                    mount.target,
-                    fuse=mount.fuse,
-                    taken=mount.taken,
-                    hidden=mount.shown.hidden,
-                    files=mount.shown.files,
-                )
+                HostDirectory(mount.target, mount.fuse, read_only=mount.shown.read_only)
                 for mount in host_mounts
             ),
             terminal="/dev/console" if self._request.terminal else None,

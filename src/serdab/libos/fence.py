@@ -20,11 +20,15 @@ from serdab.libos import hostdirs
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """An open directory: its descriptor, the real path it had, relative paths to hide in it."""
+    """An open directory: its descriptor, the real path it had, what is hidden in it.
+
+    ``hidden`` and ``instance`` as in ``hostdirs.Shown``.
+    """
 
     fd: int
     path: str
     hidden: tuple[str, ...]
+    instance: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,4 +91,4 @@ class Fence:
                 expected="a directory",
                 found=os.strerror(exc.errno or 0),
             ) from None
-        return Place(opened, real, shown.hidden)
+        return Place(opened, real, shown.hidden, shown.instance)

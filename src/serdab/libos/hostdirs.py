@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which host directories may be shown inside, and what of them is hidden. It only looks, at paths.
 
-Above: ``boot``, ``rootfs``. Never reachable through a host directory: the instance's build/ and
-run/, the user's state, cache and runtime directories (keys, records, sockets), our own code, and
-the file of the image key that was given.
+Above: ``boot``, ``rootfs``. Below: ``config.names``. Never reachable through a host directory: what
+verbs on the host read or write in an instance directory, this one or another; the user's state,
+cache, configuration and runtime directories (keys, records, signers, sockets), our own code, and
+the files that were named to the command. How it is hidden while programs run: ``vfs.hiding``.
 """
 
 from __future__ import annotations
@@ -11,22 +12,22 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from serdab.config.names import CONFIG, DESCRIPTOR, SHOWN_ON_REQUEST, fold, is_reserved
 from serdab.errors import UsageError
-
-#: Below the instance directory; shown empty.
-HIDDEN_IN_INSTANCE = ("build", "run")
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
     """A host directory to show: its real path, and relative paths to hide.
 
-    ``files`` are those of ``hidden`` that are no directories: a mount covers like with like.
+    ``instance`` is the relative path of this instance, ``.`` for the directory itself; empty: it
+    does not lie there. ``read_only``: a source tree, shown because the configuration names it.
     """
 
     path: str
     hidden: tuple[str, ...]
-    files: frozenset[str] = frozenset()
+    instance: str = ""
+    read_only: bool = False
 
 
 def is_below(path: str, directory: str) -> bool:
@@ -55,19 +56,23 @@ def find(source: str, *, instance: str, private: tuple[str, ...]) -> Shown:
             found="something else" if os.path.lexists(path) else "nothing",
             hint="make it, or take its mount out of Occlum.json and build",
         )
-    return show(path, instance=instance, private=private)
+    named = (path, os.path.normpath(os.path.join(instance, source)))
+    read_only = any(os.path.join(instance, name) in named for name in SHOWN_ON_REQUEST)
+    return show(path, instance=instance, private=private, read_only=read_only)
 
 
-def show(path: str, *, instance: str, private: tuple[str, ...]) -> Shown:
+def show(path: str, *, instance: str, private: tuple[str, ...], read_only: bool = False) -> Shown:
     """Decide about a host directory; all paths are real paths.
+
+    ``read_only``: the configuration names a source tree, which programs cannot do.
 
     Raises:
         UsageError: it lies inside something that is never shown.
     """
-    protected = (*(os.path.join(instance, name) for name in HIDDEN_IN_INSTANCE), *private)
-    hidden: list[str] = []
-    files: set[str] = set()
-    for item in protected:
+    inner = reserved_part(path, instance)
+    if read_only and inner == path and os.path.basename(path) in SHOWN_ON_REQUEST:
+        inner = None
+    for item in (*private, *(() if inner is None else (inner,))):
         if is_below(path, item):
             raise UsageError(
                 "this host directory is never shown to programs",
@@ -75,11 +80,28 @@ def show(path: str, *, instance: str, private: tuple[str, ...]) -> Shown:
                 subject=path,
                 expected="a directory outside " + item,
                 found=path,
-                hint="keys, records, images and our own code stay outside the sandbox",
+                hint="keys, records, images, sources and our own code stay outside the sandbox",
             )
-        if is_below(item, path):
-            relative = os.path.relpath(item, path)
-            hidden.append(relative)
-            if os.path.exists(item) and not os.path.isdir(item):
-                files.add(relative)
-    return Shown(path, tuple(hidden), frozenset(files))
+    hidden = tuple(os.path.relpath(item, path) for item in private if is_below(item, path))
+    below = os.path.relpath(instance, path) if is_below(instance, path) else ""
+    return Shown(path, hidden, below, read_only)
+
+
+def reserved_part(path: str, instance: str) -> str | None:
+    """Return the first part of a path that is one of an instance's own names, or None.
+
+    An instance may lie below another's image: what is below ``instance`` is judged by it alone.
+    """
+    at = instance if is_below(path, instance) else "/"
+    rest = os.path.relpath(path, at)
+    for part in [] if rest == "." else rest.split("/"):
+        directory, at = at, os.path.join(at, part)
+        if is_reserved(fold(os.fsencode(part))) and (
+            directory == instance or _is_instance(directory)
+        ):
+            return at
+    return None
+
+
+def _is_instance(directory: str) -> bool:
+    return any(os.path.lexists(os.path.join(directory, name)) for name in (CONFIG, DESCRIPTOR))

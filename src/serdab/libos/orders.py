@@ -35,10 +35,11 @@ class Orders:
     put into the writable layer before it is served: absolute path to content, mode 0400.
     ``image`` may be a volume too, which is then read only. With ``fence`` every directory must
     exist and lie where the fence allows, and one that is empty becomes a new file system.
-    ``hidden`` are relative paths of a host directory that are shown empty. With ``one_owner``
+    ``hidden`` and ``instance`` say what of a host directory is not shown (``hostdirs.Shown``). With ``one_owner``
     everything is shown as owned by the inner root. ``max_bytes`` is the most that live data of the
     volume may take; 0: no limit but the host's. ``commit_ms``: a change waits no longer for a
-    commit; 0: until something asks for one. ``read_only``: the volume exists, and stays as it is.
+    commit; 0: until something asks for one. ``read_only``: the volume exists, or the host directory
+    is shown, and stays as it is.
     From ``freshness`` on: how the volume is watched (``trust.freshness``).
     """
 
@@ -52,6 +53,7 @@ class Orders:
     files: Mapping[str, bytes] = field(default_factory=dict)
     host_path: str = ""
     hidden: tuple[str, ...] = ()
+    instance: str = ""
     one_owner: bool = False
     max_bytes: int = 0
     commit_ms: int = 0
@@ -82,6 +84,7 @@ class Orders:
             "files": dict(self.files),
             "host_path": self.host_path,
             "hidden": list(self.hidden),
+            "instance": self.instance,
             "one_owner": self.one_owner,
             "max_bytes": self.max_bytes,
             "commit_ms": self.commit_ms,
@@ -119,6 +122,7 @@ class Orders:
             files={str(name): bytes(content) for name, content in files.items()},
             host_path=text(record, "host_path"),
             hidden=tuple(str(item) for item in many(record, "hidden")),
+            instance=text(record, "instance"),
             one_owner=record.get("one_owner") is True,
             max_bytes=number(record, "max_bytes"),
             commit_ms=number(record, "commit_ms"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from serdab.errors import FormatError, FsError
@@ -68,14 +69,20 @@ def _open_host(orders: Orders) -> FileSystem:
     from serdab.vfs.hostfs import HostFs, Owners
 
     root: str | int = orders.host_path
-    names = orders.hidden
+    names, instance = orders.hidden, orders.instance
     if orders.fence is not None:
         place = orders.fence.enter(orders.host_path)
-        root, names = place.fd, place.hidden
-    hidden = [os.fsencode(item) for item in names]
+        root, names, instance = place.fd, place.hidden, place.instance
+    open_it = partial(
+        HostFs,
+        root,
+        hidden=[os.fsencode(item) for item in names],
+        instance=os.fsencode(instance) or None,
+        read_only=orders.read_only,
+    )
     uid, gid = os.geteuid(), os.getegid()
     if uid == 0:
-        return HostFs(root, hidden=hidden)
+        return open_it()
     # We can make files for ourselves only, and that is whom the inner root stands for.
     owners = Owners(
         show=lambda user, group: (
@@ -84,7 +91,7 @@ def _open_host(orders: Orders) -> FileSystem:
         ),
         keep=lambda user, group: (uid, gid),
     )
-    return HostFs(root, hidden=hidden, owners=owners)
+    return open_it(owners=owners)
 
 
 def _put_file(fs: FileSystem, path: str, content: bytes) -> None:
