@@ -202,9 +202,13 @@ class Boot:
         return tuple(out)
 
     def _private(self) -> tuple[str, ...]:
-        """Return what is never shown inside: what the caller named, and the files of named keys."""
-        keys = self.chain.config.runtime_mounts.keys
-        files = (key.source for key in keys if os.path.isabs(key.source))
+        """Return what is never shown inside: what the caller named, the files of named keys, and
+        the host files of the writable layer.
+        """
+        config = self.chain.config
+        files = [key.source for key in config.runtime_mounts.keys if os.path.isabs(key.source)]
+        if not config.upper.temporary:
+            files.append(os.path.join(self._request.instance, config.upper.source))
         return (*self._request.private, *map(os.path.realpath, files))
 
     def _show(self, source: str) -> hostdirs.Shown:

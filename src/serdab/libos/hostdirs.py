@@ -82,7 +82,11 @@ def show(path: str, *, instance: str, private: tuple[str, ...], read_only: bool 
                 found=path,
                 hint="keys, records, images, sources and our own code stay outside the sandbox",
             )
-    hidden = tuple(os.path.relpath(item, path) for item in private if is_below(item, path))
+    hidden = tuple(
+        os.path.relpath(item, path)
+        for item in private
+        if is_below(item, path) and not _is_reserved(item, instance)
+    )
     below = os.path.relpath(instance, path) if is_below(instance, path) else ""
     return Shown(path, hidden, below, read_only)
 
@@ -101,6 +105,12 @@ def reserved_part(path: str, instance: str) -> str | None:
         ):
             return at
     return None
+
+
+def _is_reserved(path: str, instance: str) -> bool:
+    """Return whether a path is hidden with one of this instance's own names."""
+    inside = path.removeprefix(os.path.join(instance, "")) if is_below(path, instance) else ""
+    return is_reserved(fold(os.fsencode(inside.partition("/")[0])))
 
 
 def _is_instance(directory: str) -> bool:

@@ -35,11 +35,11 @@ class Orders:
     put into the writable layer before it is served: absolute path to content, mode 0400.
     ``image`` may be a volume too, which is then read only. With ``fence`` every directory must
     exist and lie where the fence allows, and one that is empty becomes a new file system.
-    ``hidden`` and ``instance`` say what of a host directory is not shown (``hostdirs.Shown``). With ``one_owner``
-    everything is shown as owned by the inner root. ``max_bytes`` is the most that live data of the
-    volume may take; 0: no limit but the host's. ``commit_ms``: a change waits no longer for a
-    commit; 0: until something asks for one. ``read_only``: the volume exists, or the host directory
-    is shown, and stays as it is.
+    ``hidden`` and ``instance`` say what of a host directory is not shown (``hostdirs.Shown``). With
+    ``one_owner`` everything is shown as owned by the inner root. ``max_bytes`` is the most that
+    live data of the volume may take; 0: no limit but the host's. ``commit_ms``: a change waits no
+    longer for a commit; 0: until something asks for one. ``read_only``: the volume exists, or the
+    host directory is shown, and stays as it is.
     From ``freshness`` on: how the volume is watched (``trust.freshness``).
     """
 

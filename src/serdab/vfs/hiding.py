@@ -127,12 +127,13 @@ class Hiding:
     def kind(self, place: Place | None, fd: int, name: bytes) -> Kind:
         """Return what becomes of a name in the directory of a descriptor."""
         folded = fold(name)
-        if place is not None and (known := place.below.get(folded)) is not None:
-            return Kind.ABSENT if known.is_whole else Kind.KEPT
-        if not is_reserved(folded):
-            return Kind.SHOWN
-        if not (place is not None and place.is_instance) and not is_instance_at(fd):
-            return Kind.SHOWN
+        known = place.below.get(folded) if place is not None else None
+        if known is not None and known.is_whole:
+            return Kind.ABSENT
+        if not is_reserved(folded) or not (
+            (place is not None and place.is_instance) or is_instance_at(fd)
+        ):
+            return Kind.SHOWN if known is None else Kind.KEPT
         return Kind.EMPTY if name in SHOWN_EMPTY else Kind.ABSENT
 
     def is_alias(
@@ -177,7 +178,7 @@ class Hiding:
             known = place.below.get(folded) if place is not None else None
             if known is not None and known.is_whole:
                 return True
-            if is_reserved(folded) and known is None:
+            if is_reserved(folded):
                 if place is not None and place.is_instance:
                     return True
                 if self._is_instance(b"/".join(parts[:number])):

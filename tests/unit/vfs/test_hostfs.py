@@ -17,8 +17,8 @@ import pytest
 from serdab.errors import FsError, UsageError
 from serdab.linux.mounts import MountFlag, UmountFlag, mount, umount
 from serdab.vfs.api import ROOT_INO, SetAttr
-from serdab.vfs.hostfs import HostFs, Owners
 from serdab.vfs.hiding import plan
+from serdab.vfs.hostfs import HostFs, Owners
 
 MakeFs = Callable[..., HostFs]
 
