@@ -41,7 +41,7 @@ def _make(kind: str, source: str) -> FileSystem:
         return Union(memory_volume(None), None)
     from serdab.vfs.hostfs import HostFs
 
-    return HostFs(source, hidden=frozenset((b"hidden",)))
+    return HostFs(source, hidden=[b"private/key"], instance=b".")
 
 
 def main() -> None:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import mmap
 import os
 import random
 import socket
@@ -37,9 +39,9 @@ def source(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def host(source: Path, serve: Callable[..., Served]) -> Iterator[Path]:
-    """The mount over ``source``, in which "hidden" is hidden."""
-    (source / "hidden").mkdir()
-    (source / "hidden/secret").write_text("secret")
+    """The mount over ``source``, an instance, in which "private/key" is hidden."""
+    (source / "build").mkdir()
+    (source / "build/secret").write_text("secret")
     served = serve("host", "--source", str(source))
     yield served.path
     if served.process.poll() is None:
@@ -54,7 +56,7 @@ class TestShown:
         (source / "f").write_text("other")
         assert (host / "f").read_text() == "other"
         os.rename(source / "f", source / "g")
-        assert sorted(os.listdir(host)) == ["g", "hidden"]
+        assert sorted(os.listdir(host)) == ["build", "g"]
         assert not (host / "f").exists()
         (source / "g").unlink()
         (source / "g").mkdir()
@@ -74,7 +76,7 @@ class TestShown:
     def test_random_operations_answer_as_the_host_does(
         self, host: Path, tmpfs: Path, seed: int
     ) -> None:
-        (tmpfs / "hidden").mkdir(mode=0o555)
+        (tmpfs / "build").mkdir(mode=0o555)
         ours, theirs = Subject(host), Subject(tmpfs)
         try:
             for step in steps(random.Random(seed), 1500):
@@ -166,35 +168,35 @@ class TestRefused:
             assert stat.S_ISSOCK((host / "s").stat().st_mode)
 
 
-class TestHidden:
+class TestShownEmpty:
     def test_it_is_an_empty_directory(self, source: Path, host: Path) -> None:
-        assert "hidden" in os.listdir(host)
-        assert os.listdir(host / "hidden") == []
-        assert stat.S_IMODE((host / "hidden").stat().st_mode) == 0o555
-        assert not (host / "hidden/secret").exists()
+        assert "build" in os.listdir(host)
+        assert os.listdir(host / "build") == []
+        assert stat.S_IMODE((host / "build").stat().st_mode) == 0o555
+        assert not (host / "build/secret").exists()
 
     def test_it_cannot_be_written_moved_or_removed(self, source: Path, host: Path) -> None:
         with refused(errno.EROFS):
-            (host / "hidden/new").touch()
+            (host / "build/new").touch()
         with refused(errno.EROFS):
-            (host / "hidden/new").mkdir()
+            (host / "build/new").mkdir()
         with refused(errno.EROFS):
-            os.chmod(host / "hidden", 0o777)
+            os.chmod(host / "build", 0o777)
         with refused(errno.EBUSY):
-            os.rename(host / "hidden", host / "shown")
+            os.rename(host / "build", host / "shown")
         with refused(errno.EBUSY):
-            os.rmdir(host / "hidden")
+            os.rmdir(host / "build")
         (host / "d").mkdir()
         with refused(errno.EBUSY):
-            os.rename(host / "d", host / "hidden")
+            os.rename(host / "d", host / "build")
         with refused(errno.EBUSY):
-            renameat2(-100, os.fsencode(host / "d"), -100, os.fsencode(host / "hidden"), 2)
-        assert (source / "hidden/secret").read_text() == "secret"
+            renameat2(-100, os.fsencode(host / "d"), -100, os.fsencode(host / "build"), 2)
+        assert (source / "build/secret").read_text() == "secret"
 
     def test_a_link_of_the_host_into_it_leads_to_the_empty_one(
         self, source: Path, host: Path
     ) -> None:
-        os.symlink("hidden", source / "way")
+        os.symlink("build", source / "way")
         assert os.listdir(host / "way") == []
 
     def test_a_program_cannot_go_through_the_parent_or_magic_links(
@@ -202,9 +204,83 @@ class TestHidden:
     ) -> None:
         (source / "d").mkdir()
         done = subprocess.run(
-            ["cat", "../hidden/secret"], cwd=host / "d", capture_output=True, check=False
+            ["cat", "../build/secret"], cwd=host / "d", capture_output=True, check=False
         )
         assert b"No such file" in done.stderr
+
+
+class TestHidden:
+    def test_it_is_neither_found_nor_listed(self, source: Path, host: Path) -> None:
+        (source / "Occlum.json").write_text("{}")
+        (source / "image").mkdir()
+        (source / "image/f").write_text("source")
+        (source / "private").mkdir()
+        (source / "private/key").write_text("secret")
+        (source / "private/note").write_text("note")
+        assert sorted(os.listdir(host)) == ["build", "private"]
+        assert os.listdir(host / "private") == ["note"]
+        for path in ("Occlum.json", "image", "image/f", "private/key"):
+            with refused(errno.ENOENT):
+                os.stat(host / path)
+        assert (host / "private/note").read_text() == "note"
+
+    @pytest.mark.parametrize("name", ["Occlum.json", "image", ".build-staging", "image.owners"])
+    @pytest.mark.parametrize("is_there", [False, True])
+    def test_nothing_is_made_at_its_name(
+        self, source: Path, host: Path, name: str, is_there: bool
+    ) -> None:
+        if is_there:
+            (source / name).mkdir()
+        (host / "f").write_text("f")
+        (host / "d").mkdir()
+        with refused(errno.EBUSY):
+            os.open(host / name, os.O_CREAT | os.O_WRONLY)
+        with refused(errno.EBUSY):
+            os.mkdir(host / name)
+        with refused(errno.EBUSY):
+            os.symlink("f", host / name)
+        with refused(errno.EBUSY):
+            os.mkfifo(host / name)
+        with refused(errno.EBUSY):
+            os.link(host / "f", host / name)
+        for made in ("f", "d"):
+            with refused(errno.EBUSY):
+                os.rename(host / made, host / name)
+        fd = os.open(host, os.O_TMPFILE | os.O_RDWR)
+        try:
+            with refused(errno.EBUSY):
+                os.link(f"/proc/self/fd/{fd}", host / name, src_dir_fd=fd, follow_symlinks=True)
+        finally:
+            os.close(fd)
+        assert os.path.lexists(source / name) == is_there
+
+    def test_a_mapping_is_not_written_back_over_it(self, source: Path, host: Path) -> None:
+        (source / "mine").write_bytes(b"A" * 4096)
+        fd = os.open(host / "mine", os.O_RDWR)
+        try:
+            with mmap.mmap(fd, 4096) as mapped:
+                mapped[0:1] = b"x"
+                mapped.flush()
+                assert (source / "mine").read_bytes()[:1] == b"x"
+                os.rename(source / "mine", source / "Occlum.json")
+                mapped[0:1] = b"y"
+                with pytest.raises(OSError, match=r"not permitted|Input/output"):
+                    mapped.flush()
+        finally:
+            os.close(fd)
+        assert (source / "Occlum.json").read_bytes()[:1] == b"x"
+
+    def test_a_lock_inside_is_none_on_the_host(self, source: Path, host: Path) -> None:
+        ours = [os.open(host / name, os.O_RDONLY) for name in (".", "build")]
+        theirs = [os.open(source / name, os.O_RDONLY) for name in (".", "build")]
+        try:
+            for fd in ours:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for fd in theirs:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            for fd in (*ours, *theirs):
+                os.close(fd)
 
 
 class TestHostileHost:

@@ -28,8 +28,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace, context: Context) -> int:
     """Fill the tree."""
+    from serdab.cli.named import notice_of_bom
     from serdab.instance.bom import copy_bom
 
+    notice_of_bom(args.file, args.root, context)
     summary = copy_bom(
         args.file,
         args.root,

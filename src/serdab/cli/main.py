@@ -221,6 +221,8 @@ def _traceback(wanted: bool) -> None:  # noqa: FBT001 - private, the option -v
 def _dispatch(verb: str, module_name: str, words: list[str], context: object) -> int:
     import importlib
 
+    from serdab.cli.messages import Context
+    from serdab.cli.named import require_out_of_reach
     from serdab.cli.parsing import VerbParser
 
     module = importlib.import_module(f"serdab.cli.{module_name}")
@@ -230,6 +232,8 @@ def _dispatch(verb: str, module_name: str, words: list[str], context: object) ->
         args = parser.parse_args(words)
     except SystemExit as exc:  # --help
         return int(exc.code or 0)
+    assert isinstance(context, Context)  # noqa: S101 - for the type checker
+    require_out_of_reach(args, context)
     code: int = module.main(args, context)
     return code
 

@@ -36,7 +36,7 @@ def main(args: argparse.Namespace, context: Context) -> int:
     request = starter.request_for(
         instance,
         has_key=key is not None,
-        private=() if args.image_key in (None, "-") else (os.path.realpath(args.image_key),),
+        private=() if args.image_key in (None, "-") else (os.path.abspath(args.image_key),),
         expect_signer=args.expect_signer,
         expect_root=args.expect_root,
         freshness=freshness_of(args).placed_outside(instance),

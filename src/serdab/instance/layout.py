@@ -4,8 +4,8 @@
 Nothing in an instance is trusted: it may lie on any storage. What a boot may use is decided by
 measurements (``trust.chain``), never by where a file lies.
 
-Above: ``build``, ``create``, ``cli``, ``libos``'s callers. Below: ``errors`` only, so that a run
-pays for nothing else.
+Above: ``build``, ``create``, ``cli``, ``libos``'s callers. Below: ``errors`` and ``config.names``
+only, so that a run pays for nothing else.
 """
 
 from __future__ import annotations
@@ -13,21 +13,37 @@ from __future__ import annotations
 import os
 from typing import Final
 
+from serdab.config.names import (
+    BUILD,
+    BUILD_STAGING,
+    CONFIG,
+    DESCRIPTOR,
+    IMAGE_SOURCE,
+    INITFS_SOURCE,
+    OWNERS_SUFFIX,
+    REKEY_STAGING,
+    RUN,
+)
 from serdab.errors import UsageError
 
-CONFIG: Final = "Occlum.json"
-IMAGE_SOURCE: Final = "image"
-INITFS_SOURCE: Final = "initfs"
-BUILD: Final = "build"
-RUN: Final = "run"
+__all__ = [
+    "BUILD",
+    "BUILD_STAGING",
+    "CONFIG",
+    "DESCRIPTOR",
+    "IMAGE_SOURCE",
+    "INITFS_SOURCE",
+    "OWNERS_SUFFIX",
+    "RUN",
+]
+
 PROTECTED_CONFIG: Final = "build/.Occlum_sys.json.protected"
-DESCRIPTOR: Final = "build/lib/libserdab.signed.json"
 IMAGE: Final = "build/mount/__ROOT"
 INITFS: Final = "build/initfs/__ROOT"
 PREVIOUS: Final = "build/previous"
 UPPER: Final = "run/mount/__ROOT"
-REKEY_BUILD: Final = ".rekey-staging"
-REKEY_ASIDE: Final = ".rekey-staging-old"
+REKEY_BUILD: Final = REKEY_STAGING
+REKEY_ASIDE: Final = REKEY_STAGING + "-old"
 REKEY_VOLUME: Final = "run/.rekey"
 REKEY_PATHS: Final = (REKEY_VOLUME, REKEY_BUILD, REKEY_ASIDE)
 INIT: Final = "bin/init"

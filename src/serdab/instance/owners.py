@@ -21,6 +21,7 @@ from typing import Final
 from serdab.config.dirs import write_durably
 from serdab.config.strict import load_object
 from serdab.errors import Error, UsageError
+from serdab.instance.layout import OWNERS_SUFFIX
 
 MAX_ID: Final = (1 << 32) - 2
 _MAX_FILE_BYTES: Final = 1 << 20
@@ -33,7 +34,7 @@ def load_owners(tree: str) -> dict[str, Owner]:
     Raises:
         UsageError: the file beside the tree is malformed.
     """
-    path = tree + ".owners"
+    path = tree + OWNERS_SUFFIX
 
     def fail(field: str, expected: str, found: str, hint: str) -> Error:
         return UsageError(
@@ -68,7 +69,7 @@ def store_owners(tree: str, changes: Mapping[str, Owner | None]) -> None:
     kept = {path: owner for path, owner in after.items() if owner is not None and any(owner)}
     if kept == before:
         return
-    path = tree + ".owners"
+    path = tree + OWNERS_SUFFIX
     if not kept:
         os.unlink(path)
         return

@@ -20,11 +20,10 @@ from typing import Final
 
 from serdab.config.dirs import sync_directory
 from serdab.errors import UsageError
-from serdab.instance.layout import BUILD, IMAGE, PREVIOUS, Instance
+from serdab.instance.layout import BUILD, BUILD_STAGING, IMAGE, PREVIOUS, Instance
 from serdab.linux.rename import exchange
 from serdab.sefs.imageformat import IMAGE_NAME
 
-_STAGING: Final = ".build-staging"
 _NOTE: Final = ".image-root"
 ASIDE: Final = "-old"
 """Ends the name of what was in use where two directories cannot be exchanged."""
@@ -36,7 +35,7 @@ def begin(instance: Instance) -> str:
     Raises:
         UsageError: ``build/`` is something else than a directory.
     """
-    build, staging = instance.at(BUILD), instance.at(_STAGING)
+    build, staging = instance.at(BUILD), instance.at(BUILD_STAGING)
     aside = staging + ASIDE
     # Killed between the two renames of swap_in: put back what was in use.
     if is_directory(aside) and not os.path.lexists(build):

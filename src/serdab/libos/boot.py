@@ -201,7 +201,9 @@ class Boot:
         """Decide about the configured host directories, and start their servers.
 
         A server of ours stands in between for every caller: run by root, a program must not get at
-        the host's files with the host's own ownership, and a bind mount is made by path.
+        the host's files with the host's own ownership; and a bind mount hides directory entries,
+        not names, so what the host replaces would come into view (rename(2) over a mount point of
+        another mount namespace).
         """
         self._close_off(config)
         out: list[HostMount] = []
@@ -235,13 +237,15 @@ class Boot:
         return self._roots
 
     def _private(self) -> tuple[str, ...]:
-        """Return what is never shown inside: what the caller named, and the files of named keys."""
-        keys = self.chain.config.runtime_mounts.keys
-        files = (key.source for key in keys if os.path.isabs(key.source))
-        return (
-            *self._request.private,
-            *(mountkeys.key_path(source, self._ground) for source in files),
-        )
+        """Return what is never shown inside: what the caller named, the files of named keys, and
+        the host files of the writable layer.
+        """
+        config = self.chain.config
+        files = [key.source for key in config.runtime_mounts.keys if os.path.isabs(key.source)]
+        private = [mountkeys.key_path(source, self._ground) for source in files]
+        if not config.upper.temporary:
+            private.append(self._ground.real(config.upper.source))
+        return (*self._request.private, *private)
 
     def _served(self, target: str, source: str, index: int) -> HostMount:
         shown, directory = hostdirs.find(source, ground=self._ground, private=self._private())
@@ -251,6 +255,8 @@ class Boot:
             host_path=shown.path,
             host=directory,
             hidden=shown.hidden,
+            instance=shown.instance,
+            read_only=shown.read_only,
             one_owner=self._parts.sandbox.ids.is_single,
         )
         self.servers[index] = server
@@ -479,7 +485,8 @@ class Boot:
             has_id_range=not self._parts.sandbox.ids.is_single,
             memory=tuple(Memory(entry.target) for entry in config.mounts if _is_memory(entry)),
             host_directories=tuple(
-                HostDirectory(mount.target, mount.fuse) for mount in host_mounts
+                HostDirectory(mount.target, mount.fuse, read_only=mount.shown.read_only)
+                for mount in host_mounts
             ),
             terminal="/dev/console" if self._request.terminal else None,
         )

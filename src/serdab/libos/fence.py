@@ -25,11 +25,15 @@ from serdab.linux.outside import Identity
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """An open directory, the real path it has, relative paths to hide in it."""
+    """An open directory, the real path it has, what is hidden in it.
+
+    ``hidden`` and ``instance`` as in ``hostdirs.Shown``.
+    """
 
     directory: DirFd
     path: str
     hidden: tuple[str, ...]
+    instance: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,7 @@ class Fence:
             shown = hostdirs.show(real, instance=ground.real("."), private=self.private)
         except UsageError as exc:
             raise _not_allowed(exc, path) from None
-        return Place(way.open(path), real, shown.hidden)
+        return Place(way.open(path), real, shown.hidden, shown.instance)
 
     def dump(self) -> dict[str, Value]:
         """Return the record that travels to an fs server."""

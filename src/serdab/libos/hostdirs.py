@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which host directories may be shown inside, and what of them is hidden.
 
-Above: ``boot``, ``fence``. Below: ``ground``. Never reachable through a host directory: the instance's build/ and
-run/, the user's state, cache and runtime directories (keys, records, sockets), our own code, and
-the file of the image key that was given.
+Above: ``boot``, ``fence``. Below: ``ground``, ``config.names``. Never reachable through a host
+directory: what verbs on the host read or write in an instance directory, this one or another; the
+user's state, cache, configuration and runtime directories (keys, records, signers, sockets), our
+own code, and the files that were named to the command. How it is hidden while programs run:
+``vfs.hiding``.
 """
 
 from __future__ import annotations
@@ -12,25 +14,32 @@ import errno
 import os
 from dataclasses import dataclass
 
+from serdab.config.names import (
+    CONFIG,
+    DESCRIPTOR,
+    DIRECTORIES,
+    SHOWN_ON_REQUEST,
+    fold,
+    is_reserved,
+)
 from serdab.errors import UsageError
 from serdab.libos.ground import Ground, Way
 from serdab.linux.dirfd import DirFd
-from serdab.linux.outside import identity, is_instance
-
-#: Below the instance directory; shown empty.
-HIDDEN_IN_INSTANCE = ("build", "run")
+from serdab.linux.outside import Identity, identity, is_instance
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
     """A host directory to show: its real path, and relative paths to hide.
 
-    ``files`` are those of ``hidden`` that are no directories: a mount covers like with like.
+    ``instance`` is the relative path of this instance, ``.`` for the directory itself; empty: it
+    does not lie there. ``read_only``: a source tree, shown because the configuration names it.
     """
 
     path: str
     hidden: tuple[str, ...]
-    files: frozenset[str] = frozenset()
+    instance: str = ""
+    read_only: bool = False
 
 
 def is_below(path: str, directory: str) -> bool:
@@ -60,14 +69,19 @@ def find(source: str, *, ground: Ground, private: tuple[str, ...]) -> tuple[Show
             hint="make it, or take its mount out of Occlum.json and build",
         ) from exc
     with way:
-        path = way.real()
-        refuse_private(way, path, ground=ground, private=private)
-        shown = show(path, instance=ground.real("."), private=private)
+        path, instance = way.real(), ground.real(".")
+        read_only = any(os.path.join(instance, name) == path for name in SHOWN_ON_REQUEST)
+        refuse_private(way, path, ground=ground, private=private, is_named=read_only)
+        shown = show(path, instance=instance, private=private, read_only=read_only)
         return shown, way.open(ground.name(source))
 
 
-def refuse_private(way: Way, path: str, *, ground: Ground, private: tuple[str, ...]) -> None:
+def refuse_private(
+    way: Way, path: str, *, ground: Ground, private: tuple[str, ...], is_named: bool = False
+) -> None:
     """Refuse a directory whose way leads through one that is never shown, whatever its path.
+
+    ``is_named``: the configuration names it itself, so only the way to it counts.
 
     Raises:
         UsageError: it does.
@@ -80,7 +94,7 @@ def refuse_private(way: Way, path: str, *, ground: Ground, private: tuple[str, .
         except OSError:
             continue  # not there: nothing lies in it
         never.add((status.st_dev, status.st_ino))
-    for fd in way.fds:
+    for fd in way.fds[:-1] if is_named else way.fds:
         here = identity(fd)
         if here in never:
             raise _never(path, "what is private")
@@ -88,9 +102,9 @@ def refuse_private(way: Way, path: str, *, ground: Ground, private: tuple[str, .
             never |= _hidden_in(fd)
 
 
-def _hidden_in(fd: int) -> set[tuple[int, int]]:
+def _hidden_in(fd: int) -> set[Identity]:
     found = set()
-    for name in HIDDEN_IN_INSTANCE:
+    for name in DIRECTORIES:
         try:
             status = os.stat(name, dir_fd=fd, follow_symlinks=False)
         except OSError:
@@ -106,25 +120,54 @@ def _never(path: str, what: str) -> UsageError:
         subject=path,
         expected="a directory outside " + what,
         found=path,
-        hint="keys, records, images and our own code stay outside the sandbox",
+        hint="keys, records, images, sources and our own code stay outside the sandbox",
     )
 
 
-def show(path: str, *, instance: str, private: tuple[str, ...]) -> Shown:
+def show(path: str, *, instance: str, private: tuple[str, ...], read_only: bool = False) -> Shown:
     """Decide about a host directory; all paths are real paths.
+
+    ``read_only``: the configuration names a source tree, which programs cannot do.
 
     Raises:
         UsageError: it lies inside something that is never shown.
     """
-    protected = (*(os.path.join(instance, name) for name in HIDDEN_IN_INSTANCE), *private)
-    hidden: list[str] = []
-    files: set[str] = set()
-    for item in protected:
+    inner = reserved_part(path, instance)
+    if read_only and inner == path and os.path.basename(path) in SHOWN_ON_REQUEST:
+        inner = None
+    for item in (*private, *(() if inner is None else (inner,))):
         if is_below(path, item):
             raise _never(path, item)
-        if is_below(item, path):
-            relative = os.path.relpath(item, path)
-            hidden.append(relative)
-            if os.path.exists(item) and not os.path.isdir(item):
-                files.add(relative)
-    return Shown(path, tuple(hidden), frozenset(files))
+    hidden = tuple(
+        os.path.relpath(item, path)
+        for item in private
+        if is_below(item, path) and not _is_reserved(item, instance)
+    )
+    below = os.path.relpath(instance, path) if is_below(instance, path) else ""
+    return Shown(path, hidden, below, read_only)
+
+
+def reserved_part(path: str, instance: str) -> str | None:
+    """Return the first part of a path that is one of an instance's own names, or None.
+
+    An instance may lie below another's image: what is below ``instance`` is judged by it alone.
+    """
+    at = instance if is_below(path, instance) else "/"
+    rest = os.path.relpath(path, at)
+    for part in [] if rest == "." else rest.split("/"):
+        directory, at = at, os.path.join(at, part)
+        if is_reserved(fold(os.fsencode(part))) and (
+            directory == instance or _is_instance(directory)
+        ):
+            return at
+    return None
+
+
+def _is_reserved(path: str, instance: str) -> bool:
+    """Return whether a path is hidden with one of this instance's own names."""
+    inside = path.removeprefix(os.path.join(instance, "")) if is_below(path, instance) else ""
+    return is_reserved(fold(os.fsencode(inside.partition("/")[0])))
+
+
+def _is_instance(directory: str) -> bool:
+    return any(os.path.lexists(os.path.join(directory, name)) for name in (CONFIG, DESCRIPTOR))

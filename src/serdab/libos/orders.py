@@ -38,10 +38,11 @@ class Orders:
     ``image`` may be a volume too, which is then read only. With ``ground`` paths are opened from
     the instance's descriptor; without, they are the host's own. With ``fence`` every directory must
     exist and lie where the fence allows, and one that is empty becomes a new file system.
-    ``hidden`` are relative paths of a host directory that are shown empty. With ``one_owner``
-    everything is shown as owned by the inner root. ``max_bytes`` is the most that live data of the
-    volume may take; 0: no limit but the host's. ``commit_ms``: a change waits no longer for a
-    commit; 0: until something asks for one. ``read_only``: the volume exists, and stays as it is.
+    ``hidden`` and ``instance`` say what of a host directory is not shown (``hostdirs.Shown``). With
+    ``one_owner`` everything is shown as owned by the inner root. ``max_bytes`` is the most that
+    live data of the volume may take; 0: no limit but the host's. ``commit_ms``: a change waits no
+    longer for a commit; 0: until something asks for one. ``read_only``: the volume exists, or the
+    host directory is shown, and stays as it is.
     ``host`` is the host directory, open: whoever parsed the orders owns it, and ``ground``.
     From ``freshness`` on: how the volume is watched (``trust.freshness``).
     """
@@ -56,6 +57,7 @@ class Orders:
     files: Mapping[str, bytes] = field(default_factory=dict)
     host_path: str = ""
     hidden: tuple[str, ...] = ()
+    instance: str = ""
     one_owner: bool = False
     max_bytes: int = 0
     commit_ms: int = 0
@@ -101,6 +103,7 @@ class Orders:
             "files": dict(self.files),
             "host_path": self.host_path,
             "hidden": list(self.hidden),
+            "instance": self.instance,
             "one_owner": self.one_owner,
             "max_bytes": self.max_bytes,
             "commit_ms": self.commit_ms,
@@ -141,6 +144,7 @@ class Orders:
             files={str(name): bytes(content) for name, content in files.items()},
             host_path=text(record, "host_path"),
             hidden=tuple(str(item) for item in many(record, "hidden")),
+            instance=text(record, "instance"),
             one_owner=flag(record, "one_owner"),
             max_bytes=number(record, "max_bytes"),
             commit_ms=number(record, "commit_ms"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from serdab.errors import FormatError, FsError
@@ -67,18 +68,24 @@ def _open_sealed(orders: Orders) -> Opened:
 def _open_host(orders: Orders) -> FileSystem:
     from serdab.vfs.hostfs import HostFs, Owners
 
-    names = orders.hidden
+    names, instance = orders.hidden, orders.instance
     if orders.fence is not None and orders.ground is not None:
         place = orders.fence.enter(orders.ground, orders.host_path)
-        root, names = place.directory.fd, place.hidden
+        root, names, instance = place.directory.fd, place.hidden, place.instance
     elif orders.host is not None:
         root = os.dup(orders.host.fd)  # close-on-exec (PEP 446), and the file system's own
     else:
         raise FormatError("orders to an fs server name a host directory without its descriptor")
-    hidden = [os.fsencode(item) for item in names]
+    open_it = partial(
+        HostFs,
+        root,
+        hidden=[os.fsencode(item) for item in names],
+        instance=os.fsencode(instance) or None,
+        read_only=orders.read_only,
+    )
     uid, gid = os.geteuid(), os.getegid()
     if uid == 0:
-        return HostFs(root, hidden=hidden)
+        return open_it()
     # We can make files for ourselves only, and that is whom the inner root stands for.
     owners = Owners(
         show=lambda user, group: (
@@ -87,7 +94,7 @@ def _open_host(orders: Orders) -> FileSystem:
         ),
         keep=lambda user, group: (uid, gid),
     )
-    return HostFs(root, hidden=hidden, owners=owners)
+    return open_it(owners=owners)
 
 
 def _put_file(fs: FileSystem, path: str, content: bytes) -> None:

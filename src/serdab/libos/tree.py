@@ -40,8 +40,6 @@ _PROC: Final = 1
 _DEV: Final = 2
 _SCRATCH: Final = 3
 _FILES: Final = 4
-#: From here on registers outlive a plan.
-_TAKEN: Final = 32
 
 _DEVICES: Final = ("null", "zero", "full", "random", "urandom", "tty")
 _DEV_LINKS: Final = (
@@ -81,26 +79,11 @@ class _Op(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class HostDirectory:
-    """A host directory shown inside.
-
-    ``fuse`` is the index of the descriptor that one of our fs servers serves it through; without
-    one it was taken before (``Taken``), and each of ``hidden`` (relative paths) is covered: by
-    nothing to read if it is one of ``files``, else by an empty directory.
-    """
+    """A host directory shown inside, by the fs server whose descriptor has that index."""
 
     target: str
-    fuse: int | None = None
-    taken: int = 0
-    hidden: tuple[str, ...] = ()
-    files: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """A host directory to keep for a later stage, while the host's tree can still be seen."""
-
-    number: int
-    source: str
+    fuse: int
+    read_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +109,6 @@ class Tree:
     root_fuse: int
     read_only: bool = False
     has_id_range: bool = True
-    take: tuple[Taken, ...] = ()
     host_directories: tuple[HostDirectory, ...] = ()
     memory: tuple[Memory, ...] = ()
     files: tuple[TextFile, ...] = ()
@@ -183,7 +165,6 @@ class _Builder:
         path: str,
         attr: int,
         *,
-        recursive: bool = False,
         flags: int = 0,
     ) -> None:
         self.step(
@@ -191,7 +172,6 @@ class _Builder:
             f"taking {path}",
             dst=register,
             src=src,
-            value=int(recursive),
             attr=attr,
             a=path,
             flags=flags,
@@ -205,10 +185,6 @@ class _Builder:
 def plan(tree: Tree) -> Plan:
     """Return the steps that build ``tree`` and make it the root."""
     b = _Builder()
-    for taken in tree.take:
-        # Recursive: the kernel refuses to take a directory without the mounts that lie in it,
-        # since that would show what they cover.
-        b.clone(_TAKEN + taken.number, _OWN_ROOT, taken.source, NOSUID | NODEV, recursive=True)
     read_only = RDONLY if tree.read_only else 0
     b.fuse(_ROOT, tree.root_fuse, NOSUID | NODEV | read_only)
     b.step(_Op.ATTACH, "attaching the root", src=_ROOT, dst=_OWN_ROOT, a="/")
@@ -296,20 +272,9 @@ def _memory(b: _Builder, memory: Memory) -> None:
 def _host_directory(b: _Builder, directory: HostDirectory) -> None:
     target = directory.target.lstrip("/")
     _mount_point(b, directory.target)
-    if directory.fuse is not None:
-        b.fuse(_SCRATCH, directory.fuse, NOSUID | NODEV)
-        b.attach(_SCRATCH, _ROOT, target)
-        return
-    register = _TAKEN + directory.taken
-    b.step(_Op.ATTACH, f"mounting {directory.target}", src=register, dst=_ROOT, a=target)
-    for hidden in directory.hidden:
-        if hidden in directory.files:
-            b.clone(_FILES, _OWN_ROOT, "/dev/null", RDONLY | NOSUID | NOEXEC)
-        else:
-            b.new(_FILES, "tmpfs", "mode=555,size=4k", RDONLY | NOSUID | NODEV | NOEXEC)
-        b.step(_Op.ATTACH, f"hiding {hidden}", src=_FILES, dst=register, a=hidden, flags=_OPTIONAL)
-        b.step(_Op.CLOSE, f"after {hidden}", src=_FILES)
-    b.step(_Op.CLOSE, f"after {directory.target}", src=register)
+    read_only = RDONLY if directory.read_only else 0
+    b.fuse(_SCRATCH, directory.fuse, NOSUID | NODEV | read_only)
+    b.attach(_SCRATCH, _ROOT, target)
 
 
 def _files(b: _Builder, files: tuple[TextFile, ...]) -> None:

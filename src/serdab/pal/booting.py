@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from serdab.config.dirs import cache_dir, runtime_dir, state_dir
+from serdab.config.dirs import cache_dir, config_dir, runtime_dirs, state_dir
 from serdab.errors import printable
 from serdab.instance import layout
 from serdab.instance.layout import Instance
@@ -135,7 +135,7 @@ def _init(
             config=place.read(layout.PROTECTED_CONFIG),
             initfs=layout.INITFS,
             rootfs=layout.IMAGE,
-            private=(*_private_directories(), *map(os.path.realpath, private)),
+            private=_private(private, freshness),
             environment=tuple(
                 os.fsencode(f"{name}={value}")
                 for name, value in (os.environ if env is None else env).items()
@@ -171,7 +171,18 @@ def _init(
         root.close()
 
 
-def _private_directories() -> tuple[str, ...]:
+def _private(named: Sequence[str | os.PathLike[str]], freshness: Freshness) -> tuple[str, ...]:
+    """Return the real paths of what is never shown: what was named, and what is the user's own."""
     code = package_root()
-    paths = (state_dir(), cache_dir(), runtime_dir(), code, *layout.package_parts(code))
-    return tuple(map(os.path.realpath, paths))
+    own = (
+        *(state_dir(), cache_dir(), config_dir(), *runtime_dirs()),
+        *(code, *layout.package_parts(code)),
+    )
+    pins = (path for path in (freshness.pin_file, freshness.pin_command) if path is not None)
+    out = dict.fromkeys(map(os.path.realpath, own))
+    for path in (*(os.fspath(item) for item in named), *pins):
+        # Its name too, should that be a link: what it leads to is believed the next time.
+        directory, name = os.path.split(os.path.abspath(path))
+        out[os.path.join(os.path.realpath(directory), name)] = None
+        out[os.path.realpath(path)] = None
+    return tuple(out)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A directory of the host, shown as it is, but for what must not be reachable or left behind.
 
-Above: ``fuse.session``. Below: ``hostnodes`` (which file is meant), ``linux.files``.
+Above: ``fuse.session``. Below: ``hostnodes`` (which file is meant), ``hiding`` (what is not shown),
+``linux.files``.
 
 The host may change the tree at any time, so the kernel is told to cache nothing for longer than
 ``cache_timeout_s``, and to look at size and time before it trusts a page.
@@ -9,7 +10,10 @@ The host may change the tree at any time, so the kernel is told to cache nothing
 Security:
     1. Nothing outside the root is reached (see ``hostnodes``); symbolic links are told, never
        followed, so they lead wherever they point *inside* the caller's own root.
-    2. Hidden paths are empty directories that cannot be written, moved or removed.
+    2. What is hidden is not found and not listed, and nothing can be made at its name (EBUSY);
+       ``build`` and ``run`` of an instance are empty directories that cannot be written, moved or
+       removed. What the host moves there while a program has it open takes no more changes (EPERM).
+       An instance, and what has something hidden below, stays in place and keeps owner and mode.
     3. No set-id file and no device comes into being: modes with set-id bits and device nodes are
        refused (EPERM), bits that come with a creation are dropped, and a set-id file of the host
        loses its bits before its content changes. Of extended attributes only ``user.*`` passes,
@@ -27,10 +31,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from serdab.config.names import fold, is_config
 from serdab.errors import FsError
 from serdab.linux.files import chown_at, fallocate, list_from, renameat2, set_times, syncfs
 from serdab.vfs.api import ROOT_INO, DirEntry, Inode, SetAttr, StatFs
-from serdab.vfs.hostnodes import PHANTOM_INO, Hidden, Node, NodeTable
+from serdab.vfs.hiding import Kind
+from serdab.vfs.hostnodes import PHANTOM_INO, Node, NodeTable
 
 Owner: TypeAlias = tuple[int, int]
 
@@ -64,10 +70,14 @@ class HostFs:
         root: str | os.PathLike[str] | int,
         *,
         hidden: Iterable[bytes] = (),
+        instance: bytes | None = None,
+        read_only: bool = False,
         owners: Owners | None = None,
         max_path_fds: int = _MAX_PATH_FDS,
     ) -> None:
         """``root`` is a path, or a directory's descriptor, which then belongs to this object.
+
+        ``hidden`` are relative paths; ``instance`` is that of the instance, ``.`` for the root.
 
         Raises:
             OSError: the root is not a directory, or cannot be opened.
@@ -75,10 +85,12 @@ class HostFs:
         """
         fd = root if isinstance(root, int) else _open_root(root)
         try:
-            self._table = NodeTable(fd, hidden, max_fds=max_path_fds)
+            self._table = NodeTable(fd, hidden, instance=instance, max_fds=max_path_fds)
         except BaseException:
             os.close(fd)
             raise
+        self._hiding = self._table.hiding
+        self._read_only = read_only
         self._owners = owners or Owners()
         #: ino → (descriptor, is_writable) of files whose content was asked for
         self._data: OrderedDict[int, tuple[int, bool]] = OrderedDict()
@@ -92,9 +104,8 @@ class HostFs:
         if parent > PHANTOM_INO:
             raise FsError(errno.ENOENT)
         above = self._table.get(parent)
-        hidden = self._table.hidden_at(above, name)
-        if hidden is not None and hidden.is_whole:
-            return _phantom(hidden.ino)
+        if self._table.kind(above, name) is Kind.EMPTY:
+            return _phantom(self._table.phantom(above, name))
         node, status = self._table.lookup(above, name)
         return self._inode(node, status)
 
@@ -149,6 +160,8 @@ class HostFs:
 
     def link(self, ino: int, parent: int, name: bytes) -> Inode:
         above = self._changeable(parent, name)
+        fd = self._table.fd(self._node(ino))
+        self._require_shown(fd, os.fstat(fd))
         source = self._path(self._node(ino))
         # With a directory descriptor it is linkat(2), which follows this one link and no other.
         os.link(source, name, dst_dir_fd=self._table.fd(above), follow_symlinks=True)
@@ -193,34 +206,27 @@ class HostFs:
             return
         node = self._node(ino)
         self._listed = listed = {}
-        hidden = node.hidden.below if node.hidden else {}
-        under = self._under_hidden(node, hidden)
+        under = {
+            status.st_ino
+            for status in self._hiding.everything()
+            if status.st_dev == node.identity[0]
+        }
         fd = self._data_fd(node, is_writable=False)
         for after, name, host_ino, dtype in list_from(fd, cookie):
-            shown = hidden.get(name)
             if name == b".":
                 number = ino
             elif name == b"..":
                 number = node.parent
-            elif shown is not None and shown.is_whole:
-                number, dtype = shown.ino, _DIRECTORY
-            elif host_ino in under:
-                continue
             else:
-                number = self._table.number_of_entry(node, host_ino)
+                kind = self._table.kind(node, name)
+                if kind is Kind.ABSENT or (kind is Kind.SHOWN and host_ino in under):
+                    continue
+                if kind is Kind.EMPTY:
+                    number, dtype = self._table.phantom(node, name), _DIRECTORY
+                else:
+                    number = self._table.number_of_entry(node, host_ino)
             listed[number] = (ino, name)
             yield DirEntry(after, name, number, dtype)
-
-    def _under_hidden(self, node: Node, hidden: dict[bytes, Hidden]) -> set[int]:
-        found = set()
-        for name, what in hidden.items():
-            try:
-                status = os.stat(name, dir_fd=self._table.fd(node), follow_symlinks=False)
-            except OSError:
-                continue
-            if what.is_whole:
-                found.add(status.st_ino)
-        return found
 
     # Attributes.
 
@@ -231,9 +237,10 @@ class HostFs:
         return self._inode(node, os.fstat(self._table.fd(node)))
 
     def setattr(self, ino: int, changes: SetAttr) -> Inode:
-        node = self._node(ino)
+        node = self._written(ino)
         status = os.fstat(self._table.fd(node))
         path = self._path(node)
+        self._require_kept(node, status, changes)
         if changes.mode is not None and changes.mode & _SET_ID and not stat.S_ISDIR(status.st_mode):
             raise FsError(errno.EPERM)
         if changes.size is not None:
@@ -262,7 +269,7 @@ class HostFs:
     def setxattr(self, ino: int, name: bytes, value: bytes, flags: int) -> None:
         if not name.startswith(b"user."):
             raise FsError(errno.EOPNOTSUPP)
-        os.setxattr(self._path(self._node(ino)), name, value, flags)
+        os.setxattr(self._path(self._written(ino)), name, value, flags)
 
     def listxattr(self, ino: int) -> list[bytes]:
         if ino > PHANTOM_INO:
@@ -273,12 +280,12 @@ class HostFs:
     def removexattr(self, ino: int, name: bytes) -> None:
         if not name.startswith(b"user."):
             raise FsError(errno.EOPNOTSUPP)
-        os.removexattr(self._path(self._node(ino)), name)
+        os.removexattr(self._path(self._written(ino)), name)
 
     # Content.
 
     def read_into(self, ino: int, offset: int, buf: memoryview) -> int:
-        fd = self._data_fd(self._node(ino), is_writable=False)
+        fd = self._readable_fd(self._node(ino))
         done = 0
         while done < len(buf):
             count = os.preadv(fd, [buf[done:]], offset + done)
@@ -294,13 +301,13 @@ class HostFs:
         fallocate(self._writable_fd(self._node(ino)), mode, offset, length)
 
     def lseek(self, ino: int, offset: int, whence: int) -> int:
-        return os.lseek(self._data_fd(self._node(ino), is_writable=False), offset, whence)
+        return os.lseek(self._readable_fd(self._node(ino)), offset, whence)
 
     def copy_file_range(
         self, ino: int, offset: int, ino_out: int, offset_out: int, length: int
     ) -> int:
         target = self._writable_fd(self._node(ino_out))
-        source = self._data_fd(self._node(ino), is_writable=False)
+        source = self._readable_fd(self._node(ino))
         return os.copy_file_range(source, target, length, offset, offset_out)
 
     def fsync(self, ino: int, *, datasync: bool) -> None:
@@ -347,17 +354,44 @@ class HostFs:
         above = self._node(parent)
         if b"/" in name or name in (b".", b".."):
             raise FsError(errno.EINVAL)
-        if self._table.hidden_at(above, name) is not None:
-            # Like a mount point: what is hidden, or has something hidden below, stays in place.
-            raise FsError(errno.EBUSY)
-        if above.hidden is not None:
-            try:
-                status = os.stat(name, dir_fd=self._table.fd(above), follow_symlinks=False)
-            except OSError:
-                return above
-            if self._table.is_hidden(above, status):
+        if self._read_only:
+            raise FsError(errno.EROFS)
+        if name:
+            # Like a mount point: what is hidden, or has something hidden below, stays in place. And
+            # nothing becomes an instance here, not even what is none yet.
+            if self._table.kind(above, name) is not Kind.SHOWN or is_config(fold(name)):
                 raise FsError(errno.EBUSY)
+            if self._table.must_stay(above, name):
+                raise FsError(errno.EBUSY)
+        if self._hiding.lies_hidden(self._table.fd(above)):
+            raise FsError(errno.EPERM)
         return above
+
+    def _written(self, ino: int) -> Node:
+        """Return a node whose attributes are about to change."""
+        node = self._node(ino)
+        if self._read_only:
+            raise FsError(errno.EROFS)
+        fd = self._table.fd(node)
+        self._require_shown(fd, os.fstat(fd))
+        return node
+
+    def _require_shown(self, fd: int, status: os.stat_result) -> None:
+        """Refuse a change to what the host has moved to a hidden place since it was found."""
+        is_file = stat.S_ISREG(status.st_mode)
+        if (is_file and self._hiding.is_hidden_file(status)) or self._hiding.lies_hidden(fd):
+            raise FsError(errno.EPERM)
+
+    def _require_kept(self, node: Node, status: os.stat_result, changes: SetAttr) -> None:
+        """Refuse another owner or mode for a directory that others could then put things into."""
+        uid, gid = self._owners.show(status.st_uid, status.st_gid)
+        is_same = (
+            changes.mode in (None, status.st_mode, stat.S_IMODE(status.st_mode))
+            and changes.uid in (None, uid)
+            and changes.gid in (None, gid)
+        )
+        if not is_same and stat.S_ISDIR(status.st_mode) and self._table.holds_hidden(node):
+            raise FsError(errno.EPERM)
 
     def _keep_nameless(self, above: Node, name: bytes) -> None:
         node = self._table.peek(above, name)
@@ -435,10 +469,19 @@ class HostFs:
 
     def _writable_fd(self, node: Node) -> int:
         """Return a descriptor to write, after set-id bits of the host's file were dropped."""
+        if self._read_only:
+            raise FsError(errno.EROFS)
         fd = self._data_fd(node, is_writable=True)
-        mode = os.fstat(fd).st_mode
-        if mode & _SET_ID:
-            os.fchmod(fd, stat.S_IMODE(mode) & ~_SET_ID)
+        status = os.fstat(fd)
+        self._require_shown(fd, status)
+        if status.st_mode & _SET_ID:
+            os.fchmod(fd, stat.S_IMODE(status.st_mode) & ~_SET_ID)
+        return fd
+
+    def _readable_fd(self, node: Node) -> int:
+        fd = self._data_fd(node, is_writable=False)
+        if self._hiding.has_secrets and self._hiding.is_secret(os.fstat(fd)):
+            raise FsError(errno.EPERM)
         return fd
 
     def _close_data(self, ino: int) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The inodes of a host directory tree that the kernel knows of, and the descriptors behind them.
 
-Above: ``hostfs``. Below: ``linux.files``.
+Above: ``hostfs``. Below: ``hiding``, ``linux.files``.
 
 Each node has an O_PATH descriptor, which pins the file whatever happens to its name. Descriptors
 are few, so the least recently used are closed, and opened again from the root by the names that
@@ -11,8 +11,7 @@ lost its last name through us keeps its descriptor.
 Security:
     1. Every step is one openat2(2) below a descriptor, with RESOLVE_BENEATH, NO_SYMLINKS and
        NO_MAGICLINKS: no path leaves the root, whatever is swapped on the host meanwhile.
-    2. Hidden paths are known by place and by identity, so that a case-folding host directory
-       does not give them a second name.
+    2. What is hidden is known by name and by identity (``hiding``), whatever led there.
     3. File systems that are an interface of the kernel (proc, sysfs and their like) are never
        entered: a server that is host root would write to them with host root's rights.
     4. Not covered: a directory that someone on the host moves out of the tree stays reachable for
@@ -23,6 +22,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Final
@@ -30,10 +30,11 @@ from typing import Final
 from serdab.errors import FsError, UsageError
 from serdab.linux.files import Resolve, filesystem_magic, openat2
 from serdab.vfs.api import ROOT_INO
+from serdab.vfs.hiding import Hiding, Kind, Place, is_instance_at
 
 #: Inode numbers of what has none on the root's own device start here.
 FOREIGN_INO: Final = 1 << 61
-#: Hidden directories: they exist on our side only.
+#: Directories that are shown empty: they exist on our side only.
 PHANTOM_INO: Final = 1 << 62
 #: linux/magic.h and statfs(2): what is written there changes the kernel, not a file.
 _KERNEL_INTERFACES: Final = frozenset(
@@ -70,43 +71,10 @@ _PATH_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW
 Identity = tuple[int, int]
 
 
-class Hidden:
-    """A tree of names: whole ones are hidden, others have something hidden below."""
-
-    __slots__ = ("below", "ino", "is_whole")
-
-    def __init__(self, ino: int) -> None:
-        self.below: dict[bytes, Hidden] = {}
-        self.ino = ino
-        self.is_whole = False
-
-
-def plan_hidden(paths: Iterable[bytes]) -> Hidden:
-    """Return the tree of hidden relative paths.
-
-    Raises:
-        ValueError: a path is absolute, empty, or goes up.
-    """
-    root = Hidden(0)
-    number = PHANTOM_INO
-    for path in sorted(paths):
-        at = root
-        for part in path.split(b"/"):
-            if part in (b"", b".", b".."):
-                raise ValueError(f"not a plain relative path: {path!r}")
-            if at.is_whole:
-                break
-            number += 1
-            at = at.below.setdefault(part, Hidden(number))
-        at.is_whole = True
-        at.below.clear()
-    return root
-
-
 class Node:
-    """A file of the host. ``hidden`` is set where something below is hidden."""
+    """A file of the host. ``place`` is set where something at a known path below is hidden."""
 
-    __slots__ = ("ino", "identity", "fd", "parent", "name", "nlookup", "is_pinned", "hidden")
+    __slots__ = ("ino", "identity", "fd", "parent", "name", "nlookup", "is_pinned", "place")
 
     def __init__(self, ino: int, identity: Identity, fd: int) -> None:
         self.ino = ino
@@ -116,14 +84,21 @@ class Node:
         self.name = b""
         self.nlookup = 0
         self.is_pinned = False
-        self.hidden: Hidden | None = None
+        self.place: Place | None = None
 
 
 class NodeTable:
     """All nodes the kernel holds, by inode number and by identity on the host."""
 
-    def __init__(self, root_fd: int, hidden: Iterable[bytes], *, max_fds: int) -> None:
-        """Take the descriptor of the root over.
+    def __init__(
+        self,
+        root_fd: int,
+        hidden: Iterable[bytes],
+        *,
+        instance: bytes | None = None,
+        max_fds: int,
+    ) -> None:
+        """Take the descriptor of the root over; ``hidden`` and ``instance`` as ``Hiding`` says.
 
         Raises:
             UsageError: it is an interface of the kernel; the descriptor stays the caller's.
@@ -144,8 +119,10 @@ class NodeTable:
         root = Node(ROOT_INO, (status.st_dev, status.st_ino), root_fd)
         root.nlookup = 1
         root.is_pinned = True
-        root.hidden = plan_hidden(hidden)
+        self.hiding = Hiding(root_fd, hidden, instance)
+        root.place = self.hiding.root
         self._root = root
+        self._phantoms: dict[tuple[Identity, bytes], int] = {}
         self._nodes: dict[int, Node] = {ROOT_INO: root}
         self._by_identity: dict[Identity, Node] = {root.identity: root}
         #: nodes whose descriptor may be closed, the least recently used first
@@ -202,42 +179,75 @@ class NodeTable:
         node.is_pinned = True
         self._recent.pop(node.ino, None)
 
-    def hidden_at(self, parent: Node, name: bytes) -> Hidden | None:
-        """Return what is hidden at a name: itself, or something below it."""
-        return parent.hidden.below.get(name) if parent.hidden else None
+    def kind(self, parent: Node, name: bytes) -> Kind:
+        """Return what becomes of a name."""
+        return self.hiding.kind(parent.place, self.fd(parent), name)
 
-    def is_hidden(self, parent: Node, status: os.stat_result) -> bool:
-        """Return whether this lies under a name that is hidden, or has something hidden below.
+    def phantom(self, parent: Node, name: bytes) -> int:
+        """Return the inode number of a directory that is shown empty."""
+        key = (parent.identity, name)
+        return self._phantoms.setdefault(key, PHANTOM_INO + 1 + len(self._phantoms))
 
-        Asked for what was found by another name, which must not be a way around.
+    def holds_hidden(self, node: Node) -> bool:
+        """Return whether a directory has something hidden below at a known path, or is an instance.
+
+        Such a one stays in place, with the owner and mode that it has.
         """
-        if parent.hidden is None:
+        place = node.place
+        if place is not None and (place.below or place.is_instance):
+            return True
+        return is_instance_at(self.fd(node))
+
+    def must_stay(self, parent: Node, name: bytes) -> bool:
+        """Return whether what is at a name that is shown must not be moved, removed or covered."""
+        try:
+            status = os.stat(name, dir_fd=self.fd(parent), follow_symlinks=False)
+        except OSError:
             return False
-        for name in parent.hidden.below:
-            try:
-                other = os.stat(name, dir_fd=self.fd(parent), follow_symlinks=False)
-            except OSError:
-                continue
-            if os.path.samestat(status, other):
-                return True
-        return False
+        if self.hiding.is_alias(parent.place, self.fd(parent), status, crossed=False):
+            return True
+        if not stat.S_ISDIR(status.st_mode):
+            return False
+        # An instance: in its place another one could be put, with what was made for that.
+        try:
+            fd = openat2(self.fd(parent), name, _PATH_FLAGS, _CONFINED)
+        except OSError:
+            return False
+        try:
+            return is_instance_at(fd)
+        finally:
+            os.close(fd)
 
     def open_child(self, parent: Node, name: bytes) -> tuple[int, os.stat_result]:
         """Open a name below a node; the O_PATH descriptor is the caller's."""
         if not name or b"/" in name or name in (b".", b".."):
             raise FsError(errno.EINVAL)
-        fd = openat2(self.fd(parent), name, _PATH_FLAGS, _CONFINED)
+        if self.kind(parent, name) in (Kind.EMPTY, Kind.ABSENT):
+            raise FsError(errno.ENOENT)
+        fd, crossed = self._step(parent, name)
         try:
             status = os.fstat(fd)
-            if self.hidden_at(parent, name) is None and self.is_hidden(parent, status):
+            is_known = self.hiding.below(parent.place, name) is not None
+            if not is_known and self.hiding.is_alias(
+                parent.place, self.fd(parent), status, crossed=crossed
+            ):
                 raise FsError(errno.ENOENT)
-            # A mount point of the host; what lies on one device with its parent was asked there.
-            if status.st_dev != parent.identity[0] and filesystem_magic(fd) in _KERNEL_INTERFACES:
+            # A mount point of the host; what lies on one mount with its parent was asked there.
+            if crossed and filesystem_magic(fd) in _KERNEL_INTERFACES:
                 raise FsError(errno.EACCES)
         except BaseException:
             os.close(fd)
             raise
         return fd, status
+
+    def _step(self, parent: Node, name: bytes) -> tuple[int, bool]:
+        """Open a name; return the descriptor, and whether a mount lies between."""
+        try:
+            return openat2(self.fd(parent), name, _PATH_FLAGS, _CONFINED | Resolve.NO_XDEV), False
+        except OSError as exc:
+            if exc.errno != errno.EXDEV:
+                raise
+        return openat2(self.fd(parent), name, _PATH_FLAGS, _CONFINED), True
 
     def lookup(self, parent: Node, name: bytes) -> tuple[Node, os.stat_result]:
         """Return the node of a name, with one lookup more."""
@@ -266,7 +276,7 @@ class NodeTable:
         if parent is not None and node is not self._root:
             node.parent = parent.ino
             node.name = name
-            node.hidden = self.hidden_at(parent, name)
+            node.place = self.hiding.below(parent.place, name)
         return node
 
     def number(self, identity: Identity) -> int:

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from serdab.errors import UsageError
 from serdab.libos import hostdirs, hostfiles
+from serdab.libos.ground import Ground
 from serdab.libos.idmaps import RANGE_IDS, choose, subordinate_range
 
 
@@ -64,23 +67,65 @@ class TestHostDirectories:
     def show(self, path: str) -> hostdirs.Shown:
         return hostdirs.show(path, instance="/srv/i", private=("/home/u/.local/state/serdab",))
 
-    def test_build_and_run_of_the_instance_are_hidden(self) -> None:
-        assert self.show("/srv/i").hidden == ("build", "run")
+    def test_the_instance_is_known_by_its_place(self) -> None:
+        assert self.show("/srv/i").instance == "."
+        assert self.show("/srv").instance == "i"
+        assert self.show("/srv/i/data").instance == ""
+        assert self.show("/srv/ix").instance == ""
 
-    def test_they_are_hidden_from_above_too(self) -> None:
-        assert self.show("/srv").hidden == ("i/build", "i/run")
-        assert "home/u/.local/state/serdab" in self.show("/").hidden
-
-    def test_an_unrelated_directory_has_nothing_to_hide(self) -> None:
-        assert self.show("/srv/i/data").hidden == ()
-        assert self.show("/srv/ix").hidden == ()
+    def test_private_paths_are_hidden_from_above(self) -> None:
+        assert self.show("/").hidden == ("home/u/.local/state/serdab",)
+        assert self.show("/srv/i").hidden == ()
 
     @pytest.mark.parametrize(
-        "path", ["/srv/i/build", "/srv/i/run/mount", "/home/u/.local/state/serdab/x"]
+        "path",
+        [
+            "/srv/i/build",
+            "/srv/i/run/mount",
+            "/srv/i/image",
+            "/srv/i/Image/etc",
+            "/srv/i/initfs",
+            "/srv/i/.build-staging/x",
+            "/srv/i/.rekey-staging-old",
+            "/home/u/.local/state/serdab/x",
+        ],
     )
     def test_what_is_private_is_refused(self, path: str) -> None:
-        with pytest.raises(UsageError):
+        with pytest.raises(UsageError, match="never shown"):
             self.show(path)
+
+    def test_names_of_another_instance_are_refused_too(self, tmp_path: Path) -> None:
+        other = tmp_path / "other"
+        (other / "image/etc").mkdir(parents=True)
+        assert self.show(str(other / "image/etc")).hidden == ()
+        (other / "Occlum.json").touch()
+        with pytest.raises(UsageError, match="never shown"):
+            self.show(str(other / "image/etc"))
+        mine = str(other / "image/mine")  # an instance of its own, below another's image
+        assert hostdirs.show(mine, instance=mine, private=()).instance == "."
+
+    def test_a_source_tree_is_shown_read_only_where_the_configuration_names_it(
+        self, tmp_path: Path
+    ) -> None:
+        for name in ("image/opt", "initfs", "build", "run"):
+            (tmp_path / name).mkdir(parents=True)
+
+        def find(source: str) -> hostdirs.Shown:
+            with Ground.at(str(tmp_path)) as ground:
+                shown, directory = hostdirs.find(source, ground=ground, private=())
+                directory.close()
+                return shown
+
+        for source in ("image", "./initfs", str(tmp_path / "image")):
+            assert find(source).read_only
+        assert not find(".").read_only
+        for source in ("image/opt", "build", "run"):
+            with pytest.raises(UsageError, match="never shown"):
+                find(source)
+        (tmp_path / "initfs").rmdir()
+        (tmp_path / "initfs").symlink_to("build")
+        with pytest.raises(UsageError, match="something else stands"):
+            find("initfs")
 
 
 class TestHostFiles:

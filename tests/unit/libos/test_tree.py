@@ -9,10 +9,10 @@ from dataclasses import replace
 from serdab.libos.tree import (
     NODEV,
     NOSUID,
+    RDONLY,
     HostDirectory,
     Memory,
     Plan,
-    Taken,
     TextFile,
     Tree,
     plan,
@@ -22,8 +22,7 @@ STEP = struct.Struct("<BBBBIQHHI")
 NEW, CLONE, FUSE, ATTACH, PIVOT = 2, 3, 1, 4, 9
 FULL = Tree(
     1,
-    host_directories=(HostDirectory("/host", fuse=2), HostDirectory("/data", hidden=("x",))),
-    take=(Taken(0, "/srv"),),
+    host_directories=(HostDirectory("/host", 2), HostDirectory("/data", 3, read_only=True)),
     memory=(Memory("/scratch", 1 << 20),),
     files=(TextFile("/etc/hosts", 0),),
     terminal="/dev/pts/1",
@@ -69,12 +68,16 @@ def test_the_switch_comes_last() -> None:
     assert operations.count(PIVOT) == 1
 
 
-def test_a_host_path_is_only_taken_before_anything_is_attached() -> None:
-    made = steps(plan(FULL))
-    taken = [number for number, step in enumerate(made) if step[0] == CLONE and step[2] == "/srv"]
-    attached = [number for number, step in enumerate(made) if step[0] == ATTACH]
-    assert taken == [0]
-    assert min(attached) > 0
+def test_no_directory_of_the_host_is_mounted_as_it_is() -> None:
+    taken = [a for op, _, a, _ in steps(plan(FULL)) if op == CLONE]
+    assert {
+        path for path in taken if not path.startswith("/dev/") and path.startswith("/")
+    } == set()
+
+
+def test_a_source_tree_is_mounted_read_only() -> None:
+    made = [attr & RDONLY for op, attr, _, _ in steps(plan(FULL)) if op == FUSE]
+    assert made == [0, 0, RDONLY]
 
 
 def test_with_one_id_the_terminals_have_no_group() -> None:

@@ -4,18 +4,21 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from serdab.errors import FsError, UsageError
+from serdab.linux.mounts import MountFlag, UmountFlag, mount, umount
 from serdab.vfs.api import ROOT_INO, SetAttr
+from serdab.vfs.hiding import plan
 from serdab.vfs.hostfs import HostFs, Owners
-from serdab.vfs.hostnodes import plan_hidden
 
 MakeFs = Callable[..., HostFs]
 
@@ -71,18 +74,78 @@ class TestKernelInterfaces:
             fs.close()
 
 
+RESERVED = [
+    b"Occlum.json",
+    b"Occlum.json.new",
+    b"image",
+    b"initfs",
+    b"image.owners",
+    b"initfs.owners",
+    b"image.owners.new-17",
+    b".build-staging",
+    b".build-staging-old",
+    b".rekey-staging",
+    b".rekey-staging-old",
+    b"inst.tar.gz.new-4711",
+]
+#: The same to some host: ext4 and tmpfs with casefold, vfat, network shares.
+VARIANTS = [
+    b"occlum.JSON",
+    b"OCCLUM.json.bak",
+    b"IMAGE",
+    b"image.",
+    b"image. .",
+    b"Initfs.Owners",
+    b".BUILD-staging",
+    "\uff49mage".encode(),
+    "im\u200bage".encode(),
+    "im\u00adage".encode(),
+    "\u0131mage".encode(),
+    "occlum.j\u017fon".encode(),
+    ".re\u212aey-staging".encode(),
+    b"Build",
+    b"RUN",
+]
+
+
+def names(fs: HostFs, ino: int = ROOT_INO) -> list[bytes]:
+    return sorted(entry.name for entry in fs.readdir(ino, 0) if entry.name not in (b".", b".."))
+
+
+def makers(fs: HostFs, at: int, name: bytes) -> list[Callable[[], object]]:
+    """Return every way to put something at a name; what is put there is made at the root."""
+    fs.mknod(ROOT_INO, b"f-of-makers", 0o100644, 0, 0, 0)
+    file = fs.lookup(ROOT_INO, b"f-of-makers").ino
+    fs.mkdir(ROOT_INO, b"d-of-makers", 0o755, 0, 0)
+    return [
+        partial(fs.mknod, at, name, 0o100644, 0, 0, 0),
+        partial(fs.mknod, at, name, stat.S_IFIFO | 0o644, 0, 0, 0),
+        partial(fs.mkdir, at, name, 0o755, 0, 0),
+        partial(fs.symlink, at, name, b"/etc", 0, 0),
+        partial(fs.link, file, at, name),
+        partial(fs.rename, ROOT_INO, b"f-of-makers", at, name, 0),
+        partial(fs.rename, ROOT_INO, b"d-of-makers", at, name, 0),
+        partial(fs.rename, ROOT_INO, b"d-of-makers", at, name, 1),
+        partial(fs.rename, ROOT_INO, b"d-of-makers", at, name, 2),
+        partial(fs.unlink, at, name),
+        partial(fs.rmdir, at, name),
+    ]
+
+
 class TestHidden:
     @pytest.mark.parametrize("path", [b"", b"/abs", b"a//b", b"../up", b"a/.", b"a/"])
     def test_a_path_that_is_not_plain_is_refused(self, path: bytes) -> None:
         with pytest.raises(ValueError, match="plain"):
-            plan_hidden([path])
+            plan([path])
+        with pytest.raises(ValueError, match="plain"):
+            plan([], path)
 
     def test_what_is_below_something_hidden_adds_nothing(self) -> None:
-        plan = plan_hidden([b"a/b", b"a", b"c/d"])
-        assert plan.below[b"a"].is_whole
-        assert not plan.below[b"a"].below
-        assert not plan.below[b"c"].is_whole
-        assert plan.below[b"c"].below[b"d"].is_whole
+        made = plan([b"a/b", b"a", b"c/d"])
+        assert made.below[b"a"].is_whole
+        assert not made.below[b"a"].below
+        assert not made.below[b"c"].is_whole
+        assert made.below[b"c"].below[b"d"].is_whole
 
     def test_a_path_deep_inside_is_hidden_and_its_parents_stay(
         self, tmp_path: Path, make: MakeFs
@@ -92,32 +155,266 @@ class TestHidden:
         (tmp_path / "a/open").write_text("open")
         fs = make(hidden=[b"a/keys"])
         a = fs.lookup(ROOT_INO, b"a").ino
-        keys = fs.lookup(a, b"keys").ino
-        assert code_of(lambda: fs.lookup(keys, b"key")) == errno.ENOENT
-        assert [entry.name for entry in fs.readdir(keys, 0)] == [b".", b".."]
+        assert code_of(lambda: fs.lookup(a, b"keys")) == errno.ENOENT
+        assert names(fs, a) == [b"open"]
         assert read(fs, fs.lookup(a, b"open").ino) == b"open"
         for name in (b"a", b"moved"):
             assert code_of(partial(fs.rename, ROOT_INO, b"a", ROOT_INO, name, 0)) == (errno.EBUSY)
-        assert code_of(lambda: fs.rename(a, b"keys", ROOT_INO, b"k", 0)) == errno.EBUSY
-        assert code_of(lambda: fs.mknod(keys, b"x", 0o100644, 0, 0, 0)) == errno.EROFS
+        for act in makers(fs, a, b"keys"):
+            assert code_of(act) == errno.EBUSY
+        for changes in (SetAttr(mode=0o777), SetAttr(uid=7), SetAttr(gid=7)):
+            assert code_of(partial(fs.setattr, a, changes)) == errno.EPERM
+        fs.setattr(a, SetAttr(mode=(tmp_path / "a").stat().st_mode))
 
     def test_a_second_name_for_it_on_the_host_is_no_way_around(
         self, tmp_path: Path, make: MakeFs
     ) -> None:
-        # A hard link stands in for a case-folding directory: another name, the same file.
         (tmp_path / "key").write_text("secret")
-        os.link(tmp_path / "key", tmp_path / "KEY")
+        (tmp_path / "d").mkdir()
+        os.link(tmp_path / "key", tmp_path / "other")
+        os.link(tmp_path / "key", tmp_path / "d/other")
         fs = make(hidden=[b"key"])
-        assert code_of(lambda: fs.lookup(ROOT_INO, b"KEY")) == errno.ENOENT
-        assert b"KEY" not in [entry.name for entry in fs.readdir(ROOT_INO, 0)]
-        assert code_of(lambda: fs.unlink(ROOT_INO, b"KEY")) == errno.EBUSY
-        assert code_of(lambda: fs.rename(ROOT_INO, b"KEY", ROOT_INO, b"k", 0)) == errno.EBUSY
+        for at in (ROOT_INO, fs.lookup(ROOT_INO, b"d").ino):
+            assert code_of(partial(fs.lookup, at, b"other")) == errno.ENOENT
+            assert b"other" not in names(fs, at)
+            assert code_of(partial(fs.unlink, at, b"other")) == errno.EBUSY
+            assert code_of(partial(fs.rename, at, b"other", ROOT_INO, b"k", 0)) == errno.EBUSY
 
-    def test_a_hidden_path_that_does_not_exist_cannot_be_made(self, make: MakeFs) -> None:
-        fs = make(hidden=[b"run"])
-        assert stat.S_ISDIR(fs.lookup(ROOT_INO, b"run").mode)
-        assert code_of(lambda: fs.mkdir(ROOT_INO, b"run", 0o755, 0, 0)) == errno.EBUSY
-        assert code_of(lambda: fs.symlink(ROOT_INO, b"run", b"x", 0, 0)) == errno.EBUSY
+    def test_a_key_moved_over_a_key_stays_unreadable(self, tmp_path: Path, make: MakeFs) -> None:
+        (tmp_path / "key").write_text("secret")
+        fs = make(hidden=[b"key"])
+        assert code_of(lambda: fs.lookup(ROOT_INO, b"key")) == errno.ENOENT
+        (tmp_path / "newkey").write_text("newer")
+        kept = fs.lookup(ROOT_INO, b"newkey").ino
+        os.rename(tmp_path / "newkey", tmp_path / "key")
+        assert code_of(lambda: fs.lookup(ROOT_INO, b"key")) == errno.ENOENT
+        assert code_of(lambda: read(fs, kept)) == errno.EPERM
+        assert code_of(lambda: fs.link(kept, ROOT_INO, b"mine")) == errno.EPERM
+
+
+class TestReservedNames:
+    @pytest.mark.parametrize("name", [*RESERVED, *VARIANTS])
+    def test_one_is_neither_found_nor_listed_nor_made(
+        self, tmp_path: Path, make: MakeFs, name: bytes
+    ) -> None:
+        fs = make(instance=b".")
+        for act in makers(fs, ROOT_INO, name):
+            assert code_of(act) == errno.EBUSY
+        assert code_of(lambda: fs.lookup(ROOT_INO, name)) == errno.ENOENT
+        (tmp_path / os.fsdecode(name)).mkdir()
+        assert code_of(lambda: fs.lookup(ROOT_INO, name)) == errno.ENOENT
+        assert names(fs) == [b"d-of-makers", b"f-of-makers"]
+        assert code_of(lambda: fs.rmdir(ROOT_INO, name)) == errno.EBUSY
+
+    @pytest.mark.parametrize("name", [b"build", b"run"])
+    def test_these_are_empty_directories(self, tmp_path: Path, make: MakeFs, name: bytes) -> None:
+        (tmp_path / os.fsdecode(name)).mkdir()
+        (tmp_path / os.fsdecode(name) / "secret").touch()
+        fs = make(instance=b".")
+        ino = fs.lookup(ROOT_INO, name).ino
+        assert stat.S_IMODE(fs.getattr(ino).mode) == 0o555
+        assert names(fs) == [name]
+        assert names(fs, ino) == []
+        assert code_of(lambda: fs.lookup(ino, b"secret")) == errno.ENOENT
+        assert code_of(lambda: fs.mknod(ino, b"x", 0o100644, 0, 0, 0)) == errno.EROFS
+        for act in makers(fs, ROOT_INO, name):
+            assert code_of(act) == errno.EBUSY
+
+    @pytest.mark.parametrize(
+        "name", [b"images", b"builder", b"runner", b"build.log", b"my-image", b"x.owners", b"new-1"]
+    )
+    def test_others_are_files_like_any(self, tmp_path: Path, make: MakeFs, name: bytes) -> None:
+        fs = make(instance=b".")
+        fs.mkdir(ROOT_INO, name, 0o755, 0, 0)
+        assert fs.lookup(ROOT_INO, name).ino == (tmp_path / os.fsdecode(name)).stat().st_ino
+        assert names(fs) == [name]
+
+    def test_elsewhere_than_in_an_instance_they_are_too(self, tmp_path: Path, make: MakeFs) -> None:
+        fs = make(instance=b".")
+        d = fs.mkdir(ROOT_INO, b"d", 0o755, 0, 0).ino
+        for name in (b"image", b"build", b"run", b".build-staging"):
+            fs.mkdir(d, name, 0o755, 0, 0)
+        assert len(names(fs, d)) == 4
+        # But nothing becomes an instance: the next lookup would hide what the program made.
+        for act in makers(fs, d, b"Occlum.json"):
+            assert code_of(act) == errno.EBUSY
+
+    @pytest.mark.parametrize("instance", [None, b"one"])
+    def test_every_instance_below_hides_them(
+        self, tmp_path: Path, make: MakeFs, instance: bytes | None
+    ) -> None:
+        for place in ("one", "deep/two"):
+            (tmp_path / place / "image").mkdir(parents=True)
+            (tmp_path / place / "build/lib").mkdir(parents=True)
+            (tmp_path / place / "share").mkdir()
+        (tmp_path / "one/Occlum.json").touch()
+        (tmp_path / "deep/two/build/lib/libserdab.signed.json").touch()
+        fs = make(instance=instance)
+        one = fs.lookup(ROOT_INO, b"one").ino
+        deep = fs.lookup(ROOT_INO, b"deep").ino
+        two = fs.lookup(deep, b"two").ino
+        for ino in (one, two):
+            assert names(fs, ino) == [b"build", b"share"]
+            assert code_of(partial(fs.lookup, ino, b"image")) == errno.ENOENT
+            assert names(fs, fs.lookup(ino, b"build").ino) == []
+            assert code_of(partial(fs.mkdir, ino, b"initfs", 0o755, 0, 0)) == errno.EBUSY
+            assert code_of(partial(fs.setattr, ino, SetAttr(mode=0o777))) == errno.EPERM
+            fs.mkdir(ino, b"mine", 0o755, 0, 0)
+        fs.mkdir(ROOT_INO, b"mine", 0o755, 0, 0)
+        for parent, name in ((ROOT_INO, b"one"), (deep, b"two")):
+            # In its place another one could be put.
+            move = partial(fs.rename, parent, name)
+            assert code_of(partial(move, ROOT_INO, b"moved", 0)) == errno.EBUSY
+            assert code_of(partial(move, ROOT_INO, b"mine", 2)) == errno.EBUSY
+        first, second = (fs.lookup(ino, b"build").ino for ino in (one, two))
+        assert first != second
+
+    def test_the_running_instance_is_one_while_its_configuration_is_replaced(
+        self, tmp_path: Path, make: MakeFs
+    ) -> None:
+        (tmp_path / "i/image").mkdir(parents=True)
+        fs = make(instance=b"i")
+        i = fs.lookup(ROOT_INO, b"i").ino
+        assert code_of(lambda: fs.lookup(i, b"image")) == errno.ENOENT
+        assert code_of(lambda: fs.rename(ROOT_INO, b"i", ROOT_INO, b"j", 0)) == errno.EBUSY
+
+    def test_a_hard_link_to_the_configuration_is_no_way_around(
+        self, tmp_path: Path, make: MakeFs
+    ) -> None:
+        for place in ("", "other"):
+            (tmp_path / place / "share").mkdir(parents=True)
+            (tmp_path / place / "Occlum.json").write_text("{}")
+        os.link(tmp_path / "Occlum.json", tmp_path / "share/c")
+        os.link(tmp_path / "other/Occlum.json", tmp_path / "other/c")
+        os.link(tmp_path / "share/c", tmp_path / "d")
+        fs = make(instance=b".")
+        share = fs.lookup(ROOT_INO, b"share").ino
+        other = fs.lookup(ROOT_INO, b"other").ino
+        for at, name in ((share, b"c"), (other, b"c"), (ROOT_INO, b"d")):
+            assert code_of(partial(fs.lookup, at, name)) == errno.ENOENT
+            assert code_of(partial(fs.unlink, at, name)) == errno.EBUSY
+        assert names(fs, share) == []
+
+    def test_what_the_host_moves_there_takes_no_more_changes(
+        self, tmp_path: Path, make: MakeFs
+    ) -> None:
+        (tmp_path / "new/usr/bin").mkdir(parents=True)
+        (tmp_path / "new/usr/bin/tool").write_text("tool")
+        (tmp_path / "edited").write_text("{}")
+        fs = make(instance=b".")
+        at = ROOT_INO
+        for name in (b"new", b"usr", b"bin"):
+            at = fs.lookup(at, name).ino
+        tool, config = fs.lookup(at, b"tool").ino, fs.lookup(ROOT_INO, b"edited").ino
+        fs.write(tool, 0, memoryview(b"mine"), kill_suidgid=False)
+        fs.write(config, 0, memoryview(b"{1"), kill_suidgid=False)
+        os.rename(tmp_path / "new", tmp_path / "image")
+        # By a link, so that no name of what is open tells.
+        os.link(tmp_path / "edited", tmp_path / "Occlum.json")
+        os.unlink(tmp_path / "edited")
+        for ino in (tool, config):
+            acts: list[Callable[[], object]] = [
+                partial(fs.write, ino, 0, memoryview(b"evil"), kill_suidgid=False),
+                partial(fs.setattr, ino, SetAttr(size=0)),
+                partial(fs.setattr, ino, SetAttr(mode=0o100777)),
+                partial(fs.fallocate, ino, 0, 0, 100),
+                partial(fs.setxattr, ino, b"user.x", b"1", 0),
+                partial(fs.link, ino, ROOT_INO, b"mine"),
+            ]
+            for act in acts:
+                assert code_of(act) == errno.EPERM
+        for act in makers(fs, at, b"x"):
+            assert code_of(act) in (errno.EPERM, errno.ENOENT)
+        assert code_of(lambda: fs.unlink(at, b"tool")) == errno.EPERM
+        assert (tmp_path / "image/usr/bin/tool").read_text() == "mine"
+        assert (tmp_path / "Occlum.json").read_text() == "{1"
+        assert os.listdir(tmp_path / "image/usr/bin") == ["tool"]
+
+    @pytest.mark.root
+    def test_a_bind_mount_of_the_host_is_no_way_around(self, tmp_path: Path, make: MakeFs) -> None:
+        if os.geteuid() != 0:
+            pytest.skip("mounts")
+        (tmp_path / "image").mkdir()
+        (tmp_path / "Occlum.json").touch()
+        (tmp_path / "share/dir").mkdir(parents=True)
+        (tmp_path / "share/file").touch()
+        (tmp_path / "share/self").mkdir()
+        pairs = [("image", "share/dir"), ("Occlum.json", "share/file"), (".", "share/self")]
+        with ExitStack() as stack:
+            for source, target in pairs:
+                place = os.fspath(tmp_path / target)
+                mount(os.fspath(tmp_path / source), place, "", MountFlag.BIND, "")
+                stack.callback(umount, place, UmountFlag.DETACH)
+            fs = make(instance=b".")
+            stack.callback(fs.close)
+            share = fs.lookup(ROOT_INO, b"share").ino
+            for name in (b"dir", b"file"):
+                assert code_of(partial(fs.lookup, share, name)) == errno.ENOENT
+            again = fs.lookup(share, b"self").ino
+            for name in (b"image", b"Occlum.json"):
+                assert code_of(partial(fs.lookup, again, name)) == errno.ENOENT
+
+    @pytest.mark.root
+    def test_a_host_directory_that_folds_case_has_no_other_names_for_them(
+        self, tmp_path: Path, make: MakeFs
+    ) -> None:
+        place = tmp_path / "folding"
+        place.mkdir()
+        try:
+            mount("tmpfs", os.fspath(place), "tmpfs", MountFlag(0), "mode=777,casefold")
+        except OSError as exc:
+            pytest.skip(f"no tmpfs with casefold here: {exc}")
+        try:
+            folder = place / "i"
+            folder.mkdir()
+            set_casefold(folder)
+            (folder / "image").mkdir()
+            (folder / "Key").touch()
+            fs = HostFs(folder, hidden=[b"key"], instance=b".")
+            try:
+                for name in (*VARIANTS[:13], b"KEY", "ke\u200by".encode()):
+                    assert code_of(partial(fs.lookup, ROOT_INO, name)) == errno.ENOENT
+                    assert code_of(partial(fs.mkdir, ROOT_INO, name, 0o755, 0, 0)) == errno.EBUSY
+                assert names(fs) == []
+            finally:
+                fs.close()
+            assert sorted(os.listdir(folder)) == ["Key", "image"]
+        finally:
+            umount(os.fspath(place), UmountFlag.DETACH)
+
+    def test_a_source_tree_that_is_shown_cannot_be_changed(
+        self, tmp_path: Path, make: MakeFs
+    ) -> None:
+        (tmp_path / "f").write_text("f")
+        fs = make(read_only=True)
+        ino = fs.lookup(ROOT_INO, b"f").ino
+        assert read(fs, ino) == b"f"
+        acts: list[Callable[[], object]] = [
+            partial(fs.write, ino, 0, memoryview(b"x"), kill_suidgid=False),
+            partial(fs.setattr, ino, SetAttr(size=0)),
+            partial(fs.setattr, ino, SetAttr(mode=0o100600)),
+            partial(fs.setxattr, ino, b"user.x", b"1", 0),
+            partial(fs.removexattr, ino, b"user.x"),
+            partial(fs.fallocate, ino, 0, 0, 1),
+            partial(fs.mknod, ROOT_INO, b"x", 0o100644, 0, 0, 0),
+            partial(fs.tmpfile, ROOT_INO, 0o100644, 0, 0),
+            partial(fs.unlink, ROOT_INO, b"f"),
+            partial(fs.rename, ROOT_INO, b"f", ROOT_INO, b"g", 0),
+        ]
+        for act in acts:
+            assert code_of(act) == errno.EROFS
+
+
+def set_casefold(folder: Path) -> None:
+    """Let a directory fold case: FS_CASEFOLD_FL of ioctl_iflags(2)."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        flags = bytearray(8)
+        fcntl.ioctl(fd, 0x80086601, flags)
+        wanted = int.from_bytes(flags, "little") | 0x40000000
+        fcntl.ioctl(fd, 0x40086602, wanted.to_bytes(8, "little"))
+    finally:
+        os.close(fd)
 
 
 class TestConfinement:

@@ -107,7 +107,7 @@ struct limit {
 enum {
 	STEP_FUSE = 1,     /* dst = a new FUSE mount; value: index, a: options, attr: MOUNT_ATTR_* */
 	STEP_NEW = 2,      /* dst = a new mount of type a, options b */
-	STEP_CLONE = 3,    /* dst = clone of what is at a under src; value 1: with all below */
+	STEP_CLONE = 3,    /* dst = clone of what is at a under src */
 	STEP_ATTACH = 4,   /* mount src at a under dst */
 	STEP_MKDIR = 5,    /* a under src, mode value */
 	STEP_SYMLINK = 6,  /* a under src -> b */
@@ -121,8 +121,7 @@ enum {
 #define STEP_OPTIONAL 1u /* a missing object (ENOENT, ENOTDIR, ELOOP) skips this step */
 #define STEP_EXIST_OK 2u
 
-#define REGISTER_COUNT 64
-#define REGISTER_KEPT 32   /* from here on they outlive a plan */
+#define REGISTER_COUNT 8   /* they are empty again after a plan */
 #define REGISTER_NONE 255u /* the launcher's own root */
 
 struct step {

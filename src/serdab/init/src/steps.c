@@ -14,7 +14,7 @@
 
 #include "common.h"
 
-#define FUSE_SLOTS 8
+#define FUSE_SLOTS 64
 
 static int fuse_fds[FUSE_SLOTS];
 static u32 fuse_opened;
@@ -74,7 +74,7 @@ static long open_parent(u8 reg, const char *path, const char **name)
 	return open_in(reg, cut ? dir : ".", O_PATH | O_DIRECTORY);
 }
 
-static long set_attributes(long fd, u64 attr, u32 recursive)
+static long set_attributes(long fd, u64 attr)
 {
 	struct mount_attr change;
 
@@ -82,8 +82,7 @@ static long set_attributes(long fd, u64 attr, u32 recursive)
 		return 0;
 	memset(&change, 0, sizeof(change));
 	change.attr_set = attr;
-	return SYS5(NR_MOUNT_SETATTR, fd, "", AT_EMPTY_PATH | (recursive ? AT_RECURSIVE : 0), &change,
-		    sizeof(change));
+	return SYS5(NR_MOUNT_SETATTR, fd, "", AT_EMPTY_PATH, &change, sizeof(change));
 }
 
 /* "a,b=c" becomes one fsconfig call per item. The options come from us and hold no escapes. */
@@ -184,7 +183,7 @@ static long step_fuse(const struct step *s, const char *options)
 static long step_clone(const struct step *s, const char *path)
 {
 	long r;
-	u32 flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (s->value & 1 ? AT_RECURSIVE : 0);
+	u32 flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC;
 
 	if (s->src == REGISTER_NONE) {
 		r = SYS3(__NR_open_tree, AT_FDCWD, path, flags | AT_NO_AUTOMOUNT);
@@ -198,7 +197,7 @@ static long step_clone(const struct step *s, const char *path)
 			SYS1(__NR_close, from);
 	}
 	if (r >= 0) {
-		long e = set_attributes(r, s->attr, s->value & 1);
+		long e = set_attributes(r, s->attr);
 
 		if (e < 0) {
 			SYS1(__NR_close, r);
@@ -327,7 +326,7 @@ static long run_step(const struct step *s, const char *a, const char *b, const s
 	case STEP_HOSTNAME:
 		return SYS2(__NR_sethostname, a, text_len(a));
 	case STEP_SETATTR:
-		return set_attributes(base_fd(s->src), s->attr, 0);
+		return set_attributes(base_fd(s->src), s->attr);
 	}
 	return -EINVAL;
 }
@@ -380,7 +379,7 @@ void run_plan(const struct message *m)
 	}
 	if (r < 0)
 		take_off(root);
-	for (int i = 0; i < REGISTER_KEPT; i++) {
+	for (int i = 0; i < REGISTER_COUNT; i++) {
 		if (registers[i] >= 0)
 			SYS1(__NR_close, registers[i]);
 		registers[i] = -1;

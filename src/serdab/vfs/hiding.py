@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What of a host directory tree no program may see: decided at each lookup, by name and identity.
+
+Two kinds. *Paths* below the root (keys, state, our own code) are hidden wherever they are named.
+*Reserved names* (``config.names``) are hidden in every directory that is an instance: the one that
+runs is known by its place, any other by the configuration or descriptor that lies in it at that
+moment. A mount over what is there today could not do it: the host replaces a name by a rename, and
+what was covered went with the old file.
+
+Above: ``hostnodes``, ``hostfs``. Below: ``config.names``, ``linux.files``.
+
+Security:
+    1. Names are folded before they are compared, on every host (``config.names``).
+    2. A second name for what is hidden (a hard link, a bind mount, a fold that we do not know) is
+       found by device and inode number; see ``is_alias`` for where that is asked.
+    3. A file or directory that the host moves to a hidden place while a program has it open is
+       asked where it lies before each change (``lies_hidden``).
+    4. Not covered: another name on the host for a file *inside* a hidden directory.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from enum import Enum
+from typing import Final
+
+from serdab.config.names import (
+    CONFIG,
+    DESCRIPTOR,
+    DIRECTORIES,
+    FILES,
+    SHOWN_EMPTY,
+    fold,
+    is_reserved,
+)
+from serdab.linux.files import Resolve, openat2
+
+_CONFINED: Final = Resolve.BENEATH | Resolve.NO_SYMLINKS | Resolve.NO_MAGICLINKS
+_FILES: Final = tuple(name.encode() for name in FILES)
+_RESERVED: Final = (*_FILES, *(name.encode() for name in DIRECTORIES))
+
+
+class Kind(Enum):
+    """What becomes of a name. KEPT: shown, but it stays, since something below is hidden."""
+
+    SHOWN = 0
+    KEPT = 1
+    EMPTY = 2
+    ABSENT = 3
+
+
+class Place:
+    """A directory on the way to a hidden path, or to the instance; ``below`` by folded name."""
+
+    __slots__ = ("below", "is_instance", "is_whole", "name")
+
+    def __init__(self, name: bytes = b"") -> None:
+        self.name = name
+        self.below: dict[bytes, Place] = {}
+        self.is_whole = False
+        self.is_instance = False
+
+
+def _parts(path: bytes) -> list[bytes]:
+    parts = path.split(b"/")
+    if any(part in (b"", b".", b"..") for part in parts):
+        raise ValueError(f"not a plain relative path: {path!r}")
+    return parts
+
+
+def plan(hidden: Iterable[bytes], instance: bytes | None = None) -> Place:
+    """Return the tree of hidden relative paths; ``instance`` is one too, or ``.`` for the root.
+
+    Raises:
+        ValueError: a path is absolute, empty, or goes up.
+    """
+    root = Place()
+    for path in sorted(hidden):
+        at = root
+        for part in _parts(path):
+            if at.is_whole:
+                break
+            at = at.below.setdefault(fold(part), Place(part))
+        at.is_whole = True
+        at.below.clear()
+    if instance is not None:
+        at = root
+        for part in [] if instance == b"." else _parts(instance):
+            at = at.below.setdefault(fold(part), Place(part))
+        at.is_instance = True
+    return root
+
+
+def is_instance_at(fd: int) -> bool:
+    """Return whether the directory of a descriptor is an instance at this moment."""
+    try:
+        os.stat(CONFIG, dir_fd=fd, follow_symlinks=False)
+    except OSError:
+        pass
+    else:
+        return True
+    try:
+        # Confined: a link in place of build/ must not make us look, or wait, elsewhere.
+        os.close(openat2(fd, DESCRIPTOR.encode(), os.O_PATH | os.O_NOFOLLOW, _CONFINED))
+    except OSError:
+        return False
+    return True
+
+
+class Hiding:
+    """The rule for one root. ``root_fd`` stays its owner's."""
+
+    def __init__(self, root_fd: int, hidden: Iterable[bytes], instance: bytes | None) -> None:
+        """``hidden`` and ``instance`` are paths relative to the root."""
+        self._root_fd = root_fd
+        self._hidden = tuple(hidden)
+        self._instance = instance
+        self.root = plan(self._hidden, instance)
+        self.has_secrets = bool(self._hidden)
+
+    def below(self, place: Place | None, name: bytes) -> Place | None:
+        """Return the place of a name below a place."""
+        return place.below.get(fold(name)) if place is not None else None
+
+    def kind(self, place: Place | None, fd: int, name: bytes) -> Kind:
+        """Return what becomes of a name in the directory of a descriptor."""
+        folded = fold(name)
+        known = place.below.get(folded) if place is not None else None
+        if known is not None and known.is_whole:
+            return Kind.ABSENT
+        if not is_reserved(folded) or not (
+            (place is not None and place.is_instance) or is_instance_at(fd)
+        ):
+            return Kind.SHOWN if known is None else Kind.KEPT
+        return Kind.EMPTY if name in SHOWN_EMPTY else Kind.ABSENT
+
+    def is_alias(
+        self, place: Place | None, fd: int, status: os.stat_result, *, crossed: bool
+    ) -> bool:
+        """Return whether what was found by a name that is shown is hidden by another name.
+
+        ``crossed``: a mount of the host lies between directory and file. Without one a directory
+        has no second name but in its own directory, by a fold that is not ours, and a file none if
+        its link count is one.
+        """
+        has_links = crossed or (stat.S_ISREG(status.st_mode) and status.st_nlink > 1)
+        if has_links and _is_among(status, self.everything()):
+            return True
+        names = [known.name for known in place.below.values()] if place is not None else []
+        if (place is not None and place.is_instance) or (has_links and is_instance_at(fd)):
+            names += _RESERVED
+        return _is_among(status, _found(fd, b"", names))
+
+    def is_hidden_file(self, status: os.stat_result) -> bool:
+        """Return whether an open file has come to lie at a hidden path, by whichever link."""
+        paths = list(self._hidden)
+        if self._instance is not None:
+            paths += [_join(self._instance, name) for name in _FILES]
+        return _is_among(status, _found(self._root_fd, b"", paths))
+
+    def is_secret(self, status: os.stat_result) -> bool:
+        """Return whether an open file has come to lie at a hidden path that must not be read."""
+        return _is_among(status, _found(self._root_fd, b"", self._hidden))
+
+    def lies_hidden(self, fd: int) -> bool:
+        """Return whether the host has moved what a descriptor means to where it is hidden."""
+        root = os.readlink(b"/proc/self/fd/%d" % self._root_fd)
+        path = os.readlink(b"/proc/self/fd/%d" % fd)
+        above = root.rstrip(b"/") + b"/"
+        if not path.startswith(above):
+            return False  # the root itself, or outside: as with a bind mount, that is not ours
+        place: Place | None = self.root
+        parts = path[len(above) :].split(b"/")
+        for number, part in enumerate(parts):
+            folded = fold(part)
+            known = place.below.get(folded) if place is not None else None
+            if known is not None and known.is_whole:
+                return True
+            if is_reserved(folded):
+                if place is not None and place.is_instance:
+                    return True
+                if self._is_instance(b"/".join(parts[:number])):
+                    return True
+            place = known
+        return False
+
+    def _is_instance(self, path: bytes) -> bool:
+        try:
+            fd = openat2(self._root_fd, path or b".", os.O_PATH | os.O_DIRECTORY, _CONFINED)
+        except OSError:
+            return False
+        try:
+            return is_instance_at(fd)
+        finally:
+            os.close(fd)
+
+    def everything(self) -> Iterator[os.stat_result]:
+        """Yield what is there at this moment of all that is hidden at a known path."""
+        yield from _found(self._root_fd, b"", self._hidden)
+        if self._instance is not None:
+            yield from _found(self._root_fd, self._instance, _RESERVED)
+
+
+def _is_among(status: os.stat_result, others: Iterable[os.stat_result]) -> bool:
+    return any(os.path.samestat(status, other) for other in others)
+
+
+def _join(directory: bytes, name: bytes) -> bytes:
+    return name if directory in (b"", b".") else directory + b"/" + name
+
+
+def _found(fd: int, directory: bytes, names: Iterable[bytes]) -> Iterator[os.stat_result]:
+    for name in names:
+        try:
+            yield os.stat(_join(directory, name), dir_fd=fd, follow_symlinks=False)
+        except OSError:
+            continue
