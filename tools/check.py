@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run the named checks in turn, all of them even after a failure, and say at the end which failed.
+"""Run the named checks, all of them even after a failure, and say at the end which failed.
 
 ``python tools/check.py lint types imports docs tests``; ``make test`` and CI call exactly this, so
 what passes here passes there.
@@ -11,6 +11,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -32,19 +34,44 @@ CHECKS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
 }
 
 
-def run_check(name: str) -> bool:
-    """Return whether every command of the check succeeded."""
-    print(f"== {name}", flush=True)
+def run_check(name: str, *, output: int | None = None) -> tuple[bool, str]:
+    """Return whether every command of the check succeeded, and what was said.
+
+    ``output`` None: it is said at once, on our own standard output.
+    """
     started_s = time.monotonic()
-    passed = True
+    passed, said = True, ""
     for command in CHECKS[name]:
         # The scripts of the virtual environment are what the tests mean by "serdab".
         path = f"{_SCRIPTS}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-        result = subprocess.run(command, cwd=ROOT, env={**os.environ, "PATH": path}, check=False)
+        result = subprocess.run(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "PATH": path},
+            stdout=output,
+            stderr=None if output is None else subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
         passed = passed and result.returncode == 0
+        said += result.stdout or ""
     verdict = "ok" if passed else "FAILED"
-    print(f"== {name}: {verdict} in {time.monotonic() - started_s:.0f} s", flush=True)
-    return passed
+    return passed, f"{said}== {name}: {verdict} in {time.monotonic() - started_s:.0f} s"
+
+
+def run_checks(names: list[str]) -> Iterator[tuple[str, bool]]:
+    """Run the tests last, with the terminal, and the other checks before, beside each other."""
+    others = [name for name in names if name != "tests"]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        results = pool.map(lambda name: run_check(name, output=subprocess.PIPE), others)
+        for name, (passed, said) in zip(others, results, strict=True):
+            print(f"== {name}\n{said}", flush=True)
+            yield name, passed
+    if "tests" in names:
+        print("== tests", flush=True)
+        passed, said = run_check("tests")
+        print(said, flush=True)
+        yield "tests", passed
 
 
 def main(names: list[str]) -> int:
@@ -52,7 +79,7 @@ def main(names: list[str]) -> int:
     if unknown or not names:
         print(f"check: expected some of {', '.join(CHECKS)}, found {unknown or 'nothing'}")
         return 2
-    failed = [name for name in names if not run_check(name)]
+    failed = [name for name, passed in run_checks(names) if not passed]
     if failed:
         print(f"check: failed: {', '.join(failed)}", flush=True)
     return 1 if failed else 0

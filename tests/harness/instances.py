@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from serdab.instance import locks
+from serdab.instance.create import new_instance
+from serdab.keys import Key
 from tests.harness.command import Command
 from tests.harness.usedbefore import USED_BEFORE
 from tests.harness.user import OrdinaryUser
@@ -65,11 +67,12 @@ def build_instance(
     programs: Mapping[str, Path] | None = None,
     files: Mapping[str, bytes] | None = None,
     fill: Callable[[Path], None] | None = None,
-    own: Callable[[Path], None] | None = None,
+    own: Callable[..., None] | None = None,
     name: str = "inst",
 ) -> BuiltInstance:
     """Make an instance in a directory and build it.
 
+    What `new` and `gen-image-key` do is done in this process; only the build is the command's.
     The image holds busybox as /bin/busybox with sh, true, false, cat, ls, echo, sleep and cp linked
     to it, the ``programs`` (path inside by host path), the ``files`` (path inside by content), and
     whatever ``fill(image)`` writes. ``own`` gives the tree to whoever builds it. They have a
@@ -77,7 +80,7 @@ def build_instance(
     """
     USED_BEFORE.put_development_key(command.env)
     path = base / name
-    command.ok("new", path)
+    new_instance(os.fspath(path))
     image = path / "image"
     busybox = shutil.which("busybox")
     if busybox is None:
@@ -92,10 +95,12 @@ def build_instance(
     if fill:
         fill(image)
     key = base / f"{name}.key" if encrypted else None
-    if own:
-        own(path)
     if key:
-        command.ok("gen-image-key", key)
+        key.write_text(Key.generate().dump() + "\n")
+        key.chmod(0o600)
+    if own:
+        own(path, *((key,) if key else ()))
+    if key:
         command.ok("-C", path, "build", "--image-key", key)
     else:
         command.ok("-C", path, "build")

@@ -12,6 +12,7 @@ from serdab.errors import FsError
 from serdab.vfs.api import ROOT_INO, FileSystem, Inode, SetAttr
 
 NAMES = [b"a", b"b", b"c", b"dir", b"e.txt", b"f" * 40]
+_RAMP = bytes(range(251)) * 14
 SIZES = (0, 1, 10, 100, 2000, 2048, 2049, 5000, 65536, 65537, 150_000)
 
 
@@ -135,7 +136,8 @@ def apply(fs: FileSystem, operation: tuple[Any, ...]) -> object:
 def _on_file(fs: FileSystem, ino: int, operation: tuple[Any, ...]) -> object:
     kind, _, _, offset, size, byte, mode = operation
     if kind == "write":
-        data = bytes((byte + i) % 251 for i in range(min(size, 3000))) * (size // 3000 + 1)
+        start = byte % 251
+        data = _RAMP[start : start + min(size, 3000)] * (size // 3000 + 1)
         return fs.write(ino, offset, memoryview(data[:size]), kill_suidgid=False)
     if kind == "truncate":
         return fs.setattr(ino, SetAttr(size=offset)).size

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from serdab.instance.create import new_instance
 from tests.harness.command import Command, describe, private_environment
 from tests.harness.installation import Installation
 from tests.harness.usedbefore import USED_BEFORE
@@ -103,7 +104,7 @@ def build_box(
     """Make and build an instance; ``change`` edits its configuration."""
     USED_BEFORE.put_development_key(command.env)
     path = base / "box"
-    command.ok("new", path)
+    new_instance(os.fspath(path))
     image = path / "image"
     busybox = shutil.which("busybox")
     assert busybox is not None

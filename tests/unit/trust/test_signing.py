@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import stat
@@ -19,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
     PublicFormat,
+    load_pem_private_key,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -215,6 +217,43 @@ class TestDevelopmentKey:
         signing.development_signer()
         (state / signing.DEVELOPMENT_KEY).chmod(0o644)
         with pytest.raises(UsageError, match="open to others"):
+            signing.development_signer()
+
+    @pytest.mark.parametrize(
+        ("parts", "is_refused"),
+        [("n", True), ("d dmp1", True), ("d", False), ("p", False), ("dmq1", False)],
+    )
+    def test_one_that_is_damaged_signs_as_before_or_is_refused(
+        self, state: Path, parts: str, is_refused: bool
+    ) -> None:
+        first = signing.development_signer()
+        path = state / signing.DEVELOPMENT_KEY
+        key = load_pem_private_key(path.read_bytes(), None)
+        assert isinstance(key, rsa.RSAPrivateKey)
+        der = key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+        numbers = key.private_numbers()
+        for name in parts.split():
+            owner = numbers.public_numbers if name == "n" else numbers
+            number: int = getattr(owner, name)
+            whole = number.to_bytes((number.bit_length() + 7) // 8, "big")
+            assert der.count(whole) == 1
+            der = der.replace(whole, whole[:-40] + bytes([whole[-40] ^ 1]) + whole[-39:])
+        body = base64.encodebytes(der).decode()
+        path.write_text(f"-----BEGIN PRIVATE KEY-----\n{body}-----END PRIVATE KEY-----\n")
+        if is_refused:
+            with pytest.raises(UsageError, match="the development key is damaged"):
+                signing.development_signer()
+        else:  # the library signs with those numbers that are right
+            assert signing.development_signer().sign(b"message") == first.sign(b"message")
+
+    @pytest.mark.parametrize(
+        "content", [b"", b"cut short", "public"], ids=["empty", "cut", "public"]
+    )
+    def test_one_that_is_no_private_key_is_refused(self, state: Path, content: bytes | str) -> None:
+        signing.development_signer()
+        path = state / signing.DEVELOPMENT_KEY
+        path.write_bytes(content if isinstance(content, bytes) else public_pem())
+        with pytest.raises(UsageError, match=r"damaged|not a signing key"):
             signing.development_signer()
 
     def test_two_first_uses_at_once_agree(self, state: Path) -> None:
