@@ -149,7 +149,7 @@ class Ground:
         except UsageError as exc:
             cause = exc.__cause__
             if isinstance(cause, OSError) and cause.errno in (errno.ENOENT, errno.EACCES):
-                raise _missing(self.name(path), cause) from exc
+                raise _missing(self.name(path), cause) from cause
             raise _elsewhere(exc) from exc
         mode = os.fstat(way.fds[-1]).st_mode
         if not stat.S_ISDIR(mode):

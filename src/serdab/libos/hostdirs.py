@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which host directories may be shown inside, and what of them is hidden.
 
-Above: ``boot``, ``fence``. Below: ``ground``. Never reachable through a host directory: the instance's build/ and
-run/, the user's state, cache and runtime directories (keys, records, sockets), our own code, and
-the file of the image key that was given.
+Above: ``boot``, ``fence``. Below: ``ground``. Never reachable through a host directory: the
+instance's build/ and run/, the user's state, cache and runtime directories (keys, records,
+sockets), our own code, and the file of the image key that was given.
 """
 
 from __future__ import annotations
