@@ -104,6 +104,15 @@ class TestMaking:
         ground.make(f"{tmp_path}/e/f", mode=0o700).close()
         assert (tmp_path / "e/f").is_dir()
 
+    def test_what_is_not_there_yet_is_remembered_by_its_real_path(
+        self, ground: Ground, home: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "link").symlink_to("outside")
+        assert ground.real(f"{tmp_path}/link/a/b") == f"{tmp_path}/outside/a/b"
+        assert ground.real(f"{tmp_path}/link/in") == f"{tmp_path}/outside/in"
+        assert ground.real("run/mount/__ROOT") == f"{home}/run/mount/__ROOT"
+        assert ground.real(".") == str(home)
+
     @pytest.mark.parametrize("path", ["way/a", "way/a/b", "run/file", "run/file/a", "way"])
     def test_never_through_something_else(
         self, ground: Ground, home: Path, tmp_path: Path, path: str
