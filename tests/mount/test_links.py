@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import pytest
 
 from tests.harness.cprogram import CompileC
 from tests.mount.conftest import KEY, Mounter, NewMounter
+from tests.recovery.processes import find_family
 
 pytestmark = [pytest.mark.fuse, pytest.mark.userns]
 
@@ -260,6 +262,39 @@ class TestAnotherPath:
             *("mount", "x", "/mnt", "hostfs", "0", f"dir={alias.parent}"),
         )
         assert out == ["ok", "ok", "EPERM"]
+
+
+def open_at(pid: int, path: Path) -> int:
+    """Return how many descriptors of a process are this very directory."""
+    found = 0
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):  # it is closed by now
+            found += os.path.samestat(os.stat(link), os.stat(path))
+    return found
+
+
+class TestDescriptors:
+    def test_of_the_instance_are_with_those_alone_who_need_one(self, mounter: Mounter) -> None:
+        for name in ("share", "volume"):
+            mounter.folder(name)
+        process = mounter.instance.command.popen(
+            *("-C", mounter.path, "run", "/bin/mounter"),
+            *("mount", "x", "/mnt", "hostfs", "0", "dir=share"),
+            *("mount", "x", "/mnt2", "sefs", "0", "dir=volume"),
+            *("write", "/mnt2/f", "1", "wait"),
+            stdin=subprocess.PIPE,
+        )
+        with process:
+            assert process.stdout is not None
+            assert [process.stdout.readline().split()[-1] for _ in range(3)] == [b"ok"] * 3
+            family = find_family(process.pid, mounter.path)
+            holders = [each for each in family.servers if open_at(each.pid, mounter.path)]
+            # The kernel process for what is mounted later, and the server of /host.
+            assert open_at(family.kernel.pid, mounter.path)
+            assert len(holders) == 1
+            assert not open_at(family.launcher.pid, mounter.path)
+            process.communicate(b"\n", timeout=60)
+        assert process.returncode == 0
 
 
 class TestARace:

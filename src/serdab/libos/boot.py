@@ -82,6 +82,8 @@ class Boot:
     ) -> None:
         self._parts = parts
         self._ground = ground
+        #: The real path of what was opened, by which records know the instance.
+        self._instance = ground.real(".")
         self._roots: tuple[Roots, Roots] | None = None
         self._request = request
         self._stdio = stdio
@@ -148,12 +150,12 @@ class Boot:
         request = self._request
         config = appraise(
             self.chain,
-            Untrusted(request.instance, request.descriptor, request.config),
+            Untrusted(self._instance, request.descriptor, request.config),
             expect_signer=request.expect_signer,
             platform=self._platform.name,
         )
         # Only now: a signer whose signature was not good is not remembered.
-        if remember_signer(self.chain, request.instance, expect_signer=request.expect_signer):
+        if remember_signer(self.chain, self._instance, expect_signer=request.expect_signer):
             line = f"first use: expected from now on to be signed by mrsigner {self.chain.signer}"
             self._parts.log("notice", line)
         self._config = config

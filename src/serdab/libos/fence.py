@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from serdab.errors import NotAllowedError, UsageError
 from serdab.libos import hostdirs
-from serdab.libos.fields import many, raw, record_of
+from serdab.libos.fields import many, raw
 from serdab.libos.ground import Ground, LedElsewhere, Way, dump_identities, parse_identities
 from serdab.libos.messages import Value
 from serdab.linux.dirfd import DirFd
@@ -87,13 +87,12 @@ class Fence:
         }
 
     @classmethod
-    def parse(cls, value: Value) -> Fence:
+    def parse(cls, record: Mapping[str, Value]) -> Fence:
         """Return the fence in a record.
 
         Raises:
             FormatError: it is not what :meth:`dump` makes.
         """
-        record: Mapping[str, Value] = record_of(value, "fence")
         return cls(
             parse_identities(raw(record, "roots")),
             tuple(map(str, many(record, "names"))),

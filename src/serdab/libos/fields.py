@@ -22,8 +22,8 @@ def text(record: Mapping[str, Value], name: str) -> str:
 
 
 def optional_text(record: Mapping[str, Value], name: str) -> str | None:
-    """Return a text field or None."""
-    return None if record.get(name) is None else text(record, name)
+    """Return a text field or None, which is said too: what is missing is not None."""
+    return None if _present(record, name) is None else text(record, name)
 
 
 def raw(record: Mapping[str, Value], name: str) -> bytes:
@@ -35,8 +35,19 @@ def raw(record: Mapping[str, Value], name: str) -> bytes:
 
 
 def optional_raw(record: Mapping[str, Value], name: str) -> bytes | None:
-    """Return a bytes field or None."""
-    return None if record.get(name) is None else raw(record, name)
+    """Return a bytes field or None, as :func:`optional_text`."""
+    return None if _present(record, name) is None else raw(record, name)
+
+
+def optional_record(record: Mapping[str, Value], name: str) -> Mapping[str, Value] | None:
+    """Return a record within a record or None, as :func:`optional_text`."""
+    return None if _present(record, name) is None else record_of(record[name], name)
+
+
+def _present(record: Mapping[str, Value], name: str) -> Value:
+    if name not in record:
+        raise FormatError(f"a message lacks {name}")
+    return record[name]
 
 
 def number(record: Mapping[str, Value], name: str) -> int:

@@ -12,8 +12,8 @@ says ``closed``. Neither a signal nor the death of the kernel process ends it ea
 of mappings are still to be written.
 
 Security: it is non-dumpable before it receives a key; of the instance's directory it has no
-descriptor but while it opens, unless that is what it serves. It holds the keys of one file system and
-never more than one descriptor of ``/dev/fuse``, of which nobody else holds a copy.
+descriptor but while it opens, unless that is what it serves. It holds the keys of one file system
+and never more than one descriptor of ``/dev/fuse``, of which nobody else holds a copy.
 """
 
 from __future__ import annotations

@@ -112,9 +112,14 @@ class Ground:
         return self.instance.name(path)
 
     def real(self, path: str) -> str:
-        """Return the path by which a record knows what may not be there yet."""
-        own = os.readlink(f"/proc/self/fd/{self.instance.fd}")
-        return os.path.normpath(os.path.join(own, path))
+        """Return the path by which a record knows what may not be there yet.
+
+        Raises:
+            UsageError: as :meth:`make`.
+        """
+        way, missing = self._nearest(path)
+        with way:
+            return os.path.join(way.real(), missing).rstrip("/")
 
     # Ways ----------------------------------------------------------------------------------
 
@@ -148,8 +153,8 @@ class Ground:
             way = Way(Walk(self.closed).way(path, base=self.instance))
         except UsageError as exc:
             cause = exc.__cause__
-            if isinstance(cause, OSError) and cause.errno in (errno.ENOENT, errno.EACCES):
-                raise _missing(self.name(path), cause) from exc
+            if isinstance(cause, OSError) and cause.errno != errno.ELOOP:
+                raise _missing(self.name(path), cause) from cause
             raise _elsewhere(exc) from exc
         mode = os.fstat(way.fds[-1]).st_mode
         if not stat.S_ISDIR(mode):
@@ -174,11 +179,23 @@ class Ground:
             OSError: as mkdir(2).
             UsageError: something else is there, or on the way to it.
         """
+        way, missing = self._nearest(path)
+        with way, way.open(way.real()) as base:
+            try:
+                made = base.make(missing or ".", mode=mode)
+            except OSError as exc:
+                if exc.errno in (errno.ELOOP, errno.ENOTDIR):
+                    raise _in_the_way(base, missing) from exc
+                raise
+        made.path = self.name(path)
+        return made
+
+    def _nearest(self, path: str) -> tuple[Way, str]:
+        """Return the way to what is there already, and the rest of the path."""
         there, missing = path, ""
         while True:
             try:
-                with self.directory(there or ".") as base:
-                    return self._make_below(base, missing, mode)
+                return self.way(there or "."), missing
             except UsageError as exc:
                 cause = exc.__cause__
                 is_missing = isinstance(cause, OSError) and cause.errno == errno.ENOENT
@@ -186,16 +203,7 @@ class Ground:
                 if isinstance(exc, LedElsewhere) or not is_missing or not tail:
                     raise
                 there = head or ("/" if path.startswith("/") else "")
-                missing = os.path.join(tail, missing)
-
-    @staticmethod
-    def _make_below(base: DirFd, missing: str, mode: int) -> DirFd:
-        try:
-            return base.make(missing or ".", mode=mode)
-        except OSError as exc:
-            if exc.errno in (errno.ELOOP, errno.ENOTDIR):
-                raise _in_the_way(base, missing) from exc
-            raise
+                missing = os.path.join(tail, missing) if missing else tail
 
     # Closed directories --------------------------------------------------------------------
 

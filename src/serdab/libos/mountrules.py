@@ -45,8 +45,8 @@ READ_ONLY: Final = 0x01
 class Rules:
     """The measured policy with everything that an order needs.
 
-    ``ground`` and the roots are the boot's, which closes them. ``automatic_key`` is the platform's key for
-    this instance; ``named_keys`` holds those of the policy that are there by now.
+    ``ground`` and the roots are the boot's, which owns them. ``automatic_key`` is the platform's
+    key for this instance; ``named_keys`` holds those of the policy that are there by now.
     """
 
     policy: MountPolicy

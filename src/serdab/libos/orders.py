@@ -13,7 +13,16 @@ from typing import Final
 
 from serdab.errors import FormatError
 from serdab.libos.fence import Fence
-from serdab.libos.fields import flag, many, number, optional_raw, raw, record_of, text
+from serdab.libos.fields import (
+    flag,
+    many,
+    number,
+    optional_raw,
+    optional_record,
+    raw,
+    record_of,
+    text,
+)
 from serdab.libos.ground import Ground, parse_identities
 from serdab.libos.messages import Value
 from serdab.linux.dirfd import DirFd
@@ -130,9 +139,8 @@ class Orders:
             FormatError: it is not what :meth:`dump` makes.
         """
         ground, host = _descriptors(record, fds)
-        files = record.get("files")
-        if not isinstance(files, dict):
-            raise FormatError("orders to an fs server are malformed")
+        files = record_of(record.get("files"), "files")
+        fence = optional_record(record, "fence")
         return cls(
             kind=text(record, "kind"),
             image=text(record, "image"),
@@ -141,7 +149,7 @@ class Orders:
             volume=text(record, "volume"),
             volume_key=optional_raw(record, "volume_key"),
             source=raw(record, "source"),
-            files={str(name): bytes(content) for name, content in files.items()},
+            files={name: raw(files, name) for name in files},
             host_path=text(record, "host_path"),
             hidden=tuple(str(item) for item in many(record, "hidden")),
             instance=text(record, "instance"),
@@ -155,7 +163,7 @@ class Orders:
             pin_file=text(record, "pin_file"),
             pin_command=text(record, "pin_command"),
             expect_upper=raw(record, "expect_upper"),
-            fence=None if record.get("fence") is None else Fence.parse(record["fence"]),
+            fence=None if fence is None else Fence.parse(fence),
             patience_ms=number(record, "patience_ms"),
             ground=ground,
             host=host,
@@ -166,15 +174,14 @@ def _descriptors(
     record: Mapping[str, Value], fds: Sequence[int]
 ) -> tuple[Ground | None, DirFd | None]:
     left = list(fds)
-    described = record.get("ground")
+    described = optional_record(record, "ground")
     has_host = flag(record, "has_host")
     if len(left) != (described is not None) + has_host:
         raise FormatError("orders to an fs server lack a descriptor, or have one too many")
     ground = None
     if described is not None:
-        fields = record_of(described, "ground")
-        closed = parse_identities(raw(fields, "closed"))
-        ground = Ground(DirFd(left.pop(0), text(fields, "path")), closed)
+        closed = parse_identities(raw(described, "closed"))
+        ground = Ground(DirFd(left.pop(0), text(described, "path")), closed)
     host = DirFd(left.pop(0), text(record, "host_path")) if has_host else None
     return ground, host
 

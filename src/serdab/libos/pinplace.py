@@ -11,7 +11,7 @@ from collections.abc import Collection
 
 from serdab.errors import UsageError
 from serdab.linux.dirfd import DirFd
-from serdab.linux.outside import Identity, Walk, identity
+from serdab.linux.outside import MAX_LINKS, Identity, Walk, identity
 
 
 def placed_outside(path: str | None, option: str, instance: str) -> str | None:
@@ -54,10 +54,20 @@ def require_outside(path: str, option: str, closed: Collection[Identity], *, wha
 
 def _way(path: str, closed: Collection[Identity]) -> tuple[list[int], str]:
     """Return what is on the way, and the name of what is not there yet."""
-    try:
-        return Walk(closed).way(path), ""
-    except UsageError as exc:
-        if not isinstance(exc.__cause__, FileNotFoundError):
-            raise
-    above, name = os.path.split(path)
-    return Walk(closed).way(above), name
+    for _ in range(MAX_LINKS):
+        try:
+            return Walk(closed).way(path), ""
+        except UsageError as exc:
+            if not isinstance(exc.__cause__, FileNotFoundError):
+                raise
+        above, name = os.path.split(path)
+        fds = Walk(closed).way(above)
+        try:
+            # A link to what is not there yet: replacing the pin must not replace the link. It was
+            # judged by the walk above, which came to its end.
+            path = os.path.join(above, os.readlink(name, dir_fd=fds[-1]))
+        except OSError:
+            return fds, name
+        for fd in fds:
+            os.close(fd)
+    raise UsageError("too many links", subject=path, expected="a path to a file")

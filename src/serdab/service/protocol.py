@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from serdab.errors import Error, FormatError
-from serdab.libos.fields import byte_strings, many, number, optional_text, text
+from serdab.libos.fields import byte_strings, flag, many, number, optional_text, text
 from serdab.libos.messages import Value
 from serdab.libos.request import NOTHING_PINNED, Freshness
 
@@ -85,11 +85,11 @@ class StartRequest:
             instance=text(record, "instance"),
             environment=byte_strings(record, "environment"),
             umask=number(record, "umask"),
-            has_key=record.get("has_key") is True,
+            has_key=flag(record, "has_key"),
             private=tuple(str(item) for item in many(record, "private")),
             expect_signer=optional_text(record, "expect_signer"),
             expect_root=optional_text(record, "expect_root"),
-            previous=record.get("previous") is True,
+            previous=flag(record, "previous"),
             freshness=Freshness.parse(record),
         )
 

@@ -16,6 +16,7 @@ holds HOME, PATH, XDG_* and SERDAB_*; it may take 30 seconds.
 from __future__ import annotations
 
 import os
+import stat
 from typing import Final, Protocol, final
 
 from serdab.config.dirs import write_durably
@@ -64,8 +65,8 @@ class PinFile:
     """One volume's pin in a file."""
 
     def __init__(self, path: str) -> None:
-        # A link is followed once: replacing the file must not replace the link.
-        self._path = os.path.realpath(path)
+        # Links were followed when the path was judged (libos.pinplace), and never again.
+        self._path = path
         self.label = f"pin file {path}"
 
     def get(self, uuid: bytes) -> Position | None:
@@ -83,8 +84,10 @@ class PinFile:
     def get_any(self) -> Position | None:
         """See :class:`Pin`."""
         try:
-            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            with open(fd, "rb") as file:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+            with open(os.open(self._path, flags), "rb") as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise _unreadable(self.label, "something else than a file")
                 raw = file.read(_MAX_BYTES)
         except FileNotFoundError:
             return None

@@ -393,6 +393,22 @@ class TestDamagedRecords:
             assert caught.value.hint
             assert str(path) in str(caught.value)
 
+    @pytest.mark.parametrize("kind", ["at-*.json", "*/record.json"])
+    def test_each_member_must_be_there_and_of_its_type(
+        self, place: Place, volumes: Path, kind: str
+    ) -> None:
+        place.write("a")
+        (path,) = volumes.glob(kind)
+        raw = path.read_bytes()
+        value = json.loads(raw)
+        for name in value:
+            for bad in ({k: v for k, v in value.items() if k != name}, value | {name: [name]}):
+                path.write_text(json.dumps(bad))
+                with pytest.raises(VerificationError):
+                    place.open(accept_rollback=True)
+        path.write_bytes(raw)
+        assert place.open().notices == []
+
     def test_the_record_of_another_volume_under_this_name(
         self, place: Place, volumes: Path, tmp_path: Path
     ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import stat
 from dataclasses import replace
@@ -21,7 +22,6 @@ from serdab.errors import (
     VerificationError,
 )
 from serdab.trust.freshness import ENFORCE, OFF, RECORD
-from serdab.trust.pins import PinFile
 from serdab.vfs.api import ROOT_INO
 from serdab.vfs.union import Union
 from tests.unit.trust.watched import Place, only_record
@@ -80,13 +80,17 @@ class TestPinFiles:
                 with pytest.raises(VerificationError, match="cannot be read"):
                     pinned.open(accept_rollback=accept)
 
-    def test_a_pin_through_a_link_stays_behind_the_link(
-        self, pinned: Place, tmp_path: Path
-    ) -> None:
-        (tmp_path / "pin").symlink_to("elsewhere")
+    @pytest.mark.parametrize("kind", ["link", "fifo"])
+    def test_anything_but_a_file_is_refused(self, pinned: Place, tmp_path: Path, kind: str) -> None:
         pinned.write("a")
-        assert (tmp_path / "pin").is_symlink()
-        assert PinFile(str(tmp_path / "elsewhere")).get_any() is not None
+        pin = tmp_path / "pin"
+        moved = pin.rename(tmp_path / "moved")
+        if kind == "link":
+            pin.symlink_to(moved)
+        else:
+            os.mkfifo(pin)
+        with pytest.raises(VerificationError, match="cannot be read"):
+            pinned.open()
 
 
 class TestEnforce:
