@@ -104,7 +104,10 @@ class HostFs:
         if parent > PHANTOM_INO:
             raise FsError(errno.ENOENT)
         above = self._table.get(parent)
-        if self._table.kind(above, name) is Kind.EMPTY:
+        kind = self._table.kind(above, name)
+        if kind is Kind.ABSENT:
+            raise FsError(errno.ENOENT)
+        if kind is Kind.EMPTY:
             return _phantom(self._table.phantom(above, name))
         node, status = self._table.lookup(above, name)
         return self._inode(node, status)
