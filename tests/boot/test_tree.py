@@ -51,7 +51,7 @@ class TestHostDirectory:
             "    with pal.init(path, private=[key]) as inside:\n"
             "        sys.exit(inside.exec(['/bin/sh', '-c', script]).code)\n"
         )
-        words = [*box.command.prefix[:-2], "-c", code, box.path, key, script]
+        words = [*box.command.prefix[:-2], "-c", code, str(box.path), str(key), script]
         done = subprocess.run(
             words, env=box.command.env, stdin=subprocess.DEVNULL, capture_output=True, check=False
         )
