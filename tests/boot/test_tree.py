@@ -86,6 +86,13 @@ class TestHostDirectory:
         link.unlink()
 
 
+    def test_there_may_be_many_of_them(self, configured: Callable[..., Box]) -> None:
+        lines = [{"target": f"/h{n}", "type": "hostfs", "source": "."} for n in range(12)]
+        box = configured(mount=[*ROOT_LINE, *lines])
+        script = "echo x > /h0/seen; cat /h*/seen | /bin/busybox wc -l"
+        assert box.out("/bin/sh", "-c", script) == "12"
+
+
 class TestFilesOfTheHost:
     def test_hosts_is_the_host_s(self, hosted: Box) -> None:
         assert hosted.out("/bin/cat", "/etc/hosts") == Path("/etc/hosts").read_text().strip()

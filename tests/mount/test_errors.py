@@ -82,11 +82,14 @@ MOUNTS = [
     (("none", "/mnt", "sefs", "0", "dir=full"), "EIO"),
     (("none", "/mnt", "unionfs", "0", "lowerdir=nosuch,upperdir=s"), "EIO"),
     (("none", "/mnt", "hostfs", "0", "dir=nosuch"), "EINVAL"),
-    (("none", "/mnt", "hostfs", "0", "dir=Occlum.json"), "EINVAL"),
+    (("none", "/mnt", "hostfs", "0", "dir=Occlum.json"), "EPERM"),
     (("none", "/mnt", "hostfs", "0", "dir=/etc"), "EPERM"),
     (("none", "/mnt", "hostfs", "0", "dir=.."), "EPERM"),
     (("none", "/mnt", "hostfs", "0", "dir=out"), "EPERM"),
     (("none", "/mnt", "hostfs", "0", "dir=run"), "EPERM"),
+    (("none", "/mnt", "hostfs", "0", "dir=image"), "EPERM"),
+    (("none", "/mnt", "hostfs", "0", "dir=initfs/bin"), "EPERM"),
+    (("none", "/mnt", "sefs", "0", f"dir=image,key={KEY}"), "EPERM"),
     (("none", "/mnt", "sefs", "0", "dir=run/mount/__ROOT"), "EPERM"),
 ]
 UMOUNTS = [
