@@ -51,7 +51,7 @@ class TestHostDirectory:
             "    with pal.init(path, private=[key]) as inside:\n"
             "        sys.exit(inside.exec(['/bin/sh', '-c', script]).code)\n"
         )
-        words = [*box.command.prefix[:-2], "-c", code, box.path, key, script]
+        words = [*box.command.prefix[:-2], "-c", code, str(box.path), str(key), script]
         done = subprocess.run(
             words, env=box.command.env, stdin=subprocess.DEVNULL, capture_output=True, check=False
         )
@@ -84,6 +84,12 @@ class TestHostDirectory:
         link.symlink_to("/etc/machine-id-of-nobody/../../proc/1/root/etc/passwd")
         assert hosted.run("/bin/cat", "/host/link").returncode == 1
         link.unlink()
+
+    def test_there_may_be_many_of_them(self, configured: Callable[..., Box]) -> None:
+        lines = [{"target": f"/h{n}", "type": "hostfs", "source": "."} for n in range(12)]
+        box = configured(mount=[*ROOT_LINE, *lines])
+        script = "echo x > /h0/seen; cat /h*/seen | /bin/busybox wc -l"
+        assert box.out("/bin/sh", "-c", script) == "12"
 
 
 class TestFilesOfTheHost:

@@ -78,15 +78,20 @@ MOUNTS = [
     (("none", "/link", "ramfs", "256", "NULL"), "ENOTDIR"),
     # the host directory
     (("none", "/mnt", "sefs", "0", "dir=nosuch"), "EIO"),
-    (("none", "/mnt", "sefs", "0", "dir=Occlum.json"), "EIO"),
+    (("none", "/mnt", "sefs", "0", "dir=a-file"), "EIO"),
+    (("none", "/mnt", "sefs", "0", "dir=Occlum.json"), "EPERM"),
     (("none", "/mnt", "sefs", "0", "dir=full"), "EIO"),
     (("none", "/mnt", "unionfs", "0", "lowerdir=nosuch,upperdir=s"), "EIO"),
     (("none", "/mnt", "hostfs", "0", "dir=nosuch"), "EINVAL"),
-    (("none", "/mnt", "hostfs", "0", "dir=Occlum.json"), "EINVAL"),
+    (("none", "/mnt", "hostfs", "0", "dir=a-file"), "EINVAL"),
+    (("none", "/mnt", "hostfs", "0", "dir=Occlum.json"), "EPERM"),
     (("none", "/mnt", "hostfs", "0", "dir=/etc"), "EPERM"),
     (("none", "/mnt", "hostfs", "0", "dir=.."), "EPERM"),
     (("none", "/mnt", "hostfs", "0", "dir=out"), "EPERM"),
     (("none", "/mnt", "hostfs", "0", "dir=run"), "EPERM"),
+    (("none", "/mnt", "hostfs", "0", "dir=image"), "EPERM"),
+    (("none", "/mnt", "hostfs", "0", "dir=initfs/bin"), "EPERM"),
+    (("none", "/mnt", "sefs", "0", f"dir=image,key={KEY}"), "EPERM"),
     (("none", "/mnt", "sefs", "0", "dir=run/mount/__ROOT"), "EPERM"),
 ]
 UMOUNTS = [
@@ -200,6 +205,7 @@ def test_every_refusal_has_its_errno_and_changes_nothing(
     mounter = new_mounter(caller.fill)
     (mounter.folder("full") / "something").write_text("in the way")
     mounter.folder("s")
+    (mounter.path / "a-file").touch()
     (mounter.path / "out").symlink_to("/etc")
     found = caller.calls(mounter)
     assert sum(map(bool, found)) >= caller.least, found

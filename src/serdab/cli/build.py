@@ -25,11 +25,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="put the image key in clear into the init FS: it is public then",
     )
     parser.add_argument("-f", "--force", action="store_true", help="seal again what is unchanged")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="say what changed since the last signed build; seal, sign and write nothing",
+    )
     add_occlum(parser, "--sgx-mode", "--enable-edmm", "--config-id", "--config-svn", "--init-ra")
 
 
 def main(args: argparse.Namespace, context: Context) -> int:
     """Build, then print the measurements."""
+    if args.check:
+        return _check(args, context)
     from serdab.instance.build import BuildRequest, build
     from serdab.instance.layout import Instance
     from serdab.trust.signing import development_signer
@@ -57,7 +64,21 @@ def main(args: argparse.Namespace, context: Context) -> int:
         "platform": result.platform,
         "debuggable": result.debuggable,
         "sealed": list(result.sealed),
+        "changes": list(result.changes),
         "signer": result.signer_origin,
     }
     context.result(fields, "" if context.quiet else text)
+    return 0
+
+
+def _check(args: argparse.Namespace, context: Context) -> int:
+    """Print what a build would sign that is not signed yet."""
+    from serdab.instance.build import check
+    from serdab.instance.layout import Instance
+
+    instance = Instance.open(context.instance)
+    key = None if args.image_key is None else read_key(args.image_key)
+    lines = check(instance, image_key=key, builtin_key=args.buildin_image_key)
+    text = "\n".join(lines) or "nothing changed since the last signed build"
+    context.result({"changes": list(lines)}, text)
     return 0

@@ -44,8 +44,8 @@ def require_out_of_reach(args: argparse.Namespace, context: Context) -> None:
                 subject=f"--{name.replace('_', '-')} {value}",
                 expected="a file outside the host directories that programs see",
                 found=place,
-                hint="move it beside the instance directory, for example; what is at /host inside, "
-                "a program may have put there",
+                hint="move it to where no hostfs line and no serdab.host_directories shows it; by "
+                "default that is anywhere outside the instance directory",
             )
 
 

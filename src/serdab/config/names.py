@@ -11,6 +11,7 @@ dots and spaces at the end. A host that does not fold loses a few names more (``
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 CONFIG: Final = "Occlum.json"
@@ -61,6 +62,7 @@ _IGNORABLE: Final = (
 )
 
 
+@lru_cache(maxsize=4096)
 def fold(name: bytes) -> bytes:
     """Return what is the same for all names that a host may take for each other."""
     if not name.isascii():

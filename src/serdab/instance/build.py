@@ -50,6 +50,16 @@ from serdab.instance.layout import (
 )
 from serdab.instance.locks import is_in_use, lock_build, settle_switch
 from serdab.instance.owners import Owner, load_owners
+from serdab.instance.signedrecord import (
+    NOTHING_ON_RECORD,
+    Files,
+    Signed,
+    SignedTree,
+    changes,
+    load_signed,
+    stamps,
+    store_signed,
+)
 from serdab.keys import Key
 from serdab.libos import hostdirs
 from serdab.libos.ground import Ground
@@ -82,7 +92,10 @@ class BuildRequest:
 
 @dataclass(frozen=True, slots=True)
 class BuildResult:
-    """What a build produced; ``sealed`` names the trees that were sealed anew."""
+    """What a build produced; ``sealed`` names the trees that were sealed anew.
+
+    ``changes`` says what differs from what was signed before, a line each.
+    """
 
     mrenclave: Digest
     mrsigner: Digest
@@ -94,6 +107,7 @@ class BuildResult:
     debuggable: bool
     signer_origin: str
     sealed: tuple[str, ...]
+    changes: tuple[str, ...] = ()
 
 
 Say = Callable[[str], None]
@@ -123,7 +137,8 @@ def build(
                 hint="be the user who made it, or make an instance of your own",
             )
         settle_switch(instance)
-        config = parse(instance.read(CONFIG))
+        raw_config = instance.read(CONFIG)
+        config = parse(raw_config)
         for note in config.notes:
             say(note)
         for note in _unusable_sources(instance, config):
@@ -136,7 +151,7 @@ def build(
         _check_trees(instance)
         staging = publish.begin(instance)
         try:
-            return _build(instance, config, request, staging, say, progress)
+            return _build(instance, raw_config, request, staging, say, progress)
         finally:
             publish.abandon(staging)
 
@@ -157,22 +172,28 @@ def _unusable_sources(instance: Instance, config: InstanceConfig) -> Iterator[st
 
 def _build(
     instance: Instance,
-    config: InstanceConfig,
+    raw_config: bytes,
     request: BuildRequest,
     staging: str,
     say: Say,
     progress: Callable[[int], None] | None,
 ) -> BuildResult:
+    config = parse(raw_config)
     image_type = INTEGRITY_ONLY if request.image_key is None else ENCRYPTED
     record = {} if request.force else load_record(instance.path)
     sealer = _Sealer(instance, staging, record, progress)
+    builtin = _builtin(request.image_key, wanted=request.builtin_key)
     init_mac = sealer.seal(
-        "initfs", INITFS_SOURCE, INITFS, None, _initfs_additions(image_type, request)
+        "initfs", INITFS_SOURCE, INITFS, None, _initfs_additions(image_type, builtin)
     )
     root_mac = sealer.seal(
         "image", IMAGE_SOURCE, IMAGE, request.image_key, _image_additions(instance, config)
     )
     _check_reference(config, root_mac)
+    before, now = load_signed(instance.path), sealer.to_be_signed(raw_config)
+    changed = () if before is None else tuple(changes(before, now))
+    for change in changed:
+        say(change)  # before anything is signed
     boot = _boot_config(config, request, image_type, init_mac, root_mac)
     protected = dump_boot_config(boot)
     separation = config.key_separation or (b"", b"")
@@ -218,6 +239,8 @@ def _build(
             is_needed=lambda: _has_writable_layer(instance, config),
         )
     store_record(instance.path, sealer.outcome)
+    if now != before:
+        store_signed(instance.path, now)
     _remember_signer(instance, mrsigner, say)
     if kept:
         say(
@@ -235,16 +258,45 @@ def _build(
         debuggable=descriptor.debuggable,
         signer_origin=request.signer.origin,
         sealed=tuple(sealer.sealed),
+        changes=changed,
     )
 
 
+def check(instance: Instance, *, image_key: Key | None, builtin_key: bool) -> tuple[str, ...]:
+    """Return what differs from what this user signed last, a line each; nothing is written.
+
+    It goes by sizes, times and inode numbers, as a build does when it decides what to seal anew.
+
+    Raises:
+        UsageError: configuration or trees are not fit to be sealed.
+        BusyError: a build is at work.
+    """
+    with lock_build(instance):
+        raw_config = instance.read(CONFIG)
+        config = parse(raw_config)
+        _check_trees(instance)
+        before = load_signed(instance.path)
+        if before is None:
+            return (NOTHING_ON_RECORD,)
+        sealer = _Sealer(instance, None, load_record(instance.path), None)
+        image_type = INTEGRITY_ONLY if image_key is None else ENCRYPTED
+        initfs = _initfs_additions(image_type, _builtin(image_key, wanted=builtin_key))
+        sealer.seal("initfs", INITFS_SOURCE, INITFS, None, initfs)
+        image = _image_additions(instance, config)
+        sealer.seal("image", IMAGE_SOURCE, IMAGE, image_key, image)
+        return tuple(changes(before, sealer.to_be_signed(raw_config)))
+
+
 class _Sealer:
-    """Seals trees into the staging directory, or takes over what did not change."""
+    """Seals trees into the staging directory, or takes over what did not change.
+
+    Without a staging directory it only looks.
+    """
 
     def __init__(
         self,
         instance: Instance,
-        staging: str,
+        staging: str | None,
         record: dict[str, Sealed],
         progress: Callable[[int], None] | None,
     ) -> None:
@@ -253,6 +305,8 @@ class _Sealer:
         self._record = record
         self._progress = progress
         self._unchanged: list[str] = []
+        self._files: dict[str, Files | None] = {}
+        self._macs: dict[str, bytes] = {}
         self.outcome: dict[str, Sealed | None] = {}
         self.sealed: list[str] = []
 
@@ -261,7 +315,9 @@ class _Sealer:
     ) -> bytes:
         """Return the root MAC of the tree."""
         try:
-            return self._seal(name, source, output, key, additions)
+            root_mac = self._seal(name, source, output, key, additions)
+            self._macs[name] = root_mac
+            return root_mac
         except PermissionError as exc:
             path = os.fsdecode(exc.filename or "")
             if not path.startswith(f"{self._instance.at(source)}/"):
@@ -285,13 +341,20 @@ class _Sealer:
             owner=lambda path: owners.get(os.fsdecode(path), (0, 0)),
         )
         # What changes after this moment differs from the fingerprint at the next build.
-        found = fingerprint(tree, parameters=_parameters(options, additions, owners), key=key)
+        parameters, seen = _parameters(options, additions, owners), dict[str, str]()
+        found = fingerprint(tree, parameters=parameters, key=key, seen=seen)
+        self._files[name] = stamps(seen, owners)
         old = self._record.get(name)
-        there = _is_plain_file(os.path.join(self._instance.at(output), IMAGE_NAME))
+        # A check tells of sources, not of what became of build/.
+        there = self._staging is None or _is_plain_file(
+            os.path.join(self._instance.at(output), IMAGE_NAME)
+        )
         if old is not None and found == old.fingerprint and there:
             self.outcome[name] = old
             self._unchanged.append(output)
             return old.root_mac
+        if self._staging is None:
+            return b""  # it would get one
         info = build_image(
             Path(tree),
             Path(_staged(self._staging, output)),
@@ -304,8 +367,17 @@ class _Sealer:
         self.sealed.append(name)
         return info.root_mac
 
+    def to_be_signed(self, raw_config: bytes) -> Signed:
+        """Return what is going to be signed, in terms of the sources."""
+        image, initfs = (
+            SignedTree(self._macs[name].hex(), self._files[name]) for name in ("image", "initfs")
+        )
+        return Signed(json.loads(raw_config), image, initfs)
+
     def take_over_unchanged(self) -> None:
         """Copy what was not sealed again into the staging directory."""
+        if self._staging is None:
+            return
         for output in self._unchanged:
             publish.copy_sealed(self._instance.at(output), _staged(self._staging, output))
 
@@ -365,18 +437,27 @@ def _check_trees(instance: Instance) -> None:
         )
 
 
-def _initfs_additions(image_type: str, request: BuildRequest) -> Additions:
+def _builtin(image_key: Key | None, *, wanted: bool) -> Key | None:
+    """Return the key to build in.
+
+    Raises:
+        UsageError: it is asked for, and there is none.
+    """
+    if wanted and image_key is None:
+        raise UsageError(
+            "--buildin-image-key without a key",
+            expected="--image-key FILE as well",
+            found="no key",
+            hint="`serdab gen-image-key FILE` makes a key",
+        )
+    return image_key if wanted else None
+
+
+def _initfs_additions(image_type: str, builtin: Key | None) -> Additions:
     config = json.dumps({"image_type": image_type}, sort_keys=True).encode("ascii") + b"\n"
     files = {IMAGE_CONFIG: config}
-    if request.builtin_key:
-        if request.image_key is None:
-            raise UsageError(
-                "--buildin-image-key without a key",
-                expected="--image-key FILE as well",
-                found="no key",
-                hint="`serdab gen-image-key FILE` makes a key",
-            )
-        files[IMAGE_KEY] = request.image_key.dump().encode("ascii") + b"\n"
+    if builtin is not None:
+        files[IMAGE_KEY] = builtin.dump().encode("ascii") + b"\n"
     return Additions(directories={b"proc": 0o755, b"dev": 0o755}, files=files)
 
 

@@ -38,11 +38,14 @@ class Sealed:
     root_mac: bytes
 
 
-def fingerprint(tree: str, *, parameters: bytes, key: Key | None) -> bytes | None:
+def fingerprint(
+    tree: str, *, parameters: bytes, key: Key | None, seen: dict[str, str] | None = None
+) -> bytes | None:
     """Return a digest of everything that decides the sealed bytes, without reading the files.
 
     Path, type, mode, size, mtime, ctime and inode number stand for the content, as in git's index.
-    None: something changed so recently that a stamp proves nothing.
+    None: something changed so recently that a stamp proves nothing. ``seen`` gets the same by path,
+    of a directory its mode alone: its times change with what is in it, which is told by itself.
     """
     total = hashlib.sha256(b"serdab fingerprint 1\n")
     total.update(len(parameters).to_bytes(4, "big") + parameters)
@@ -65,9 +68,13 @@ def fingerprint(tree: str, *, parameters: bytes, key: Key | None) -> bytes | Non
                 f"{status.st_mode} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} "
                 f"{status.st_dev} {status.st_ino} {status.st_nlink}"
             )
-            for text in (os.path.relpath(entry.path, tree), fields, target):
+            path = os.path.relpath(entry.path, tree)
+            for text in (path, fields, target):
                 total.update(os.fsencode(text) + b"\0")
-            if stat.S_ISDIR(status.st_mode):
+            is_directory = stat.S_ISDIR(status.st_mode)
+            if seen is not None:
+                seen[path] = f"{status.st_mode}" if is_directory else f"{fields} {target}"
+            if is_directory:
                 pending.append(entry.path)
     status = os.stat(tree)
     total.update(f"{status.st_mode}".encode())
@@ -76,9 +83,10 @@ def fingerprint(tree: str, *, parameters: bytes, key: Key | None) -> bytes | Non
     return total.digest()
 
 
-def _record_path(instance: str) -> str:
+def record_path(instance: str, suffix: str) -> str:
+    """Return where something about an instance is on record."""
     name = hashlib.sha256(os.fsencode(os.path.realpath(instance))).hexdigest()
-    return os.path.join(state_dir(), "builds", f"{name}.json")
+    return os.path.join(state_dir(), "builds", name + suffix)
 
 
 def load_record(instance: str) -> dict[str, Sealed]:
@@ -91,7 +99,7 @@ def load_record(instance: str) -> dict[str, Sealed]:
         return Error(f"{field}: expected {expected}, found {found} {hint}")
 
     try:
-        with open(_record_path(instance), "rb") as file:
+        with open(record_path(instance, ".json"), "rb") as file:
             top = load_object(file.read(1 << 16), fail)
         top.integer("format", low=1, high=1)
         out = {}
@@ -110,7 +118,7 @@ def load_record(instance: str) -> dict[str, Sealed]:
 
 def store_record(instance: str, sealed: dict[str, Sealed | None]) -> None:
     """Put the outcome of a build on record; None forgets one."""
-    path = _record_path(instance)
+    path = record_path(instance, ".json")
     make_private(os.path.dirname(path))
     value: dict[str, object] = {"format": 1}
     for name, item in sealed.items():

@@ -14,7 +14,7 @@ Security:
     2. A second name for what is hidden (a hard link, a bind mount, a fold that we do not know) is
        found by device and inode number; see ``is_alias`` for where that is asked.
     3. A file or directory that the host moves to a hidden place while a program has it open is
-       asked where it lies before each change (``lies_hidden``).
+       asked where it lies before each change (``is_hidden_now``).
     4. Not covered: another name on the host for a file *inside* a hidden directory.
 """
 
@@ -38,8 +38,11 @@ from serdab.config.names import (
 from serdab.linux.files import Resolve, openat2
 
 _CONFINED: Final = Resolve.BENEATH | Resolve.NO_SYMLINKS | Resolve.NO_MAGICLINKS
+_DELETED: Final = b" (deleted)"  # how proc_pid_fd(5) shows what has lost that name
+_MAX_FINE: Final = 1024
 _FILES: Final = tuple(name.encode() for name in FILES)
-_RESERVED: Final = (*_FILES, *(name.encode() for name in DIRECTORIES))
+_DIRECTORIES: Final = tuple(name.encode() for name in DIRECTORIES)
+_RESERVED: Final = _FILES + _DIRECTORIES
 
 
 class Kind(Enum):
@@ -119,6 +122,7 @@ class Hiding:
         self._instance = instance
         self.root = plan(self._hidden, instance)
         self.has_secrets = bool(self._hidden)
+        self._fine: set[bytes] = set()
 
     def below(self, place: Place | None, name: bytes) -> Place | None:
         """Return the place of a name below a place."""
@@ -150,28 +154,32 @@ class Hiding:
             return True
         names = [known.name for known in place.below.values()] if place is not None else []
         if (place is not None and place.is_instance) or (has_links and is_instance_at(fd)):
-            names += _RESERVED
+            names += _DIRECTORIES if stat.S_ISDIR(status.st_mode) else _FILES
         return _is_among(status, _found(fd, b"", names))
 
-    def is_hidden_file(self, status: os.stat_result) -> bool:
-        """Return whether an open file has come to lie at a hidden path, by whichever link."""
+    def is_hidden_now(self, fd: int, status: os.stat_result) -> bool:
+        """Return whether the host has moved what a descriptor means to where it is hidden."""
+        path = os.readlink(b"/proc/self/fd/%d" % fd)
+        if path not in self._fine and self._is_hidden_path(path):
+            return True
+        # Its name tells, unless it may have another one by now (link(2), and the old one removed).
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink == 0:
+            return False
+        if status.st_nlink == 1 and not path.endswith(_DELETED):
+            return False
         paths = list(self._hidden)
         if self._instance is not None:
             paths += [_join(self._instance, name) for name in _FILES]
         return _is_among(status, _found(self._root_fd, b"", paths))
 
-    def is_secret(self, status: os.stat_result) -> bool:
-        """Return whether an open file has come to lie at a hidden path that must not be read."""
-        return _is_among(status, _found(self._root_fd, b"", self._hidden))
-
-    def lies_hidden(self, fd: int) -> bool:
-        """Return whether the host has moved what a descriptor means to where it is hidden."""
+    def _is_hidden_path(self, path: bytes) -> bool:
+        """Return whether an absolute path leads below the root through a name that is hidden."""
         root = os.readlink(b"/proc/self/fd/%d" % self._root_fd)
-        path = os.readlink(b"/proc/self/fd/%d" % fd)
         above = root.rstrip(b"/") + b"/"
         if not path.startswith(above):
             return False  # the root itself, or outside: as with a bind mount, that is not ours
         place: Place | None = self.root
+        has_reserved = False
         parts = path[len(above) :].split(b"/")
         for number, part in enumerate(parts):
             folded = fold(part)
@@ -179,11 +187,17 @@ class Hiding:
             if known is not None and known.is_whole:
                 return True
             if is_reserved(folded):
+                has_reserved = True
                 if place is not None and place.is_instance:
                     return True
                 if self._is_instance(b"/".join(parts[:number])):
                     return True
             place = known
+        if not has_reserved:
+            # Then it is for good: every write asks.
+            if len(self._fine) >= _MAX_FINE:
+                self._fine.clear()
+            self._fine.add(path)
         return False
 
     def _is_instance(self, path: bytes) -> bool:

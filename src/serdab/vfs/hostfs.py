@@ -104,7 +104,10 @@ class HostFs:
         if parent > PHANTOM_INO:
             raise FsError(errno.ENOENT)
         above = self._table.get(parent)
-        if self._table.kind(above, name) is Kind.EMPTY:
+        kind = self._table.kind(above, name)
+        if kind is Kind.ABSENT:
+            raise FsError(errno.ENOENT)
+        if kind is Kind.EMPTY:
             return _phantom(self._table.phantom(above, name))
         node, status = self._table.lookup(above, name)
         return self._inode(node, status)
@@ -363,8 +366,8 @@ class HostFs:
                 raise FsError(errno.EBUSY)
             if self._table.must_stay(above, name):
                 raise FsError(errno.EBUSY)
-        if self._hiding.lies_hidden(self._table.fd(above)):
-            raise FsError(errno.EPERM)
+        fd = self._table.fd(above)
+        self._require_shown(fd, os.fstat(fd))
         return above
 
     def _written(self, ino: int) -> Node:
@@ -377,9 +380,8 @@ class HostFs:
         return node
 
     def _require_shown(self, fd: int, status: os.stat_result) -> None:
-        """Refuse a change to what the host has moved to a hidden place since it was found."""
-        is_file = stat.S_ISREG(status.st_mode)
-        if (is_file and self._hiding.is_hidden_file(status)) or self._hiding.lies_hidden(fd):
+        """Refuse what the host has moved to a hidden place since it was found."""
+        if self._hiding.is_hidden_now(fd, status):
             raise FsError(errno.EPERM)
 
     def _require_kept(self, node: Node, status: os.stat_result, changes: SetAttr) -> None:
@@ -480,8 +482,8 @@ class HostFs:
 
     def _readable_fd(self, node: Node) -> int:
         fd = self._data_fd(node, is_writable=False)
-        if self._hiding.has_secrets and self._hiding.is_secret(os.fstat(fd)):
-            raise FsError(errno.EPERM)
+        if self._hiding.has_secrets:
+            self._require_shown(fd, os.fstat(fd))
         return fd
 
     def _close_data(self, ino: int) -> None:

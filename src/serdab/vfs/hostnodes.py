@@ -66,6 +66,7 @@ _KERNEL_INTERFACES: Final = frozenset(
     }
 )
 _CONFINED: Final = Resolve.BENEATH | Resolve.NO_SYMLINKS | Resolve.NO_MAGICLINKS
+_CONFINED_HERE: Final = _CONFINED | Resolve.NO_XDEV
 _PATH_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW
 
 Identity = tuple[int, int]
@@ -219,11 +220,12 @@ class NodeTable:
             os.close(fd)
 
     def open_child(self, parent: Node, name: bytes) -> tuple[int, os.stat_result]:
-        """Open a name below a node; the O_PATH descriptor is the caller's."""
+        """Open a name below a node; the O_PATH descriptor is the caller's.
+
+        Preconditions: the name is shown (``kind``).
+        """
         if not name or b"/" in name or name in (b".", b".."):
             raise FsError(errno.EINVAL)
-        if self.kind(parent, name) in (Kind.EMPTY, Kind.ABSENT):
-            raise FsError(errno.ENOENT)
         fd, crossed = self._step(parent, name)
         try:
             status = os.fstat(fd)
@@ -243,7 +245,7 @@ class NodeTable:
     def _step(self, parent: Node, name: bytes) -> tuple[int, bool]:
         """Open a name; return the descriptor, and whether a mount lies between."""
         try:
-            return openat2(self.fd(parent), name, _PATH_FLAGS, _CONFINED | Resolve.NO_XDEV), False
+            return openat2(self.fd(parent), name, _PATH_FLAGS, _CONFINED_HERE), False
         except OSError as exc:
             if exc.errno != errno.EXDEV:
                 raise
