@@ -413,6 +413,7 @@ class Boot:
             max_bytes=config.upper.max_bytes or 0,
             freshness="off" if is_temporary else config.freshness,
             conf_mac=self.chain.descriptor.conf_mac.value,
+            version_number=self.chain.descriptor.security_version,
             accept_rollback=fresh.accept_rollback,
             pin_file=fresh.pin_file or "",
             pin_command=fresh.pin_command or "",

@@ -47,6 +47,11 @@ def number(record: Mapping[str, Value], name: str) -> int:
     return value
 
 
+def optional_number(record: Mapping[str, Value], name: str) -> int | None:
+    """Return an integer field or None."""
+    return None if record.get(name) is None else number(record, name)
+
+
 def many(record: Mapping[str, Value], name: str) -> Sequence[Value]:
     """Return a list field, or raise ``FormatError``."""
     value = record.get(name)

@@ -186,6 +186,8 @@ def _watch(orders: Orders, volume: Volume, path: str, *, expected: bytes = b"") 
     watch = Watch(
         orders.freshness,
         conf_mac=orders.conf_mac,
+        # A lower layer may be another product's.
+        version_number=None if volume.read_only else orders.version_number,
         accept_rollback=orders.accept_rollback,
         pin_file=orders.pin_file if orders.fence is None and not volume.read_only else "",
         pin_command=orders.pin_command if orders.fence is None and not volume.read_only else "",
@@ -225,6 +227,7 @@ def _open_upper(orders: Orders, lower: Layer) -> tuple[Volume, list[str]]:
     watch = Watch(
         orders.freshness,
         conf_mac=orders.conf_mac,
+        version_number=orders.version_number,
         accept_rollback=orders.accept_rollback,
         pin_file=orders.pin_file,
         pin_command=orders.pin_command,

@@ -57,6 +57,7 @@ class Rules:
     freshness: str
     accept_rollback: bool
     conf_mac: bytes
+    version_number: int
     automatic_key: bytes
     automatic_source: bytes
     named_keys: Mapping[str, bytes] = field(default_factory=dict)
@@ -144,6 +145,8 @@ def orders(rules: Rules, call: MountCall, *, patience_ms: int) -> Orders | None:
         freshness=rules.freshness,
         accept_rollback=rules.accept_rollback,
         conf_mac=rules.conf_mac,
+        # A key that was given may be shared by products, each with numbers of its own.
+        version_number=rules.version_number if key is None else None,
         fence=Fence(rules.instance, rules.layer_roots, rules.private),
         patience_ms=patience_ms,
     )

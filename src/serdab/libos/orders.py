@@ -13,7 +13,7 @@ from typing import Final
 
 from serdab.errors import FormatError
 from serdab.libos.fence import Fence
-from serdab.libos.fields import many, number, optional_raw, raw, text
+from serdab.libos.fields import many, number, optional_number, optional_raw, raw, text
 from serdab.libos.messages import Value
 from serdab.vfs.api import FileSystem
 
@@ -58,6 +58,7 @@ class Orders:
     read_only: bool = False
     freshness: str = "off"
     conf_mac: bytes = bytes(32)
+    version_number: int | None = None
     accept_rollback: bool = False
     pin_file: str = ""
     pin_command: str = ""
@@ -88,6 +89,7 @@ class Orders:
             "read_only": self.read_only,
             "freshness": self.freshness,
             "conf_mac": self.conf_mac,
+            "version_number": self.version_number,
             "accept_rollback": self.accept_rollback,
             "pin_file": self.pin_file,
             "pin_command": self.pin_command,
@@ -125,6 +127,7 @@ class Orders:
             read_only=record.get("read_only") is True,
             freshness=text(record, "freshness"),
             conf_mac=raw(record, "conf_mac"),
+            version_number=optional_number(record, "version_number"),
             accept_rollback=record.get("accept_rollback") is True,
             pin_file=text(record, "pin_file"),
             pin_command=text(record, "pin_command"),
