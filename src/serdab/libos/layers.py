@@ -8,6 +8,7 @@ process pays only for the kind it serves.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from serdab.errors import BusyError, FormatError, MeasurementMismatch, WrongKeyError
 from serdab.keys import Key
 from serdab.libos.orders import Opened, Orders
+from serdab.libos.users import require_owner
 
 if TYPE_CHECKING:
     from serdab.sefs.hostdir import Dir
@@ -49,13 +51,19 @@ def _patiently(orders: Orders, work: Callable[[], T]) -> T:
             time.sleep(_RETRY_S)
 
 
-def _directory(orders: Orders, path: str) -> tuple[Dir, str]:
-    """Return the directory and its real path."""
+def _directory(orders: Orders, path: str, *, changes: bool = False) -> tuple[Dir, str]:
+    """Return the directory and its real path; ``changes``: something will be written there."""
     from serdab.sefs.hostdir import HostDir
 
     if orders.fence is None:
         return HostDir.at(Path(path)), path
     place = orders.fence.enter(path)
+    if changes:
+        try:
+            require_owner(place.fd, orders.owner, path)
+        except BaseException:
+            os.close(place.fd)
+            raise
     return HostDir(place.fd, place.path), place.path
 
 
@@ -122,6 +130,8 @@ def _open_lower_volume(orders: Orders, directory: Dir, path: str) -> Layer:
 
     names = directory.names()
     if orders.fence is not None and not names:
+        directory.close()
+        directory, _ = _directory(orders, orders.image, changes=True)
         _begin(orders, directory)
         directory, path = _directory(orders, orders.image)
     elif ANCHOR_NAME not in names:
@@ -255,7 +265,7 @@ def _open_in_fence(
 
     if orders.volume_key is None:
         raise FormatError("orders to an fs server name a volume without its key")
-    directory, path = _directory(orders, orders.volume)
+    directory, path = _directory(orders, orders.volume, changes=True)
     try:
         Guard(path, Watch(orders.freshness)).check_existence()
     except BaseException:
@@ -288,7 +298,7 @@ def open_single(orders: Orders) -> Opened:
 def _open_single(orders: Orders) -> Opened:
     from serdab.vfs.union import Union
 
-    directory, path = _directory(orders, orders.volume)
+    directory, path = _directory(orders, orders.volume, changes=True)
     try:
         is_image = _has_image(directory)
     finally:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from serdab.config.mounts import MountPolicy
+from serdab.config.mounts import ANY, MountPolicy
 from serdab.keys import KEY_BYTES
 from serdab.libos.fence import Fence
 from serdab.libos.hostdirs import is_below
@@ -115,19 +115,26 @@ def check_key(rules: Rules, call: MountCall) -> None:
         raise BadCall(errno.EPERM, f"the key named {call.key_name!r} is not there yet")
 
 
-def orders(rules: Rules, call: MountCall, *, patience_ms: int) -> Orders | None:
+def is_free(policy: MountPolicy, user: int) -> bool:
+    """Return whether a user mounts on every directory, and unmounts what others mounted."""
+    return user == 0 or policy.targets == ANY
+
+
+def orders(rules: Rules, call: MountCall, user: int, *, patience_ms: int) -> Orders | None:
     """Return what an fs server is to serve; None for a file system of the kernel's own.
 
     Preconditions: ``check`` and ``check_key`` passed.
     """
     if call.type == "ramfs":
         return None
+    owner = None if is_free(rules.policy, user) else user
     if call.type == "hostfs":
         return Orders(
             HOST,
             host_path=call.options["dir"],
             one_owner=rules.one_owner,
             fence=Fence(rules.instance, rules.host_roots, rules.private),
+            owner=owner,
         )
     key, source = _key(rules, call)
     is_union = call.type == "unionfs"
@@ -148,6 +155,7 @@ def orders(rules: Rules, call: MountCall, *, patience_ms: int) -> Orders | None:
         # A key that was given may be shared by products, each with numbers of its own.
         version_number=rules.version_number if key is None else None,
         fence=Fence(rules.instance, rules.layer_roots, rules.private),
+        owner=owner,
         patience_ms=patience_ms,
     )
 

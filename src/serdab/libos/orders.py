@@ -35,6 +35,7 @@ class Orders:
     put into the writable layer before it is served: absolute path to content, mode 0400.
     ``image`` may be a volume too, which is then read only. With ``fence`` every directory must
     exist and lie where the fence allows, and one that is empty becomes a new file system.
+    ``owner``: the user inside to whom host directories must belong that would be changed.
     ``hidden`` are relative paths of a host directory that are shown empty. With ``one_owner``
     everything is shown as owned by the inner root. ``max_bytes`` is the most that live data of the
     volume may take; 0: no limit but the host's. ``commit_ms``: a change waits no longer for a
@@ -64,6 +65,7 @@ class Orders:
     pin_command: str = ""
     expect_upper: bytes = b""
     fence: Fence | None = None
+    owner: int | None = None
     patience_ms: int = 0
 
     def __repr__(self) -> str:
@@ -97,6 +99,7 @@ class Orders:
             "fence": None
             if self.fence is None
             else [self.fence.instance, list(self.fence.roots), list(self.fence.private)],
+            "owner": self.owner,
             "patience_ms": self.patience_ms,
         }
 
@@ -133,6 +136,7 @@ class Orders:
             pin_command=text(record, "pin_command"),
             expect_upper=raw(record, "expect_upper"),
             fence=_fence(record.get("fence")),
+            owner=optional_number(record, "owner"),
             patience_ms=number(record, "patience_ms"),
         )
 

@@ -10,16 +10,13 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import replace
-from typing import Final
 
 from serdab.errors import FormatError, FsError
 from serdab.keys import Key
 from serdab.libos import layers
 from serdab.libos.orders import HOST, SEALED, TRANSIENT, UNION, Opened, Orders
+from serdab.libos.users import NOBODY, require_owner, shown_owner
 from serdab.vfs.api import ROOT_INO, FileSystem, SetAttr
-
-#: The overflow id: who owns what has no owner inside (user_namespaces(7)).
-_NOBODY: Final = 65534
 
 
 def open_file_system(orders: Orders) -> Opened:
@@ -71,6 +68,11 @@ def _open_host(orders: Orders) -> FileSystem:
     names = orders.hidden
     if orders.fence is not None:
         place = orders.fence.enter(orders.host_path)
+        try:
+            require_owner(place.fd, orders.owner, orders.host_path)
+        except BaseException:
+            os.close(place.fd)
+            raise
         root, names = place.fd, place.hidden
     hidden = [os.fsencode(item) for item in names]
     uid, gid = os.geteuid(), os.getegid()
@@ -79,8 +81,8 @@ def _open_host(orders: Orders) -> FileSystem:
     # We can make files for ourselves only, and that is whom the inner root stands for.
     owners = Owners(
         show=lambda user, group: (
-            0 if user == uid else _NOBODY,
-            0 if group == gid else _NOBODY,
+            shown_owner(user),
+            0 if group == gid else NOBODY,
         ),
         keep=lambda user, group: (uid, gid),
     )
