@@ -17,7 +17,7 @@ from typing import Final
 import pytest
 
 from serdab.errors import UsageError
-from serdab.libos.messages import dump, parse_record
+from serdab.libos.messages import Value, dump, parse_record
 from serdab.libos.streams import check_streams
 from tests.harness.command import describe
 from tests.sandbox.conftest import Box
@@ -158,7 +158,13 @@ def test_a_service_refuses_it_whoever_sends_it(hosted: Box, outside: Path) -> No
             end.connect(str(socket_of(service)))
             assert end.recv(4096)
             argv = [b"/bin/sh", b"-c", b"cd /proc/self/fd/0 && cat canary >&2"]
-            ask = {"op": "exec", "argv": argv, "env": [], "umask": 0, "terminal": -1}
+            ask: dict[str, Value] = {
+                "op": "exec",
+                "argv": [*argv],
+                "env": [],
+                "umask": 0,
+                "terminal": -1,
+            }
             fds = array.array("i", [fd, 1, 2])
             end.sendmsg([b"\0" + dump(ask)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
             answer = parse_record(end.recv(65536)[1:])

@@ -98,6 +98,40 @@ static int become_inner_root(void)
 	return put("/proc/self/uid_map", line);
 }
 
+/* The link can be changed once nothing of the old program is mapped: copies take its place. */
+static int leave_own_file(void)
+{
+	struct {
+		unsigned long from, to;
+		int protection;
+	} found[32];
+	FILE *maps = fopen("/proc/self/maps", "r");
+	char line[4096], rights[5];
+	int n = 0;
+
+	while (maps && n < 32 && fgets(line, sizeof(line), maps)) {
+		sscanf(line, "%lx-%lx %4s", &found[n].from, &found[n].to, rights);
+		found[n].protection = (rights[0] == 'r' ? PROT_READ : 0) |
+				      (rights[1] == 'w' ? PROT_WRITE : 0) |
+				      (rights[2] == 'x' ? PROT_EXEC : 0);
+		n += strstr(line, "/mounter") != NULL;
+	}
+	if (!maps)
+		return -1;
+	fclose(maps);
+	while (n--) {
+		size_t size = found[n].to - found[n].from;
+		void *copy = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+		memcpy(copy, (void *)found[n].from, size);
+		mprotect(copy, size, found[n].protection);
+		if (mremap(copy, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)found[n].from) ==
+		    MAP_FAILED)
+			return -1;
+	}
+	return 0;
+}
+
 /* PR_SET_MM_MAP with exe_fd needs no privilege but that of the own user namespace. All other
  * members must be the addresses as they are, which proc_pid_stat(5) tells. */
 static int fake_program(const char *path)
@@ -126,6 +160,8 @@ static int fake_program(const char *path)
 	map.env_start = f[49];
 	map.env_end = f[50];
 	map.exe_fd = (unsigned)open(path, O_RDONLY);
+	if (leave_own_file() < 0)
+		return -1;
 	return prctl(PR_SET_MM, PR_SET_MM_MAP, &map, sizeof(map), 0);
 }
 

@@ -19,7 +19,13 @@ from pathlib import Path
 from typing import Final
 
 from serdab.config.boot import BootConfig, MountEntry
-from serdab.errors import Error, LayerMismatch, MeasurementMismatch
+from serdab.errors import (
+    Error,
+    LayerMismatch,
+    MeasurementMismatch,
+    NotAllowedError,
+    NotFoundError,
+)
 from serdab.keys import Key
 from serdab.libos import environment, hostdirs, hostfiles, keysource, mountkeys
 from serdab.libos.fsclient import FsServer
@@ -298,6 +304,17 @@ class Boot:
                     fds=self._stdio,
                 )
             )
+        except (NotAllowedError, NotFoundError) as exc:
+            # 126 and 127 are for the program that was asked for.
+            raise Error(
+                "init cannot be started",
+                stage="init",
+                subject=INIT,
+                expected="an executable file in the init FS",
+                found=exc.found,
+                hint="a script's interpreter or a binary's loader may be what is missing; `serdab "
+                "build` seals the init FS anew",
+            ) from exc
         except Error as exc:
             exc.stage = "init"
             raise

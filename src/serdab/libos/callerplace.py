@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a call happens, and as whom: a caller's root, working directory and user.
+"""Where a call happens, and as whom: a caller's root, working directory, user and program.
 
-Above: ``mounts``. Below: ``users``, ``worker``.
+Above: ``mounts``. Below: ``mountrules``, ``users``, ``worker``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ import os
 from dataclasses import replace
 from typing import Final
 
+from serdab.config.mounts import MountPolicy
+from serdab.libos import mountrules
 from serdab.libos.intake import CallerDied, CallError, unreadable
+from serdab.libos.mountcall import BadCall
 from serdab.libos.notify import Caller
 from serdab.libos.sandbox import Sandbox
 from serdab.libos.users import user_of
@@ -23,6 +26,32 @@ _SHOWN: Final = 200
 def shown(path: bytes) -> str:
     """Return a path of a program for the operator: quoted, and not all of a long one."""
     return repr(os.fsdecode(path[:_SHOWN])) + ("..." if len(path) > _SHOWN else "")
+
+
+def check_program(policy: MountPolicy, link: str, tree: int) -> None:
+    """Refuse a program that may not mount; ``link`` leads to it, ``tree`` is a process of the tree.
+
+    Raises:
+        BadCall: EPERM.
+    """
+    from serdab.linux.mounts import is_mounted
+
+    mountrules.check_program(policy, os.readlink(link))
+    # A file in a mount that was detached has a path that starts there: any path there is.
+    fd = os.open(link, os.O_PATH | os.O_CLOEXEC)
+    try:
+        program = os.readlink(f"/proc/self/fd/{fd}")
+        # Of this very file: the link may lead elsewhere by now.
+        mountrules.check_program(policy, program)
+        try:
+            in_tree = is_mounted(fd, tree)
+        except OSError as exc:
+            reason = f"the instance's mounts cannot be read: {exc.strerror}"
+            raise BadCall(errno.EPERM, f"{program} may not mount: {reason}") from None
+        if not in_tree:
+            raise BadCall(errno.EPERM, f"{program} may not mount: it is not in the tree")
+    finally:
+        os.close(fd)
 
 
 def own_link(path: bytes, thread: int) -> tuple[str, bytes] | None:
