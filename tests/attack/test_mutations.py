@@ -23,6 +23,12 @@ ROOT = Path(__file__).resolve().parents[2]
 VOLUME = "tests/attack/test_volume_tampering.py"
 IMAGE = "tests/attack/test_image_tampering.py"
 HOSTILE = "tests/attack/test_hostile_images.py"
+CHAIN = "tests/unit/trust/test_chain.py"
+FILTER = "tests/unit/libos/test_filter.py"
+PROGRAM = "tests/unit/libos/test_caller_program.py"
+STREAMS = "tests/boot/test_streams.py"
+TARGETS = "tests/mount/test_targets.py"
+BUILDS = "tests/unit/trust/test_older_builds.py"
 HOSTILE_VOLUME = "tests/attack/test_hostile_volumes.py"
 
 
@@ -283,6 +289,78 @@ MUTANTS: dict[str, Mutant] = {
         "os.O_CLOEXEC | os.O_NONBLOCK",
         (VOLUME, "-k", "something_else"),
     ),
+    "MAC that init requires of the configured image": Mutant(
+        "trust/chain.py",
+        "        if caller_mac is not None and not runtime:\n",
+        "        if False:\n",
+        (CHAIN,),
+    ),
+    "MAC that init requires of its own image": Mutant(
+        "trust/chain.py",
+        "            expected = caller_mac\n",
+        "            expected = root_mac\n",
+        (CHAIN,),
+    ),
+    "known numbers": Mutant(
+        "libos/filter.py", "(424, 469)", "(424, 470)", (FILTER, "-k", "known_numbers")
+    ),
+    "known numbers, the gap": Mutant(
+        "libos/filter.py", "(0, 336)", "(0, 337)", (FILTER, "-k", "known_numbers")
+    ),
+    "refused numbers": Mutant(
+        "libos/filter.py", "            321,  # bpf\n", "            322,  # bpf\n", (FILTER,)
+    ),
+    "link to the program's own file": Mutant(
+        "libos/filter.py", '    answers[numbers.prctl] = "prctl"\n', "", (FILTER,)
+    ),
+    "program that runs, not the one its link named": Mutant(
+        "libos/callerplace.py",
+        "        mountrules.check_program(policy, program)",
+        "        pass",
+        (PROGRAM,),
+    ),
+    "program in a mount of the tree": Mutant(
+        "libos/callerplace.py", "        if not in_tree:\n", "        if False:\n", (PROGRAM,)
+    ),
+    "user namespace of a program that is told apart": Mutant(
+        "libos/mounts.py",
+        "!= self._sandbox.user_namespace:",
+        "== '':",
+        ("tests/mount/test_policy.py", "-k", "told_apart"),
+    ),
+    "init that cannot be executed": Mutant(
+        "instance/build.py",
+        "(stat.S_ISREG(status.st_mode) and stat.S_IMODE(status.st_mode) & 0o111)",
+        "stat.S_ISREG(status.st_mode)",
+        ("tests/cli/test_init_program.py", "-k", "build"),
+    ),
+    "owner of a mount's target": Mutant(
+        "libos/mounts.py",
+        "        if not is_owner(user, found):\n            raise",
+        "        if False:\n            raise",
+        (TARGETS, "-k", "covers and root"),
+    ),
+    "owner of a host directory": Mutant(
+        "libos/users.py",
+        "    if owner is None or is_owner(owner, found):\n",
+        "    if True:\n",
+        (TARGETS, "-k", "of_the_host and root"),
+    ),
+    "who mounted what is unmounted": Mutant(
+        "libos/mounts.py",
+        "            if user is not None and mount.user != user:\n",
+        "            if False:\n",
+        (TARGETS, "-k", "unmounts and root"),
+    ),
+    "streams that a client of the service sends": Mutant(
+        "libos/kernel.py",
+        "        check_streams(stdio)\n        own_session",
+        "        own_session",
+        (STREAMS, "-k", "service and root"),
+    ),
+    "older build": Mutant(
+        "trust/freshness.py", "        elif ours < known:\n", "        elif False:\n", (BUILDS,)
+    ),
 }
 
 IN_CI = (
@@ -292,6 +370,10 @@ IN_CI = (
     "root MAC",
     "gap in the log, at a header",
     "names",
+    "MAC that init requires of the configured image",
+    "known numbers",
+    "program that runs, not the one its link named",
+    "init that cannot be executed",
 )
 
 

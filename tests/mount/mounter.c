@@ -6,6 +6,8 @@
  *   open PATH (as descriptor 9)    foreign PATH (the same, in another mount namespace)
  *      map PATH TEXT    pause    opath PATH (as descriptor 9)    syncfs PATH    syncfd NUMBER
  *      apart (from here on in a mount namespace of its own)    wait (for a line)
+ *   own PATH UID    as UID (and gid, for good)    euid UID    fsuid UID    inner (root of a user namespace of its own)
+ *   faked PATH (the program of a process of such a namespace is PATH from here on, prctl(2))
  *   write PATH TEXT    read PATH    cd PATH    mkdir PATH    rmdir PATH    sync    big N (options of N bytes)
  */
 #include <errno.h>
@@ -16,6 +18,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/fsuid.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -71,6 +75,94 @@ static int open_elsewhere(const char *path)
 	fd = open(where, O_RDONLY | O_DIRECTORY);
 	kill(child, SIGKILL);
 	return fd;
+}
+
+static int put(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY), r = fd < 0 ? -1 : (int)write(fd, text, strlen(text));
+
+	if (fd >= 0)
+		close(fd);
+	return r < 0 ? -1 : 0;
+}
+
+static int become_inner_root(void)
+{
+	char line[64];
+
+	snprintf(line, sizeof(line), "0 %d 1", (int)geteuid());
+	/* Who has changed its user does not own its /proc files any more, proc(5). */
+	if (unshare(CLONE_NEWUSER) < 0 || prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) < 0)
+		return -1;
+	put("/proc/self/setgroups", "deny"); /* where setgroups(2) is denied already, it cannot be written */
+	return put("/proc/self/uid_map", line);
+}
+
+/* The link can be changed once nothing of the old program is mapped: copies take its place. */
+static int leave_own_file(void)
+{
+	struct {
+		unsigned long from, to;
+		int protection;
+	} found[32];
+	FILE *maps = fopen("/proc/self/maps", "r");
+	char line[4096], rights[5];
+	int n = 0;
+
+	while (maps && n < 32 && fgets(line, sizeof(line), maps)) {
+		sscanf(line, "%lx-%lx %4s", &found[n].from, &found[n].to, rights);
+		found[n].protection = (rights[0] == 'r' ? PROT_READ : 0) |
+				      (rights[1] == 'w' ? PROT_WRITE : 0) |
+				      (rights[2] == 'x' ? PROT_EXEC : 0);
+		n += strstr(line, "/mounter") != NULL;
+	}
+	if (!maps)
+		return -1;
+	fclose(maps);
+	while (n--) {
+		size_t size = found[n].to - found[n].from;
+		void *copy = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+		memcpy(copy, (void *)found[n].from, size);
+		mprotect(copy, size, found[n].protection);
+		if (mremap(copy, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)found[n].from) ==
+		    MAP_FAILED)
+			return -1;
+	}
+	return 0;
+}
+
+/* PR_SET_MM_MAP with exe_fd needs no privilege but that of the own user namespace. All other
+ * members must be the addresses as they are, which proc_pid_stat(5) tells. */
+static int fake_program(const char *path)
+{
+	unsigned long long f[52];
+	struct prctl_mm_map map;
+	FILE *stat = fopen("/proc/self/stat", "r");
+	char text[4096], *at;
+	int n = 0;
+
+	if (!stat || !fgets(text, sizeof(text), stat) || !(at = strrchr(text, ')')))
+		return -1;
+	fclose(stat);
+	for (at += 4, n = 4; n < 53; n++)
+		f[n - 1] = strtoull(at, &at, 10);
+	memset(&map, 0, sizeof(map));
+	map.start_code = f[25];
+	map.end_code = f[26];
+	map.start_stack = f[27];
+	map.start_data = f[44];
+	map.end_data = f[45];
+	map.start_brk = f[46];
+	map.brk = (unsigned long)sbrk(0);
+	map.arg_start = f[47];
+	map.arg_end = f[48];
+	map.env_start = f[49];
+	map.env_end = f[50];
+	map.exe_fd = (unsigned)open(path, O_RDONLY);
+	if (leave_own_file() < 0)
+		return -1;
+	return prctl(PR_SET_MM, PR_SET_MM_MAP, &map, sizeof(map), 0);
 }
 
 static void told(const char *what, long r)
@@ -152,6 +244,24 @@ int main(int argc, char **argv)
 		} else if (!strcmp(op, "foreign")) {
 			/* As descriptor 9, in a mount namespace that somebody else made. */
 			told(op, dup2(open_elsewhere(argv[i++]), 9));
+		} else if (!strcmp(op, "as")) {
+			unsigned id = (unsigned)atoi(argv[i++]);
+
+			told(op, setresgid(id, id, id) < 0 ? -1 : setresuid(id, id, id));
+		} else if (!strcmp(op, "own")) {
+			unsigned id = (unsigned)atoi(argv[i + 1]);
+
+			told(op, chown(argv[i], id, id));
+			i += 2;
+		} else if (!strcmp(op, "euid")) {
+			told(op, seteuid((uid_t)atoi(argv[i++])));
+		} else if (!strcmp(op, "fsuid")) {
+			setfsuid((uid_t)atoi(argv[i++]));
+			told(op, 0);
+		} else if (!strcmp(op, "inner")) {
+			told(op, become_inner_root());
+		} else if (!strcmp(op, "faked")) {
+			told(op, fake_program(argv[i++]));
 		} else if (!strcmp(op, "cd")) {
 			told(op, chdir(argv[i++]));
 		} else if (!strcmp(op, "rmdir")) {

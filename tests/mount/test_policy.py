@@ -41,6 +41,25 @@ class TestPolicy:
         assert done.returncode != 0
         assert b"/bin/busybox may not mount" in done.stderr
 
+    def test_no_program_passes_for_another_by_changing_its_own_link(self, mounter: Mounter) -> None:
+        """Root of a user namespace may, with prctl(2): /proc/PID/exe says then what it likes."""
+        configure(mounter, programs=["/bin/busybox"])
+        mount = ("mount", "x", "/mnt", "ramfs", "0", "NULL")
+        done = mounter.instance.run("/bin/mounter", "inner", "faked", "/bin/busybox", *mount)
+        assert done.stdout.decode().splitlines() == ["inner ok", "faked EPERM", "mount EPERM"]
+        assert b"not from a user namespace of its own" in done.stderr
+
+    def test_where_programs_are_told_apart_none_mounts_from_a_user_namespace_of_its_own(
+        self, mounter: Mounter
+    ) -> None:
+        mount = ("mount", "x", "/mnt", "ramfs", "0", "NULL")
+        assert mounter.calls("inner", *mount) == ["ok", "ok"]
+        configure(mounter, programs=["/bin/mounter"])
+        done = mounter.instance.run("/bin/mounter", *mount, "umount", "/mnt", "0", "inner", *mount)
+        said = ["mount ok", "umount ok", "inner ok", "mount EPERM"]
+        assert done.stdout.decode().splitlines() == said
+        assert b"from a user namespace of its own" in done.stderr
+
     def test_a_program_in_a_mount_that_was_detached_is_not_the_one_of_its_path(
         self, mounter: Mounter
     ) -> None:

@@ -7,7 +7,7 @@ import argparse
 from functools import partial
 from typing import Final
 
-from serdab.cli.measurements import fields_of, text_of
+from serdab.cli.measurements import fields_of, lines_of
 from serdab.cli.messages import Context
 from serdab.cli.parsing import add_occlum, add_signing, read_key, say_occlum, signer_of
 from serdab.cli.progress import shown_progress
@@ -56,8 +56,13 @@ def main(args: argparse.Namespace, context: Context) -> int:
     values = fields_of(result)
     done = " and ".join(result.sealed) or "nothing, all was up to date"
     kind = "debuggable" if result.debuggable else "production"
-    text = f"{text_of(values)}\nimage     {result.image_type}\nplatform  {result.platform}"
-    text = f"{text}\nkind      {kind}\nsealed    {done}"
+    lines = [
+        *lines_of(values),
+        f"image     {result.image_type}",
+        f"platform  {result.platform}",
+        f"kind      {kind}",
+        f"sealed    {done}",
+    ]
     fields: dict[str, object] = {
         **values,
         "image_type": result.image_type,
@@ -67,7 +72,7 @@ def main(args: argparse.Namespace, context: Context) -> int:
         "changes": list(result.changes),
         "signer": result.signer_origin,
     }
-    context.result(fields, "" if context.quiet else text)
+    context.result(fields, *([] if context.quiet else lines))
     return 0
 
 

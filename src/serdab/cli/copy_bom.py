@@ -38,8 +38,12 @@ def main(args: argparse.Namespace, context: Context) -> int:
         include_dirs=args.include_dir,
         dry_run=args.dry_run,
         say=context.say,
-        tell=print if (args.dry_run or context.verbose) and not context.as_json else None,
+        tell=context.tell if (args.dry_run or context.verbose) and not context.as_json else None,
     )
+    lines = [
+        f"{summary.files} files, {summary.libraries} libraries, {summary.directories} directories, "
+        f"{summary.links} links in {summary.root}"
+    ]
     context.result(
         {
             "root": summary.root,
@@ -50,9 +54,6 @@ def main(args: argparse.Namespace, context: Context) -> int:
             "copied_bytes": summary.copied_bytes,
             "dry_run": args.dry_run,
         },
-        ""
-        if context.quiet
-        else f"{summary.files} files, {summary.libraries} libraries, {summary.directories} "
-        f"directories, {summary.links} links in {summary.root}",
+        *([] if context.quiet else lines),
     )
     return 0

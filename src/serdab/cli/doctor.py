@@ -43,6 +43,6 @@ def main(args: argparse.Namespace, context: Context) -> int:
             for finding in findings
         ],
     }
-    context.result(fields, "\n".join(lines))
+    context.result(fields, *lines)
     missing = any(finding.required and not finding.present for finding in findings)
     return exitcodes.LACKING if missing else exitcodes.DONE

@@ -89,4 +89,4 @@ def _print(results: list[Checked], context: Context) -> None:
         if checked.rolled_back:
             lines += [f"  {checked.rolled_back}", f"  hint: {checked.rolled_back.hint}"]
         lines.extend(f"  {path}: {problem}" for path, problem in sorted(report.damaged.items()))
-    context.result(fields, "\n".join(lines))
+    context.result(fields, *lines)

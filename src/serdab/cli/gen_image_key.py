@@ -41,5 +41,5 @@ def main(args: argparse.Namespace, context: Context) -> int:
             found="a file",
             hint="keys are never overwritten: data may depend on it",
         )
-    context.result({"file": os.path.abspath(args.file)}, "")
+    context.result({"file": os.path.abspath(args.file)})
     return 0

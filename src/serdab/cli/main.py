@@ -215,7 +215,10 @@ def _traceback(wanted: bool) -> None:  # noqa: FBT001 - private, the option -v
     if wanted:
         import traceback
 
-        traceback.print_exc()
+        from serdab.errors import printable
+
+        for line in traceback.format_exc().splitlines():
+            print("|", printable(line), file=sys.stderr)
 
 
 def _dispatch(verb: str, module_name: str, words: list[str], context: object) -> int:

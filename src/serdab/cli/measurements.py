@@ -24,6 +24,6 @@ def fields_of(result: BuildResult | RekeyResult) -> dict[str, str]:
     }
 
 
-def text_of(fields: dict[str, str]) -> str:
+def lines_of(fields: dict[str, str]) -> list[str]:
     """Return a line for each."""
-    return "\n".join(f"{name:10}{value}" for name, value in fields.items())
+    return [f"{name:10}{value}" for name, value in fields.items()]

@@ -41,14 +41,19 @@ class Context:
         except OSError:
             pass
 
-    def result(self, fields: dict[str, object], text: str) -> None:
-        """Print a result: ``fields`` with --json, else ``text`` (nothing if it is empty)."""
+    def tell(self, line: str, end: str = "\n") -> None:
+        """Print one line to standard output, whatever names stand in it."""
+        print(printable(line), end=end, flush=True)
+
+    def result(self, fields: dict[str, object], *lines: str) -> None:
+        """Print a result: ``fields`` with --json, else ``lines``, each of which stays one line."""
         if self.as_json:
             import json
 
             print(json.dumps(fields, sort_keys=True))
-        elif text:
-            print("\n".join(printable(line) for line in text.split("\n")))
+        else:
+            for line in lines:
+                print(printable(line))
         sys.stdout.flush()
 
 

@@ -123,8 +123,7 @@ def _mount(
                     "read_only": opened.read_only,
                     "root-mac": opened.root_mac.hex(),
                     "pid": os.getpid(),
-                },
-                "",
+                }
             )
         else:
             context.say(f"{args.path}: mounted {args.layer}, {how}; Ctrl-C or umount ends it")

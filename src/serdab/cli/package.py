@@ -79,5 +79,5 @@ def main(args: argparse.Namespace, context: Context) -> int:
         "runs_on": made.runs_on,
     }
     lines = [f"{name:11}{fields[name]}" for name in fields if name != "size_bytes"]
-    context.result(fields, "" if context.quiet else "\n".join(lines))
+    context.result(fields, *([] if context.quiet else lines))
     return 0

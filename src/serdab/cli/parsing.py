@@ -130,7 +130,7 @@ def add_freshness(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--accept-rollback",
         action="store_true",
-        help="accept a writable layer that is not the newest known one: a restored backup",
+        help="accept a writable layer, or a build, that is not the newest known one: a backup",
     )
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from typing import Final
 
-from serdab.cli.measurements import fields_of, text_of
+from serdab.cli.measurements import fields_of, lines_of
 from serdab.cli.messages import Context
 from serdab.cli.parsing import add_signing, read_key, signer_of
 from serdab.cli.progress import shown_progress
@@ -56,5 +56,6 @@ def main(args: argparse.Namespace, context: Context) -> int:
         "writable_layer": result.has_layer,
         "was_done": result.was_done,
     }
-    context.result(fields, "" if context.quiet else f"{text_of(values)}\nrekeyed   {done}")
+    lines = [*lines_of(values), f"rekeyed   {done}"]
+    context.result(fields, *([] if context.quiet else lines))
     return 0

@@ -37,8 +37,7 @@ def main(args: argparse.Namespace, context: Context) -> int:
                 found="neither",
                 hint="add --yes if that is what you want",
             )
-        print(f"throw away {what} (instance {instance.path})? [y/N] ", end="")
-        sys.stdout.flush()
+        context.tell(f"throw away {what} (instance {instance.path})? [y/N] ", end="")
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             raise UsageError("reset: not confirmed, nothing was done", hint="y confirms")
     with naming_service(instance.path, context):

@@ -48,6 +48,6 @@ def main(args: argparse.Namespace, context: Context) -> int:
     from serdab.pal import log_to_stderr
 
     pid = starter.start(request, key, log_to_stderr(level))
-    context.result({"state": "running", "pid": pid}, "")
+    context.result({"state": "running", "pid": pid})
     context.say(f"{instance} is running, process {pid}")
     return 0

@@ -33,7 +33,7 @@ def main(args: argparse.Namespace, context: Context) -> int:
         text = "stopped" if holder is None else f"stopped; in use by {holder}"
         context.result({"state": "stopped", "in_use_by": holder}, text)
         return exitcodes.FAILED
-    context.result(_fields(status), _text(status))
+    context.result(_fields(status), *_lines(status))
     return exitcodes.DONE
 
 
@@ -59,7 +59,7 @@ def _fields(status: Status) -> dict[str, object]:
     }
 
 
-def _text(status: Status) -> str:
+def _lines(status: Status) -> list[str]:
     lines = [
         f"{status.state}, process {status.pid}, since {status.since()}",
         f"log: {status.log or 'its standard error'}",
@@ -72,4 +72,4 @@ def _text(status: Status) -> str:
         age_s = max(0, int((now_ms - program.since_ms) / 1000))
         client = f"client {program.client}" if program.client else "its client is gone"
         lines.append(f"  {program.path}, {age_s} s, {client}")
-    return "\n".join(lines)
+    return lines

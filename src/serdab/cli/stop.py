@@ -41,5 +41,5 @@ def main(args: argparse.Namespace, context: Context) -> int:
 
     instance = Instance.open(context.instance, sources=False).path
     stop(instance, args.patience, on_wait=context.say)
-    context.result({"state": "stopped"}, "")
+    context.result({"state": "stopped"})
     return 0

@@ -44,7 +44,7 @@ def main(args: argparse.Namespace, context: Context) -> int:
         environment=_environment(),
     )
     text = text_of(unit)
-    context.result({"unit": text}, text.rstrip("\n"))
+    context.result({"unit": text}, *text.rstrip("\n").split("\n"))
     return 0
 
 

@@ -15,6 +15,9 @@ from serdab.config.checks import is_plain_absolute
 from serdab.config.strict import Section
 
 TYPES: Final = ("unionfs", "sefs", "hostfs", "ramfs")
+#: Whoever is not the inner root mounts on, and from, its own directories only; or everybody on any.
+OWN: Final = "own"
+ANY: Final = "any"
 #: Derived from the platform's key; derived from the key that init gave for the root FS.
 AUTOMATIC: Final = "automatic"
 IMAGE: Final = "image"
@@ -38,7 +41,7 @@ class MountPolicy:
 
     ``programs`` are prefixes of the paths of programs that may mount and unmount. ``layers`` are
     host directories below which sealed layers may lie; None: the same as for ``hostfs``.
-    ``clear_keys`` admits ``key=`` with the key itself.
+    ``clear_keys`` admits ``key=`` with the key itself. ``targets``: ``own`` or ``any``.
     """
 
     types: tuple[str, ...] = TYPES
@@ -46,6 +49,7 @@ class MountPolicy:
     layers: tuple[str, ...] | None = None
     clear_keys: bool = True
     keys: tuple[NamedKey, ...] = ()
+    targets: str = OWN
 
 
 EVERYTHING: Final = MountPolicy()
@@ -53,13 +57,18 @@ EVERYTHING: Final = MountPolicy()
 
 def dump_policy(policy: MountPolicy) -> dict[str, object]:
     """Return the section of the measured configuration."""
-    return {
+    value: dict[str, object] = {
         "types": list(policy.types),
         "programs": list(policy.programs),
         "layers": None if policy.layers is None else list(policy.layers),
         "clear_keys": policy.clear_keys,
         "keys": [{"name": key.name, "source": key.source} for key in policy.keys],
     }
+    if (
+        policy.targets != OWN
+    ):  # a field younger than the others: who does not use it keeps the bytes
+        value["targets"] = policy.targets
+    return value
 
 
 def parse_policy(section: Section) -> MountPolicy:
@@ -75,12 +84,16 @@ def parse_policy(section: Section) -> MountPolicy:
                 f"programs[{index}]", "an absolute path in its shortest form", repr(path)
             )
     layers = section.optional_texts("layers")
+    targets = section.text("targets", OWN)
+    if targets not in (OWN, ANY):
+        raise section.refuse("targets", f"{OWN} or {ANY}", repr(targets))
     policy = MountPolicy(
         types,
         programs,
         layers,
         section.flag("clear_keys", default=True),
         _parse_keys(section),
+        targets,
     )
     section.close()
     return policy

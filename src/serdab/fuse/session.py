@@ -44,7 +44,7 @@ from dataclasses import dataclass, field
 from io import FileIO
 from typing import Final
 
-from serdab.errors import EnvironmentRefused, Error
+from serdab.errors import EnvironmentRefused, Error, printable
 from serdab.fuse import wire
 from serdab.fuse.operations import Operations, Reply, ServeOptions
 from serdab.vfs.api import FileSystem
@@ -62,7 +62,8 @@ _POLL_CREDIT: Final = 8
 
 
 def _log_to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)  # noqa: T201 - the default when nobody listens
+    # The default when nobody listens.
+    print(printable(line), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _nothing() -> None: ...

@@ -108,15 +108,24 @@ def check_image_header(path: Path, mac: bytes) -> None:
 
 
 def check_volume_at(
-    path: Path, key: VolumeKey, lower: Image | None, freshness: str, progress: Progress | None
+    path: Path,
+    key: VolumeKey,
+    lower: Image | None,
+    freshness: str,
+    progress: Progress | None,
+    *,
+    version_number: int | None = None,
 ) -> Checked:
-    """Verify the volume in a host directory, and what it shows of its lower layer."""
+    """Verify the volume in a host directory, and what it shows of its lower layer.
+
+    ``version_number``: of the build whose writable layer it is.
+    """
     label = str(path)
     with explaining(path, key.source):
         volume = open_volume(path, key=Key(key.key), lower=lower, read_only=True, tolerant=True)
     try:
         found = volume.durable_mac
-        rolled_back = refusal_of(path, freshness, volume)
+        rolled_back = refusal_of(path, freshness, volume, version_number=version_number)
         report = check(
             lambda: Union(volume, lower),
             [volume.tree],
@@ -220,7 +229,12 @@ def check_instance(
         lower = open_image(Path(instance.at(IMAGE)), key=image_key, expected_mac=config.root_mac)
         checked.append(
             check_volume_at(
-                upper, _upper_key(measured, image_key), lower, config.freshness, progress
+                upper,
+                _upper_key(measured, image_key),
+                lower,
+                config.freshness,
+                progress,
+                version_number=measured.descriptor.security_version,
             )
         )
     elif gone := refusal_of(upper, config.freshness, None):

@@ -154,7 +154,7 @@ def _remember(instance: Instance, layer: WritableLayer, staged: Staged, key: Key
     try:
         remember(
             layer.path, image, Key(staged.volume_key.key),
-            policy=staged.config.freshness, conf_mac=staged.descriptor.conf_mac,
+            policy=staged.config.freshness, descriptor=staged.descriptor,
         )  # fmt: skip
     finally:
         image.close()

@@ -28,8 +28,8 @@ from serdab.sefs.volume import Volume, bound_lower, open_volume
 from serdab.sefs.volumecopy import close_for_copy
 from serdab.trust import records
 from serdab.trust.chain import BootChain
+from serdab.trust.descriptor import Descriptor
 from serdab.trust.freshness import OFF, Guard, Watch, Watched, open_watched
-from serdab.trust.measurement import Digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,11 @@ def find_writable(
     path = find_layer(instance, upper.source)
     if path is None:
         raise _misplaced(upper.source, "a symbolic link on the way to it")
-    watch = Watch(chain.config.freshness, conf_mac=chain.descriptor.conf_mac.value)
+    watch = Watch(
+        chain.config.freshness,
+        conf_mac=chain.descriptor.conf_mac.value,
+        version_number=chain.descriptor.security_version,
+    )
     if not os.path.lexists(os.path.join(path, ANCHOR_NAME)):
         Guard(os.path.realpath(path), watch).check_existence()
         return None
@@ -212,7 +216,7 @@ def _lower_image(
     return previous
 
 
-def remember(path: str, lower: Image, key: Key, *, policy: str, conf_mac: Digest) -> None:
+def remember(path: str, lower: Image, key: Key, *, policy: str, descriptor: Descriptor) -> None:
     """Open what the layer became, and remember its state: the one before is refused from now on.
 
     Raises:
@@ -225,7 +229,13 @@ def remember(path: str, lower: Image, key: Key, *, policy: str, conf_mac: Digest
         return
     here = records.shown(os.path.realpath(path))
     records.store_record(
-        records.Record(position, root_mac=root_mac, conf_mac=conf_mac.value, path=here)
+        records.Record(
+            position,
+            root_mac=root_mac,
+            conf_mac=descriptor.conf_mac.value,
+            path=here,
+            version_number=descriptor.security_version,
+        )
     )
     if records.volume_at(path) != position.uuid:
         records.remember_path(path, position.uuid)

@@ -104,6 +104,7 @@ def _open(instance: Instance, chain: BootChain, image_key: Key | None, view: Vie
         source=key.source,
         freshness=config.freshness,
         conf_mac=chain.descriptor.conf_mac.value,
+        version_number=chain.descriptor.security_version,
         accept_rollback=view.freshness.accept_rollback,
         pin_file=view.freshness.pin_file or "",
         pin_command=view.freshness.pin_command or "",

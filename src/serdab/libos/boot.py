@@ -18,7 +18,14 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from serdab.config.boot import BootConfig, MountEntry
-from serdab.errors import Error, LayerMismatch, MeasurementMismatch, WrongKeyError
+from serdab.errors import (
+    Error,
+    LayerMismatch,
+    MeasurementMismatch,
+    NotAllowedError,
+    NotFoundError,
+    WrongKeyError,
+)
 from serdab.keys import Key
 from serdab.libos import environment, hostdirs, hostfiles, keysource, mountkeys
 from serdab.libos.fsclient import FsServer
@@ -337,6 +344,17 @@ class Boot:
                     fds=self._stdio,
                 )
             )
+        except (NotAllowedError, NotFoundError) as exc:
+            # 126 and 127 are for the program that was asked for.
+            raise Error(
+                "init cannot be started",
+                stage="init",
+                subject=INIT,
+                expected="an executable file in the init FS",
+                found=exc.found,
+                hint="a script's interpreter or a binary's loader may be what is missing; `serdab "
+                "build` seals the init FS anew",
+            ) from exc
         except Error as exc:
             exc.stage = "init"
             raise
@@ -449,6 +467,7 @@ class Boot:
             max_bytes=config.upper.max_bytes or 0,
             freshness="off" if is_temporary else config.freshness,
             conf_mac=self.chain.descriptor.conf_mac.value,
+            version_number=self.chain.descriptor.security_version,
             accept_rollback=fresh.accept_rollback,
             pin_file=fresh.pin_file or "",
             pin_command=fresh.pin_command or "",

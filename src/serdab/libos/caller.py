@@ -15,6 +15,7 @@ from serdab.errors import UsageError
 from serdab.keys import Key
 from serdab.libos.channel import close_all
 from serdab.libos.messages import Value
+from serdab.libos.streams import check_streams
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,11 @@ class Descriptors:
 
 
 def open_descriptors(wanted: tuple[int, int, int]) -> Descriptors:
-    """Return the three descriptors, with /dev/null in place of what is closed here."""
+    """Return the three descriptors, with /dev/null in place of what is closed here.
+
+    Raises:
+        UsageError: one is no stream, see ``streams.check_streams``.
+    """
     fds: list[int] = []
     opened: list[int] = []
     for fd in wanted:
@@ -41,6 +46,11 @@ def open_descriptors(wanted: tuple[int, int, int]) -> Descriptors:
             fds.append(opened[-1])
         else:
             fds.append(fd)
+    try:
+        check_streams(fds)
+    except BaseException:
+        close_all(opened)
+        raise
     return Descriptors((fds[0], fds[1], fds[2]), tuple(opened))
 
 

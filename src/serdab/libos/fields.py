@@ -58,6 +58,11 @@ def number(record: Mapping[str, Value], name: str) -> int:
     return value
 
 
+def optional_number(record: Mapping[str, Value], name: str) -> int | None:
+    """Return an integer field or None, as :func:`optional_text`."""
+    return None if _present(record, name) is None else number(record, name)
+
+
 def flag(record: Mapping[str, Value], name: str) -> bool:
     """Return true or false, or raise ``FormatError``: what is missing is not false."""
     value = record.get(name)

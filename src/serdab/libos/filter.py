@@ -9,7 +9,8 @@ Four answers, decided in this order:
   ``clone3`` (its flags lie in memory, where a filter cannot see them; the C library then falls
   back to ``clone``), and the new mount API, so that mount(2) is the one way to mount;
 * EPERM: what a container's default profile refuses to a program without privileges, ``setns``
-  into a mount namespace, and the two terminal requests that type into somebody else's terminal;
+  into a mount namespace, the two terminal requests that type into somebody else's terminal, and
+  PR_SET_MM of prctl(2), by which a program would tell us another file as the one it runs;
 * the kernel process answers: ``MountRootFS``, mount, umount2, sync, syncfs;
 * everything else goes to the kernel.
 
@@ -37,6 +38,7 @@ MOUNT_ROOT_FS: Final = 363
 _X32_BIT: Final = 0x40000000
 _TIOCSTI: Final = 0x5412
 _TIOCLINUX: Final = 0x541C
+_PR_SET_MM: Final = 35
 _CLONE_NEWNS: Final = 0x00020000
 
 
@@ -53,6 +55,7 @@ class Numbers:
     syncfs: int
     ioctl: int
     setns: int
+    prctl: int
     absent: frozenset[int]
     refused: frozenset[int]
 
@@ -68,6 +71,7 @@ X86_64: Final = Numbers(
     syncfs=306,
     ioctl=16,
     setns=308,
+    prctl=157,
     absent=frozenset(
         {
             435,  # clone3
@@ -166,6 +170,7 @@ def _decisions(numbers: Numbers) -> list[tuple[int, str]]:
     answers.update(dict.fromkeys(ours, "notify"))
     answers[numbers.ioctl] = "ioctl"
     answers[numbers.setns] = "setns"
+    answers[numbers.prctl] = "prctl"
     out: list[tuple[int, str]] = []
     for number in range(max(answers) + 2):
         answer = answers.get(number, "absent")
@@ -198,6 +203,9 @@ def build(options: Options) -> bytes:
     asm.load(bpf.argument_low(1))
     asm.jump_if(bpf.JUMP_IF_EQUAL, 0, "refuse")  # any kind of namespace, so a mount one too
     asm.jump_if(bpf.JUMP_IF_BITS, _CLONE_NEWNS, "refuse", "allow")
+    asm.label("prctl")
+    asm.load(bpf.argument_low(0))  # an int to the kernel
+    asm.jump_if(bpf.JUMP_IF_EQUAL, _PR_SET_MM, "refuse", "allow")
     asm.label("absent")
     asm.give(_refuse(errno.ENOSYS))
     asm.label("refuse")

@@ -163,8 +163,18 @@ class Intake:
         if self._front is None:
             self._start_front()
 
+    def tell(self, reason: str) -> None:
+        """Tell of a call that was refused in the loop, within the same bound; in its thread."""
+        with self._telling:
+            lines = self._lines
+            line = lines[-1] if lines and lines[-1].text == reason else self._note(reason)
+            line.count += 1
+        if not self._is_ticking:
+            self._is_ticking = True
+            self._start_ticking()
+
     def flush(self) -> None:
-        """Tell the operator what fronts refused so far; in the loop's thread."""
+        """Tell the operator what was refused so far; in the loop's thread."""
         with self._telling:
             lines, self._lines = self._lines, []
             untold, self._untold = self._untold, 0

@@ -37,7 +37,7 @@ from serdab.libos.mounts import RuntimeMounts
 from serdab.libos.notify import Caller, Handlers, Notifications
 from serdab.libos.request import BootRequest, take_key
 from serdab.libos.sandbox import Listeners, Program, Sandbox
-from serdab.libos.streams import Streams
+from serdab.libos.streams import Streams, check_streams
 from serdab.linux.dirfd import DirFd
 from serdab.linux.memory import Memory
 
@@ -243,6 +243,7 @@ class Kernel:
     ) -> None:
         try:
             request = BootRequest.parse(record)
+            check_streams(stdio)
             self._boot = Boot(
                 Parts(
                     self._loop,
@@ -338,6 +339,7 @@ class Kernel:
     async def _spawn(self, record: dict[str, Value], stdio: tuple[int, int, int]) -> Program:
         if self._boot is None or self._is_going_down:
             raise _not_running()
+        check_streams(stdio)
         own_session = record.get("own_session") is True
         path = raw(record, "path")
         check_entry_point(os.fsdecode(path), self._boot.entry_points)

@@ -25,6 +25,7 @@ from serdab.errors import (
 )
 from serdab.keys import Key
 from serdab.libos.orders import Opened, Orders
+from serdab.libos.users import require_owner
 
 if TYPE_CHECKING:
     from serdab.sefs.hostdir import Dir
@@ -57,8 +58,8 @@ def _patiently(orders: Orders, work: Callable[[], T]) -> T:
             time.sleep(_RETRY_S)
 
 
-def _directory(orders: Orders, path: str) -> tuple[Dir, str]:
-    """Open a directory; return it and its real path."""
+def _directory(orders: Orders, path: str, *, changes: bool = False) -> tuple[Dir, str]:
+    """Open a directory; return it and its real path; ``changes``: something will be written."""
     from serdab.sefs.hostdir import HostDir
 
     if orders.ground is None:
@@ -68,6 +69,12 @@ def _directory(orders: Orders, path: str) -> tuple[Dir, str]:
             label = orders.ground.name(path)
             return HostDir(way.open(label).fd, label), way.real()
     place = orders.fence.enter(orders.ground, path)
+    if changes:
+        try:
+            require_owner(place.directory.fd, orders.owner, path)
+        except BaseException:
+            place.directory.close()
+            raise
     return HostDir(place.directory.fd, place.path), place.path
 
 
@@ -134,6 +141,8 @@ def _open_lower_volume(orders: Orders, directory: Dir, path: str) -> Layer:
 
     names = directory.names()
     if orders.fence is not None and not names:
+        directory.close()
+        directory, _ = _directory(orders, orders.image, changes=True)
         _begin(orders, directory)
         directory, path = _directory(orders, orders.image)
     elif ANCHOR_NAME not in names:
@@ -198,6 +207,8 @@ def _watch(orders: Orders, volume: Volume, path: str, *, expected: bytes = b"") 
     watch = Watch(
         orders.freshness,
         conf_mac=orders.conf_mac,
+        # A lower layer may be another product's.
+        version_number=None if volume.read_only else orders.version_number,
         accept_rollback=orders.accept_rollback,
         pin_file=orders.pin_file if orders.fence is None and not volume.read_only else "",
         pin_command=orders.pin_command if orders.fence is None and not volume.read_only else "",
@@ -237,6 +248,7 @@ def _open_upper(orders: Orders, lower: Layer) -> tuple[Volume, list[str]]:
     watch = Watch(
         orders.freshness,
         conf_mac=orders.conf_mac,
+        version_number=orders.version_number,
         accept_rollback=orders.accept_rollback,
         pin_file=orders.pin_file,
         pin_command=orders.pin_command,
@@ -292,7 +304,7 @@ def _open_in_fence(
 
     if orders.volume_key is None:
         raise FormatError("orders to an fs server name a volume without its key")
-    directory, path = _directory(orders, orders.volume)
+    directory, path = _directory(orders, orders.volume, changes=True)
     try:
         Guard(path, Watch(orders.freshness)).check_existence(directory)
     except BaseException:
@@ -325,7 +337,7 @@ def open_single(orders: Orders) -> Opened:
 def _open_single(orders: Orders) -> Opened:
     from serdab.vfs.union import Union
 
-    directory, path = _directory(orders, orders.volume)
+    directory, path = _directory(orders, orders.volume, changes=True)
     try:
         is_image = _has_image(directory)
     finally:

@@ -67,6 +67,7 @@ def make_rules(
         config.freshness,
         accept_rollback,
         chain.descriptor.conf_mac.value,
+        chain.descriptor.security_version,
         key.key,
         key.source,
         named,

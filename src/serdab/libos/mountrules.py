@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from serdab.config.mounts import MountPolicy
+from serdab.config.mounts import ANY, MountPolicy
 from serdab.keys import KEY_BYTES
 from serdab.libos.fence import Fence
 from serdab.libos.ground import Ground, Roots
@@ -58,6 +58,7 @@ class Rules:
     freshness: str
     accept_rollback: bool
     conf_mac: bytes
+    version_number: int
     automatic_key: bytes
     automatic_source: bytes
     named_keys: Mapping[str, bytes] = field(default_factory=dict)
@@ -115,13 +116,19 @@ def check_key(rules: Rules, call: MountCall) -> None:
         raise BadCall(errno.EPERM, f"the key named {call.key_name!r} is not there yet")
 
 
-def orders(rules: Rules, call: MountCall, *, patience_ms: int) -> Orders | None:
+def is_free(policy: MountPolicy, user: int) -> bool:
+    """Return whether a user mounts on every directory, and unmounts what others mounted."""
+    return user == 0 or policy.targets == ANY
+
+
+def orders(rules: Rules, call: MountCall, user: int, *, patience_ms: int) -> Orders | None:
     """Return what an fs server is to serve; None for a file system of the kernel's own.
 
     Preconditions: ``check`` and ``check_key`` passed.
     """
     if call.type == "ramfs":
         return None
+    owner = None if is_free(rules.policy, user) else user
     if call.type == "hostfs":
         return Orders(
             HOST,
@@ -129,6 +136,7 @@ def orders(rules: Rules, call: MountCall, *, patience_ms: int) -> Orders | None:
             one_owner=rules.one_owner,
             ground=rules.ground,
             fence=_fence(rules, rules.host_roots),
+            owner=owner,
         )
     key, source = _key(rules, call)
     is_union = call.type == "unionfs"
@@ -146,8 +154,11 @@ def orders(rules: Rules, call: MountCall, *, patience_ms: int) -> Orders | None:
         freshness=rules.freshness,
         accept_rollback=rules.accept_rollback,
         conf_mac=rules.conf_mac,
+        # A key that was given may be shared by products, each with numbers of its own.
+        version_number=rules.version_number if key is None else None,
         ground=rules.ground,
         fence=_fence(rules, rules.layer_roots),
+        owner=owner,
         patience_ms=patience_ms,
     )
 

@@ -23,6 +23,8 @@ Security:
        mount namespace gets EPERM.
     2. Only what programs mounted can be unmounted: /proc, /dev and the configured ones stay.
     3. The number of mounts is bounded; each has a process on the host.
+    4. Who is not the inner root mounts on its own directories, and unmounts its own mounts, unless
+       the policy opens that: else any user would put programs in the way of the inner root's.
 """
 
 from __future__ import annotations
@@ -30,15 +32,16 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from serdab.config.mounts import MountPolicy
 from serdab.errors import Error
 from serdab.libos import mountcall, mountrules
+from serdab.libos.callerplace import Where, check_program, shown
 from serdab.libos.early import launcher_file
 from serdab.libos.fsclient import FsServer
-from serdab.libos.intake import CallerDied, CallError, Look, unreadable
+from serdab.libos.intake import CallError, Look
 from serdab.libos.loop import Loop
 from serdab.libos.mountcall import BadCall, MountCall, UmountCall
 from serdab.libos.mountrules import Rules
@@ -46,12 +49,12 @@ from serdab.libos.notify import TURN_PATIENCE_S, Caller, Settle
 from serdab.libos.sandbox import Sandbox
 from serdab.libos.tree import FUSE_OPTIONS
 from serdab.libos.turns import Turns
-from serdab.libos.worker import Mounted, Place, Refused, Target, Worker
+from serdab.libos.users import OPEN_HINT, is_owner
+from serdab.libos.worker import Mounted, Refused, Target, Worker
 
 MAX_MOUNTS: Final = 512
 _SERVER_GONE: Final = frozenset({errno.ENOTCONN, errno.ECONNABORTED})
 _NOT_READY: Final = "mount: the instance is not ready"
-_SHOWN: Final = 200
 _RAMFS: Final = ("tmpfs", "source=ramfs,mode=1777")
 #: How long an fs server waits for a volume that another one of this instance is closing.
 _CLOSING_PATIENCE_MS: Final = 10_000
@@ -60,6 +63,7 @@ _CLOSING_PATIENCE_MS: Final = 10_000
 @dataclass(slots=True)
 class _Mount:
     """One mount of a program. ``server`` is None for a file system of the kernel's own.
+    ``user`` mounted it.
 
     ``place`` is the same for mounts over each other: the directory under all of them.
     """
@@ -68,6 +72,7 @@ class _Mount:
     server: FsServer | None
     place: tuple[int, int]
     device: int
+    user: int
     is_leaving: bool = False
 
     def has_lost_its_server(self) -> bool:
@@ -139,7 +144,7 @@ class RuntimeMounts:
             CallError: refused, the errno for the program.
             CallerDied: nobody waits for it any more.
         """
-        with _Where("mount", self._sandbox.namespaces, caller) as where:
+        with Where("mount", self._sandbox, caller) as where:
             caller.check_alive()
             rules = self._rules_now()
             try:
@@ -160,12 +165,13 @@ class RuntimeMounts:
                 )
                 if target.is_root:
                     raise CallError(errno.EPERM, "mount: the root is not mounted over")
+                self._check_target(rules, where.user, call, target)
                 if target.in_tree is False:
                     # mount(2) would say so, when a file system had been made for it already.
                     raise CallError(errno.EINVAL, "mount: the target lies outside the instance")
                 if target.is_removed:
                     raise CallError(errno.ENOENT, "mount: the target was removed")
-                mount_id = await self._mount_at(caller, worker, rules, call, target)
+                mount_id = await self._mount_at(caller, where.user, worker, rules, call, target)
             except BaseException:
                 await self._dismiss(worker)
                 raise
@@ -210,31 +216,18 @@ class RuntimeMounts:
         """Refuse programs that may not mount, and callers in a mount namespace of their own."""
         policy = self._policy_now()
         if policy.programs != ("/",):
-            self._check_program(policy, f"/proc/{thread}/exe")
+            if os.readlink(f"/proc/{thread}/ns/user") != self._sandbox.user_namespace:
+                # Its root has power over what it is told by, such as its memory and its links.
+                raise CallError(
+                    errno.EPERM,
+                    "mount: not from a user namespace of its own, where programs are named",
+                )
+            check_program(policy, f"/proc/{thread}/exe", self._sandbox.pid)
         theirs = os.readlink(f"/proc/{thread}/ns/mnt")
         if theirs != self._sandbox.mount_namespace:
             raise CallError(
                 errno.EPERM, "mount: only from the instance's own mount namespace, not a nested one"
             )
-
-    def _check_program(self, policy: MountPolicy, link: str) -> None:
-        from serdab.linux.mounts import is_mounted
-
-        mountrules.check_program(policy, os.readlink(link))
-        # A file in a mount that was detached has a path that starts there: any path there is.
-        fd = os.open(link, os.O_PATH | os.O_CLOEXEC)
-        try:
-            program = os.readlink(f"/proc/self/fd/{fd}")
-            mountrules.check_program(policy, program)  # of this very file: prctl(2) can change it
-            try:
-                in_tree = is_mounted(fd, self._sandbox.pid)
-            except OSError as exc:
-                reason = f"the instance's mounts cannot be read: {exc.strerror}"
-                raise BadCall(errno.EPERM, f"{program} may not mount: {reason}") from None
-            if not in_tree:
-                raise BadCall(errno.EPERM, f"{program} may not mount: it is not in the tree")
-        finally:
-            os.close(fd)
 
     def _rules_now(self) -> Rules:
         rules = self._rules()
@@ -243,7 +236,7 @@ class RuntimeMounts:
         return rules
 
     async def _resolve(
-        self, worker: Worker, where: _Where, path: bytes, *, nofollow: bool, fuse: bool
+        self, worker: Worker, where: Where, path: bytes, *, nofollow: bool, fuse: bool
     ) -> Target:
         try:
             rest = where.enter(path)
@@ -257,17 +250,40 @@ class RuntimeMounts:
             )
         except Refused as exc:
             if exc.at_target:
-                raise CallError(exc.code, f"{where.what}: {_shown(path)}: {exc}") from None
+                raise CallError(exc.code, f"{where.what}: {shown(path)}: {exc}") from None
             raise CallError(
                 errno.EIO, f"mount: the worker could not enter the sandbox: {exc}"
             ) from None
 
+    def _check_target(self, rules: Rules, user: int, call: MountCall, target: Target) -> None:
+        """Refuse a directory of somebody else, and one that has somebody else's mount on it."""
+        if mountrules.is_free(rules.policy, user):
+            return
+        top = self._find_top(self._place_of(target))
+        if top is None:
+            found, what = target.owner, "not a directory of the caller"
+        else:
+            # Whichever directory is named, a mount comes on top of what is mounted there.
+            found, what = top[1].user, "another user's mount is on it"
+        if not is_owner(user, found):
+            raise CallError(
+                errno.EPERM,
+                f"mount: {shown(call.target)}: {what} (expected owner {user}, found {found}); "
+                f"hint: {OPEN_HINT}",
+            )
+
     async def _mount_at(
-        self, caller: Caller, worker: Worker, rules: Rules, call: MountCall, target: Target
+        self,
+        caller: Caller,
+        user: int,
+        worker: Worker,
+        rules: Rules,
+        call: MountCall,
+        target: Target,
     ) -> int:
         """Mount at the target and return the id; the turn is kept until the call is settled."""
         patience_ms = _CLOSING_PATIENCE_MS if self._closing else 0
-        orders = mountrules.orders(rules, call, patience_ms=patience_ms)
+        orders = mountrules.orders(rules, call, user, patience_ms=patience_ms)
         words = f"{call.type} {os.fsdecode(call.target)}"
         attributes = mountrules.attributes(call.flags)
         server = None
@@ -285,6 +301,7 @@ class RuntimeMounts:
             await self._take_turn("mount")
             try:
                 caller.check_alive()
+                self._check_target(rules, user, call, target)  # others had their turn meanwhile
                 mounted = await self._attach(worker, attributes, is_fuse=server is not None)
                 if server is not None and server.closed.is_done:
                     os.close(mounted.fuse_fd)
@@ -298,7 +315,7 @@ class RuntimeMounts:
                 server.dismiss()
                 self._watch_closing(server)
             raise
-        mount = _Mount(words, server, self._place_of(target), mounted.device)
+        mount = _Mount(words, server, self._place_of(target), mounted.device, user)
         self._mounts[mounted.mount_id] = mount
         if server is not None:
             server.serve(mounted.fuse_fd)
@@ -324,9 +341,10 @@ class RuntimeMounts:
 
     async def umount(self, caller: Caller, call: UmountCall) -> Settle:
         """Perform an umount; raises as :meth:`mount` does."""
-        with _Where("umount", self._sandbox.namespaces, caller) as where:
+        with Where("umount", self._sandbox, caller) as where:
             caller.check_alive()
-            self._rules_now()
+            rules = self._rules_now()
+            user = None if mountrules.is_free(rules.policy, where.user) else where.user
             worker = self._start_worker()
             try:
                 target = await self._resolve(
@@ -336,19 +354,25 @@ class RuntimeMounts:
                     raise CallError(errno.EPERM, "umount: the root is not unmounted")
                 if not target.is_mount:
                     raise CallError(errno.EINVAL, "umount: the target is not the root of a mount")
-                while not await self._umount_top(caller, worker, target):
+                while not await self._umount_top(caller, user, worker, target):
                     pass
             finally:
                 await self._dismiss(worker)
         return _nothing
 
-    async def _umount_top(self, caller: Caller, worker: Worker, target: Target) -> bool:
-        """Unmount what is on top at the target; return False if something came over it."""
+    async def _umount_top(
+        self, caller: Caller, user: int | None, worker: Worker, target: Target
+    ) -> bool:
+        """Unmount what is on top at the target; return False if something came over it.
+
+        ``user``: who may do that with its own mounts only.
+        """
         place = self._place_of(target)
         mount_id, mount = self._top_at(place)
         if mount.is_leaving:
             raise CallError(errno.EINVAL, "umount: it is being unmounted already")
         whole = self._with_within(mount_id)
+        self._check_mounter(user, whole)
         mount.is_leaving = True
         try:
             for one_id, one in whole:
@@ -363,6 +387,7 @@ class RuntimeMounts:
                     return True  # its caller was gone, or it went with another
                 if self._top_at(place)[0] != mount_id:
                     return False
+                self._check_mounter(user, self._with_within(mount_id))
                 await worker.detach()
                 self._forget(mount_id)
             except Refused as exc:
@@ -380,15 +405,31 @@ class RuntimeMounts:
             raise CallError(errno.EIO, reason)
         return True
 
+    @staticmethod
+    def _check_mounter(user: int | None, mounts: list[tuple[int, _Mount]]) -> None:
+        for _, mount in mounts:
+            if user is not None and mount.user != user:
+                raise CallError(
+                    errno.EPERM,
+                    f"umount: {mount.words}: another user's mount (expected one of user {user}, "
+                    f"found one of {mount.user}); hint: {OPEN_HINT}",
+                )
+
     def _place_of(self, target: Target) -> tuple[int, int]:
         below = self._mounts.get(target.mount_id) if target.is_mount else None
         return (target.mount_id, target.inode) if below is None else below.place
 
-    def _top_at(self, place: tuple[int, int]) -> tuple[int, _Mount]:
+    def _find_top(self, place: tuple[int, int]) -> tuple[int, _Mount] | None:
         for mount_id, mount in reversed(self._mounts.items()):
             if mount.place == place:
                 return mount_id, mount
-        raise CallError(errno.EPERM, "umount: only what programs mounted can be unmounted")
+        return None
+
+    def _top_at(self, place: tuple[int, int]) -> tuple[int, _Mount]:
+        top = self._find_top(place)
+        if top is None:
+            raise CallError(errno.EPERM, "umount: only what programs mounted can be unmounted")
+        return top
 
     @staticmethod
     async def _make_durable(worker: Worker | None, mount: _Mount) -> int:
@@ -471,100 +512,3 @@ class RuntimeMounts:
 
 async def _nothing(*, delivered: bool) -> None:
     """Nothing is left to do, whether the caller heard of it or not."""
-
-
-def _shown(path: bytes) -> str:
-    """Return a path of a program for the operator: quoted, and not all of a long one."""
-    return repr(os.fsdecode(path[:_SHOWN])) + ("..." if len(path) > _SHOWN else "")
-
-
-def own_link(path: bytes, thread: int) -> tuple[str, bytes] | None:
-    """Split a path through one of the caller's own magic links into the link and what follows.
-
-    The worker follows no magic links (proc_pid_cwd(5), proc_pid_fd(5)): to it they would be its
-    own, and those of others lead out of what the caller can reach. The caller's own lead where it
-    is already, so they are opened here, by the thread that called. None: no such path.
-    """
-    parts = [part for part in path.split(b"/") if part not in (b"", b".")]
-    if not path.startswith(b"/") or len(parts) < 3 or parts[0] != b"proc":
-        return None
-    if parts[1] not in (b"self", b"thread-self"):
-        return None
-    if parts[2] in (b"cwd", b"root"):
-        count = 3
-    elif parts[2] == b"fd" and len(parts) > 3 and parts[3].isdigit():
-        count = 4
-    else:
-        return None
-    link = "/".join(part.decode("ascii") for part in parts[2:count])
-    return f"/proc/{thread}/{link}", b"/".join(parts[count:]) or b"."
-
-
-class _Where:
-    """The caller's root and directory, opened before it is checked to be still there.
-
-    SAFETY: ``thread`` may belong to somebody else by now; what is opened here is used only after
-    ``Caller.check_alive`` has found the notification alive.
-    """
-
-    def __init__(self, what: str, namespaces: tuple[int, ...], caller: Caller) -> None:
-        self.what = what
-        self._fds: list[int] = []
-        thread = self._thread = caller.notification.thread
-        try:
-            proc = self._open(f"/proc/{thread}")
-            if not namespaces:
-                raise CallerDied  # it went with the sandbox
-            user_ns, mount_ns = namespaces
-            self.place = Place(
-                user_ns=user_ns,
-                mount_ns=mount_ns,
-                root=self._open("root", at=proc),
-                cwd=self._open("cwd", at=proc),
-            )
-        except (FileNotFoundError, ProcessLookupError):
-            self.close()
-            raise CallerDied from None
-        except PermissionError:
-            self.close()
-            raise unreadable(what) from None
-        except BaseException:
-            self.close()
-            raise
-
-    def enter(self, path: bytes) -> bytes:
-        """Make the caller's own magic link that ``path`` begins with the place where it is relative
-        to; return what is left of it, or all of it.
-
-        Raises:
-            CallError: it leads nowhere, or to no directory.
-        """
-        own = own_link(path, self._thread)
-        if own is None:
-            return path
-        link, rest = own
-        try:
-            self.place = replace(self.place, cwd=self._open(link))
-        except OSError as exc:
-            # Our way to it may be longer than the caller's, which led to nothing then either.
-            is_long = exc.errno == errno.ENAMETOOLONG
-            code = errno.ENOENT if is_long else exc.errno or errno.ENOENT
-            reason = f"{self.what}: {_shown(path)}: {os.strerror(code)}"
-            raise CallError(code, reason) from None
-        return rest
-
-    def _open(self, path: str, *, at: int | None = None) -> int:
-        # O_PATH asks nothing of the file system that the caller's root or directory lies in.
-        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
-        self._fds.append(fd)
-        return fd
-
-    def __enter__(self) -> _Where:
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        while self._fds:
-            os.close(self._fds.pop())

@@ -192,7 +192,7 @@ class Notifications:
         if not await self._turns.take(TURN_PATIENCE_S):
             if caller.answer(errno.EAGAIN):
                 line = f"{MAX_AT_ONCE} mounts and umounts are on their way, and none of them ends"
-                self._log("error", line)
+                self._intake.tell(line)
             return
         try:
             await self._handle(caller, copied)
@@ -209,10 +209,10 @@ class Notifications:
         except CallError as exc:
             code = exc.code
             if exc.reason:
-                self._log("error", exc.reason)
+                self._intake.tell(exc.reason)
         except Error as exc:
             code = errno.EIO
-            self._log("error", str(exc))
+            self._intake.tell(str(exc))
         except Exception as exc:  # a defect must not leave the caller waiting for ever
             code = errno.EIO
             self._log("error", f"please report: a system call failed by a defect: {exc!r}")

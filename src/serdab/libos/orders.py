@@ -17,6 +17,7 @@ from serdab.libos.fields import (
     flag,
     many,
     number,
+    optional_number,
     optional_raw,
     optional_record,
     raw,
@@ -47,6 +48,7 @@ class Orders:
     ``image`` may be a volume too, which is then read only. With ``ground`` paths are opened from
     the instance's descriptor; without, they are the host's own. With ``fence`` every directory must
     exist and lie where the fence allows, and one that is empty becomes a new file system.
+    ``owner``: the user inside to whom host directories must belong that would be changed.
     ``hidden`` and ``instance`` say what of a host directory is not shown (``hostdirs.Shown``). With
     ``one_owner`` everything is shown as owned by the inner root. ``max_bytes`` is the most that
     live data of the volume may take; 0: no limit but the host's. ``commit_ms``: a change waits no
@@ -73,11 +75,13 @@ class Orders:
     read_only: bool = False
     freshness: str = "off"
     conf_mac: bytes = bytes(32)
+    version_number: int | None = None
     accept_rollback: bool = False
     pin_file: str = ""
     pin_command: str = ""
     expect_upper: bytes = b""
     fence: Fence | None = None
+    owner: int | None = None
     patience_ms: int = 0
     ground: Ground | None = None
     host: DirFd | None = None
@@ -119,11 +123,13 @@ class Orders:
             "read_only": self.read_only,
             "freshness": self.freshness,
             "conf_mac": self.conf_mac,
+            "version_number": self.version_number,
             "accept_rollback": self.accept_rollback,
             "pin_file": self.pin_file,
             "pin_command": self.pin_command,
             "expect_upper": self.expect_upper,
             "fence": None if self.fence is None else self.fence.dump(),
+            "owner": self.owner,
             "patience_ms": self.patience_ms,
             "ground": None
             if self.ground is None
@@ -159,11 +165,13 @@ class Orders:
             read_only=flag(record, "read_only"),
             freshness=text(record, "freshness"),
             conf_mac=raw(record, "conf_mac"),
+            version_number=optional_number(record, "version_number"),
             accept_rollback=flag(record, "accept_rollback"),
             pin_file=text(record, "pin_file"),
             pin_command=text(record, "pin_command"),
             expect_upper=raw(record, "expect_upper"),
             fence=None if fence is None else Fence.parse(fence),
+            owner=optional_number(record, "owner"),
             patience_ms=number(record, "patience_ms"),
             ground=ground,
             host=host,

@@ -91,7 +91,8 @@ class Sandbox:
         self._pidfd = -1
         #: Its user and mount namespace, open from when they exist until pid 1 has ended.
         self.namespaces: tuple[int, ...] = ()
-        #: How proc_pid_ns(5) names the mount namespace, to compare a caller's with.
+        #: How proc_pid_ns(5) names the two, to compare a caller's with.
+        self.user_namespace = ""
         self.mount_namespace = ""
         self.ids = idmaps.choose_here()
         self.has_scopes = False
@@ -127,6 +128,7 @@ class Sandbox:
             for name in ("user", "mnt"):
                 fd = os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
                 self.namespaces += (fd,)
+            self.user_namespace = os.readlink(f"/proc/{pid}/ns/user")
             self.mount_namespace = os.readlink(f"/proc/{pid}/ns/mnt")
         except (FileNotFoundError, ProcessLookupError) as exc:
             raise gone_error() from exc  # a zombie has none, proc_pid_ns(5)

@@ -11,16 +11,13 @@ import os
 import stat
 from dataclasses import replace
 from functools import partial
-from typing import Final
 
 from serdab.errors import FormatError, FsError
 from serdab.keys import Key
 from serdab.libos import layers
 from serdab.libos.orders import HOST, SEALED, TRANSIENT, UNION, Opened, Orders
+from serdab.libos.users import NOBODY, require_owner, shown_owner
 from serdab.vfs.api import ROOT_INO, FileSystem, SetAttr
-
-#: The overflow id: who owns what has no owner inside (user_namespaces(7)).
-_NOBODY: Final = 65534
 
 
 def open_file_system(orders: Orders) -> Opened:
@@ -71,6 +68,11 @@ def _open_host(orders: Orders) -> FileSystem:
     names, instance = orders.hidden, orders.instance
     if orders.fence is not None and orders.ground is not None:
         place = orders.fence.enter(orders.ground, orders.host_path)
+        try:
+            require_owner(place.directory.fd, orders.owner, orders.host_path)
+        except BaseException:
+            place.directory.close()
+            raise
         root, names, instance = place.directory.fd, place.hidden, place.instance
     elif orders.host is not None:
         root = os.dup(orders.host.fd)  # close-on-exec (PEP 446), and the file system's own
@@ -89,8 +91,8 @@ def _open_host(orders: Orders) -> FileSystem:
     # We can make files for ourselves only, and that is whom the inner root stands for.
     owners = Owners(
         show=lambda user, group: (
-            0 if user == uid else _NOBODY,
-            0 if group == gid else _NOBODY,
+            shown_owner(user),
+            0 if group == gid else NOBODY,
         ),
         keep=lambda user, group: (uid, gid),
     )

@@ -44,6 +44,7 @@ class Target:
     ``inode``: the directory's, in the mount. ``in_tree``: it lies in a mount of the instance, not
     in one that was detached or is another mount namespace's; None where /proc does not tell
     (``hidepid``, proc(5)). ``is_removed``: it is open somewhere and has no name any more.
+    ``owner``: the user inside it belongs to.
     """
 
     mount_id: int
@@ -52,6 +53,7 @@ class Target:
     is_mount: bool
     in_tree: bool | None
     is_removed: bool
+    owner: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,15 +116,15 @@ class Worker:
 
     async def _ask(
         self, op: int, *, value: int = 0, body: bytes = b"", fds: tuple[int, ...] = ()
-    ) -> tuple[int, int, int, list[int]]:
+    ) -> tuple[int, int, int, int, list[int]]:
         self._waiting = self._loop.future()
         waiting = self._waiting
         try:
             send_raw(self._end, HEADER.pack(op, 0, 0, 0, value) + body, fds)
         except (BrokenPipeError, ConnectionResetError):
             raise Error("a mount worker ended unexpectedly", stage="mount") from None
-        _, _, serial, result, value, received = await waiting
-        return serial, result, value, received
+        _, flags, serial, result, value, received = await waiting
+        return flags, serial, result, value, received
 
     async def resolve(
         self,
@@ -145,7 +147,7 @@ class Worker:
         fds = (place.user_ns, place.mount_ns, place.root, place.cwd)
         from serdab.linux.mounts import inode_of
 
-        serial, result, value, received = await self._ask(
+        what, serial, result, owner, received = await self._ask(
             _RESOLVE, value=flags, body=path + b"\0", fds=fds
         )
         try:
@@ -154,11 +156,12 @@ class Worker:
             return Target(
                 serial,
                 inode_of(received[0]),
-                is_root=bool(value & _IS_ROOT),
-                is_mount=bool(value & _IS_MOUNT),
+                is_root=bool(what & _IS_ROOT),
+                is_mount=bool(what & _IS_MOUNT),
                 in_tree=_is_in_tree(received[0], tree),
                 # Some file systems count no links of directories at all.
-                is_removed=bool(value & _NO_LINKS) and _is_unlinked(received[0]),
+                is_removed=bool(what & _NO_LINKS) and _is_unlinked(received[0]),
+                owner=owner,
             )
         finally:
             close_all(received)
@@ -170,7 +173,7 @@ class Worker:
             Refused: the system does not.
         """
         body = f"{fstype}\0{options}\0".encode()
-        serial, result, value, fds = await self._ask(_MOUNT, value=attributes, body=body)
+        _, serial, result, value, fds = await self._ask(_MOUNT, value=attributes, body=body)
         if result < 0:
             close_all(fds)
             raise Refused(-result, at_target=True)
@@ -197,7 +200,7 @@ class Worker:
         await self._simple(_DETACH)
 
     async def _simple(self, op: int) -> None:
-        _, result, _, fds = await self._ask(op)
+        _, _, result, _, fds = await self._ask(op)
         close_all(fds)
         if result < 0:
             raise Refused(-result, at_target=True)

@@ -66,11 +66,13 @@ class LogFile:
     def write(self, level: str, line: str) -> None:
         """Append one line; a full disk loses it, no more.
 
-        Of a text of several lines each gets time and level: a program that chooses some of its
-        words, such as a path, makes no line that passes for another.
+        Of a text of several lines each gets time and level, and all but the first a mark: a program
+        that chooses some of its words, such as a path, makes no line that passes for another.
         """
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        raw = "".join(f"{stamp} {level}: {printable(part)}\n" for part in line.split("\n")).encode()
+        first, *others = (printable(part) for part in line.split("\n"))
+        parts = [first, *(f"| {part}" for part in others)]
+        raw = "".join(f"{stamp} {level}: {part}\n" for part in parts).encode()
         if len(raw) > self._left:
             return
         self._left -= len(raw)

@@ -18,6 +18,7 @@ What is decided about a volume that was opened, per place::
     another volume at this path      another                   refused
     that it was thrown away          back again                refused
     that it exists                   gone, or emptied          refused, never formatted anew
+    a greater ``version_number``     any, under an older build refused
 
 ``open_watched`` is the way in: it opens a volume and decides before anybody reads from it.
 
@@ -28,6 +29,8 @@ What is decided about a volume that was opened, per place::
 3. RECORD: places are told of every checkpoint, the one that opens a session and the last one
    included. ENFORCE: of every commit too, before it is acknowledged; a place that fails takes the
    acknowledgement back. OFF: nobody is asked or told; the operator wanted it so, and signed it.
+   Only the record's ``version_number`` is asked still: the OFF of an older build must not be what
+   lets that build in.
 4. After an older state was accepted, the next checkpoint gets a number above the history that was
    given up, so that this history is refused if it ever comes back.
 
@@ -64,16 +67,25 @@ ACCEPT_HINT: Final = (
     "bring the newer state back; if an old one was restored on purpose, `--accept-rollback` "
     "accepts it once"
 )
+OLDER_BUILD_HINT: Final = (
+    "bring the newer build back, or build again with its version_number; if an older build was "
+    "restored on purpose, `--accept-rollback` accepts it once"
+)
 
 log = logging.getLogger("serdab.freshness")
 
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """How one volume is watched. ``expected_mac``: 16 or 32 bytes that its MAC starts with."""
+    """How one volume is watched. ``expected_mac``: 16 or 32 bytes that its MAC starts with.
+
+    ``version_number``: of the build that opens the volume. None: the volume is not bound to one
+    product, so another build than the last one need not be an older one.
+    """
 
     policy: str = OFF
     conf_mac: bytes = bytes(32)
+    version_number: int | None = None
     accept_rollback: bool = False
     pin_file: str = ""
     pin_command: str = ""
@@ -174,16 +186,19 @@ def open_watched(
         raise
 
 
-def refusal_of(path: Path, policy: str, volume: Volume | None) -> RollbackError | None:
+def refusal_of(
+    path: Path, policy: str, volume: Volume | None, *, version_number: int | None = None
+) -> RollbackError | None:
     """Return why a boot on this machine would refuse what lies in a host directory as rolled back.
 
-    ``volume``: opened for reading; ``None`` where there is none. Nothing is remembered. Pins are
+    ``volume``: opened for reading; ``None`` where there is none. ``version_number``: of the build
+    that would boot, None if that is nobody's in particular. Nothing is remembered. Pins are
     named at a boot only, so they are not asked.
 
     Raises:
         VerificationError: the record cannot be read.
     """
-    guard = Guard(os.path.realpath(path), Watch(policy))
+    guard = Guard(os.path.realpath(path), Watch(policy, version_number=version_number))
     try:
         if volume is None:
             guard.check_existence()
@@ -213,6 +228,7 @@ class Guard:
         self._lock: records.RecordLock | None = None
         self._volume: Volume | None = None
         self._floor = 0
+        self._version_number = 0 if watch.version_number is None else watch.version_number
         self._told_epoch = -1
         self._path_is_noted = False
 
@@ -255,10 +271,13 @@ class Guard:
             Error: a place cannot be read or written.
         """
         self._check_expected(volume)
-        if self._watch.policy == OFF:
-            return []
-        self._volume = volume
         position = volume.position
+        if self._watch.policy == OFF:
+            if position is None or self._watch.version_number is None:
+                return []
+            record = records.load_record(position.uuid)
+            return [] if record is None else self._check_build(record)
+        self._volume = volume
         lines = self._admit_new() if position is None else self._admit_known(volume, position)
         if not volume.read_only:
             if position is not None and self._told_epoch < 0:
@@ -332,9 +351,10 @@ class Guard:
             lines.append(_unchecked("record on this machine", volume, position))
             is_news = True
         else:
-            found = self._check_record(volume, position, record)
+            found = self._check_build(record) + self._check_record(volume, position, record)
             lines += found
             is_news |= bool(found) or record.position != position
+            is_news |= record.version_number != self._version_number
         for pin in self._pins:
             found, pinned = self._check_pin(volume, position, pin)
             lines += found
@@ -355,6 +375,22 @@ class Guard:
                 found=f"volume {position.uuid.hex()}",
             )
         ]
+
+    def _check_build(self, record: records.Record) -> list[str]:
+        ours, known = self._watch.version_number, record.version_number
+        if ours is None:
+            self._version_number = known
+        elif ours < known:
+            return [
+                self._object(
+                    "an older build than the newest that used this writable layer",
+                    subject=self._path,
+                    expected=f"version_number {known} or greater",
+                    found=f"version_number {ours}",
+                    hint=OLDER_BUILD_HINT,
+                )
+            ]
+        return []
 
     def _check_record(
         self, volume: Volume, position: Position, record: records.Record
@@ -426,11 +462,11 @@ class Guard:
             )
         ]
 
-    def _object(self, message: str, *, subject: str, expected: str, found: str) -> str:
+    def _object(
+        self, message: str, *, subject: str, expected: str, found: str, hint: str = ACCEPT_HINT
+    ) -> str:
         """Refuse, or return the line that says what was accepted."""
-        error = RollbackError(
-            message, subject=subject, expected=expected, found=found, hint=ACCEPT_HINT
-        )
+        error = RollbackError(message, subject=subject, expected=expected, found=found, hint=hint)
         if not self._watch.accept_rollback:
             raise error
         return _accepted(error)
@@ -464,6 +500,7 @@ class Guard:
                 conf_mac=self._watch.conf_mac,
                 path=records.shown(self._path),
                 floor=self._floor,
+                version_number=self._version_number,
             )
         )
         if not self._path_is_noted:

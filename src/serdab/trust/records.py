@@ -8,13 +8,15 @@ Below: ``sefs.position``, ``config``.
 
 On-disk format (below ``volumes/`` in the state directory, canonical JSON, 0600)::
 
-    <uuid>/record.json                  format 1, uuid, epoch, sequence, chain, root_mac, conf_mac,
-                                        serdab (version), path, floor, discarded
+    <uuid>/record.json                  format 2, uuid, epoch, sequence, chain, root_mac, conf_mac,
+                                        serdab (version), path, floor, discarded, version_number
     at-<SHA-256 of the real path>.json  format 1, path, uuid
 
 ``floor`` is the greatest epoch of a history that was given up for an older one: states up to there
 that are newer than the record belong to it. ``discarded``: thrown away by ``reset``, must not come
-back. Each file is replaced whole; ``<uuid>/`` is locked while a session writes to the volume.
+back. ``version_number``: the greatest one of the builds that used it, or that of an older build
+that was accepted since; format 1 had none, which is 0. Each file is replaced whole; ``<uuid>/`` is
+locked while a session writes to the volume.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ from serdab.errors import BusyError, Error, VerificationError
 from serdab.sefs.position import CHAIN_BYTES, UUID_BYTES, Position
 from serdab.version import VERSION
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+_NOTE_FORMAT: Final = 1
+_MAX_VERSION_NUMBER: Final = (1 << 32) - 1
 _RECORD: Final = "record.json"
 _MAX_BYTES: Final = 1 << 16
 _LOCK_PATIENCE_S: Final = 5.0
@@ -54,6 +58,7 @@ class Record:
     path: str
     floor: int = 0
     discarded: bool = False
+    version_number: int = 0
     version: str = VERSION
 
     def dump(self) -> bytes:
@@ -72,6 +77,7 @@ class Record:
                 "path": self.path,
                 "floor": self.floor,
                 "discarded": self.discarded,
+                "version_number": self.version_number,
             }
         )
 
@@ -91,6 +97,7 @@ def load_record(uuid: bytes) -> Record | None:
     top = _load(file)
     if top is None:
         return None
+    form = top.integer("format", low=1, high=FORMAT)
     record = Record(
         Position(
             top.hex_bytes("uuid", UUID_BYTES),
@@ -103,6 +110,7 @@ def load_record(uuid: bytes) -> Record | None:
         path=top.text("path"),
         floor=top.integer("floor"),
         discarded=top.flag("discarded"),
+        version_number=top.integer("version_number", high=_MAX_VERSION_NUMBER) if form > 1 else 0,
         version=top.text("serdab"),
     )
     top.close()
@@ -137,6 +145,7 @@ def volume_at_real(path: str) -> bytes | None:
     top = _load(_note(path))
     if top is None:
         return None
+    top.integer("format", low=_NOTE_FORMAT, high=_NOTE_FORMAT)
     top.text("path")
     uuid = top.hex_bytes("uuid", UUID_BYTES)
     top.close()
@@ -152,7 +161,7 @@ def remember_real_path(path: str, uuid: bytes) -> None:
     """Do as :func:`remember_path` for a path as :func:`volume_at_real` takes it."""
     note = _note(path)
     make_private(os.path.dirname(note))
-    value = {"format": FORMAT, "path": shown(path), "uuid": uuid.hex()}
+    value = {"format": _NOTE_FORMAT, "path": shown(path), "uuid": uuid.hex()}
     write_durably(note, _dump(value))
 
 
@@ -200,7 +209,10 @@ def known_below(directory: str) -> list[str]:
                 continue
             with contextlib.suppress(VerificationError):
                 top = _load(entry.path)
-                path = "" if top is None else top.text("path")
+                if top is None:
+                    continue
+                top.integer("format", low=_NOTE_FORMAT, high=_NOTE_FORMAT)
+                path = top.text("path")
                 if path.startswith(inside):
                     found.append(path)
     return sorted(found)
@@ -276,6 +288,4 @@ def _load(file: str) -> Section | None:
         return None
     except OSError as exc:
         raise fail("", "a readable file", os.strerror(exc.errno or 0), "") from exc
-    section = load_object(raw, fail)
-    section.integer("format", low=FORMAT, high=FORMAT)
-    return section
+    return load_object(raw, fail)

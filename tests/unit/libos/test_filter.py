@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import errno
+import re
+from pathlib import Path
 
 import pytest
 
 from serdab.errors import EnvironmentRefused, InternalError
+from serdab.libos import filter as filter_module
 from serdab.libos.filter import MOUNT_ROOT_FS, X86_64, build, options_for
 from serdab.linux import bpf
 from serdab.linux.seccomp import (
@@ -19,6 +22,31 @@ from serdab.linux.seccomp import (
     RET_USER_NOTIF,
 )
 
+HEADER = Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h")
+#: What may be missing in the header of an older kernel: arch/x86/entry/syscalls/syscall_64.tbl
+NEWER = {
+    "uretprobe": 335,
+    "uprobe": 336,
+    "cachestat": 451,
+    "fchmodat2": 452,
+    "map_shadow_stack": 453,
+    "futex_wake": 454,
+    "futex_wait": 455,
+    "futex_requeue": 456,
+    "statmount": 457,
+    "listmount": 458,
+    "lsm_get_self_attr": 459,
+    "lsm_set_self_attr": 460,
+    "lsm_list_modules": 461,
+    "mseal": 462,
+    "setxattrat": 463,
+    "getxattrat": 464,
+    "listxattrat": 465,
+    "removexattrat": 466,
+    "open_tree_attr": 467,
+    "file_getattr": 468,
+    "file_setattr": 469,
+}
 PROGRAM = build(options_for("x86_64"))
 ABSENT = RET_ERRNO | errno.ENOSYS
 REFUSED = RET_ERRNO | errno.EPERM
@@ -43,6 +71,31 @@ def test_every_number_is_answered_as_the_policy_says() -> None:
             expected = ABSENT
         # setns with a type other than mount, ioctl with a harmless request
         assert decide(number, 0, 1 << 27) == expected, number
+
+
+def test_the_known_numbers_are_those_of_the_kernel() -> None:
+    """A number that the kernel gives away later is not let through before somebody looked at it."""
+    found = re.findall(r"^#define __NR_(\w+) (\d+)$", HEADER.read_text(), re.MULTILINE)
+    by_name = {name: int(number) for name, number in found}
+    assert len(by_name) > 300
+    assert {name: by_name.get(name, number) for name, number in NEWER.items()} == NEWER
+    known = {n for low, high in X86_64.known for n in range(low, high + 1)}
+    there = {number for number in by_name.values() if number <= max(NEWER.values())}
+    assert known == there | set(NEWER.values())
+
+
+def test_what_is_singled_out_is_what_it_is_called() -> None:
+    found = dict(re.findall(r"^#define __NR_(\w+) (\d+)$", HEADER.read_text(), re.MULTILINE))
+    for name in ("mount", "umount2", "sync", "syncfs", "ioctl", "setns", "prctl"):
+        assert getattr(X86_64, name) == int(found[name])
+    source = Path(filter_module.__file__).read_text()
+    named = re.findall(r"^ {12}(\d+),  # (\w+)$", source, re.MULTILINE)
+    assert len(named) == len(X86_64.absent) + len(X86_64.refused)
+    assert not [
+        (number, name)
+        for number, name in named
+        if int(found.get(name, NEWER.get(name, -1))) != int(number)
+    ]
 
 
 @pytest.mark.parametrize("architecture", [ARCH_I386, ARCH_AARCH64, 0])
@@ -71,6 +124,12 @@ def test_setns_is_judged_by_its_type() -> None:
     assert decide(308, 3, 0) == REFUSED
     assert decide(308, 3, 0x20000) == REFUSED
     assert decide(308, 3, 0x10000000) == RET_ALLOW
+
+
+@pytest.mark.parametrize("high", [0, 1, 0xFFFFFFFF])
+def test_no_program_changes_the_link_to_its_own_file(high: int) -> None:
+    assert decide(157, high << 32 | 35) == REFUSED  # PR_SET_MM: prctl(2) takes an int
+    assert decide(157, high << 32 | 15) == RET_ALLOW
 
 
 def test_an_unknown_processor_is_refused() -> None:

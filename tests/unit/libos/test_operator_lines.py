@@ -43,5 +43,6 @@ def test_in_the_log_each_line_has_the_time_and_the_level_of_its_writer(tmp_path:
     log.publish()
     lines = path.read_text().splitlines()
     assert len(lines) == 2
+    assert lines[1].split(" ", 2)[2].startswith("| ")
     assert all(line.split(" ")[1] == "notice:" for line in lines)
     assert "\x1b" not in path.read_text()

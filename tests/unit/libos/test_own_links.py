@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from serdab.libos.mounts import own_link
+from serdab.libos.callerplace import own_link
 
 
 @pytest.mark.parametrize(

@@ -211,6 +211,13 @@ class TestFileSystems:
             chain.accept_rootfs(OTHER_MAC, runtime=True, caller_mac=ROOT_MAC)
         chain.accept_rootfs(OTHER_MAC, runtime=True, caller_mac=OTHER_MAC)
 
+    def test_a_mac_that_init_names_narrows_the_configured_one(self) -> None:
+        chain = boot("rootfs")
+        with pytest.raises(MeasurementMismatch) as caught:
+            chain.accept_rootfs(ROOT_MAC, caller_mac=OTHER_MAC)
+        assert OTHER_MAC.hex() in caught.value.expected
+        chain.accept_rootfs(ROOT_MAC, caller_mac=ROOT_MAC)
+
     def test_a_mac_that_init_names_cannot_replace_the_configured_one(self) -> None:
         chain = boot("rootfs")
         with pytest.raises(MeasurementMismatch):

@@ -375,7 +375,7 @@ class TestDamagedRecords:
             lambda raw: raw[: len(raw) // 2],
             lambda raw: raw + b"x",
             lambda raw: b"\xff" + raw,
-            lambda raw: raw.replace(b'"format": 1', b'"format": 2'),
+            lambda raw: raw.replace(b'"format": ', b'"format": 9'),
             lambda raw: raw.replace(b'"path"', b'"paht"'),
             lambda raw: raw.replace(b'"uuid": "', b'"uuid": "0'),
             lambda raw: b"[]",

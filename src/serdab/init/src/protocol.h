@@ -65,8 +65,8 @@ enum {
 
 /* worker to kernel process */
 enum {
-	/* result 0: serial is the mount's id, value WORK_IS_*; descriptor: the target (O_PATH)
-	 * else: serial WORK_AT_* */
+	/* result 0: serial is the mount's id, flags WORK_IS_*, value the owner as the instance's user
+	 * namespace has it; descriptor: the target (O_PATH). Else: serial WORK_AT_* */
 	OP_RESOLVED = 80,
 	OP_MOUNTED = 81,  /* serial: the mount's id, value: device number; descriptor: /dev/fuse */
 	OP_WRITTEN = 82,

@@ -26,16 +26,22 @@
 
 static int fuse_fd = -1, target_fd = -1, mount_fd = -1, fds_fd = -1;
 
-static void answer(u16 op, long result, u32 serial, u32 value, int fd)
+static void answer_with(u16 op, u16 flags, long result, u32 serial, u32 value, int fd)
 {
 	struct header h;
 
 	memset(&h, 0, sizeof(h));
 	h.op = op;
+	h.flags = flags;
 	h.result = (s32)(result < 0 ? result : 0);
 	h.serial = serial;
 	h.value = value;
 	send(&h, fd);
+}
+
+static void answer(u16 op, long result, u32 serial, u32 value, int fd)
+{
+	answer_with(op, 0, result, serial, value, fd);
 }
 
 /* Asks nothing of a file system's server: what the kernel remembers is enough. */
@@ -43,7 +49,7 @@ static long look(long fd, struct statx *st)
 {
 	memset(st, 0, sizeof(*st));
 	return SYS5(__NR_statx, fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT,
-		    STATX_INO | STATX_MNT_ID_UNIQUE_, st);
+		    STATX_INO | STATX_UID | STATX_MNT_ID_UNIQUE_, st);
 }
 
 static int is_same(const struct statx *a, const struct statx *b)
@@ -119,7 +125,7 @@ static long find(const struct message *m, const char *path)
 static void resolve(const struct message *m)
 {
 	struct statx roots[ROOTS], st;
-	u32 value = 0;
+	u16 flags = 0;
 	long r = -EBADMSG;
 
 	if (m->fd_count != 4 || m->body_len < 1 || m->body[m->body_len - 1]) {
@@ -142,13 +148,13 @@ static void resolve(const struct message *m)
 	}
 	for (int i = 0; i < ROOTS; i++)
 		if (is_same(&roots[i], &st))
-			value |= WORK_IS_ROOT;
+			flags |= WORK_IS_ROOT;
 	if (st.stx_attributes & STATX_ATTR_MOUNT_ROOT)
-		value |= WORK_IS_MOUNT;
+		flags |= WORK_IS_MOUNT;
 	if (!st.stx_nlink)
-		value |= WORK_NO_LINKS;
+		flags |= WORK_NO_LINKS;
 	/* The lower half tells two mounts of one instance apart as well as the whole. */
-	answer(OP_RESOLVED, 0, (u32)st.stx_mnt_id, value, target_fd);
+	answer_with(OP_RESOLVED, flags, 0, (u32)st.stx_mnt_id, st.stx_uid, target_fd);
 }
 
 /* body: type, options, each ended by NUL; value: MOUNT_ATTR_*. */
