@@ -14,6 +14,11 @@ from typing import Final
 from serdab.config.checks import is_plain_absolute
 from serdab.config.strict import Section
 
+#: Each mount has a process on the host; each volume a record in the state of whoever runs it.
+DEFAULT_MOUNTS: Final = 64
+MOST_MOUNTS: Final = 512
+DEFAULT_VOLUMES: Final = 1024
+MOST_VOLUMES: Final = 1_000_000
 TYPES: Final = ("unionfs", "sefs", "hostfs", "ramfs")
 #: Derived from the platform's key; derived from the key that init gave for the root FS.
 AUTOMATIC: Final = "automatic"
@@ -38,7 +43,8 @@ class MountPolicy:
 
     ``programs`` are prefixes of the paths of programs that may mount and unmount. ``layers`` are
     host directories below which sealed layers may lie; None: the same as for ``hostfs``.
-    ``clear_keys`` admits ``key=`` with the key itself.
+    ``clear_keys`` admits ``key=`` with the key itself. ``max_mounts`` are there at a time;
+    ``max_volumes`` are remembered below the directories that layers may lie in.
     """
 
     types: tuple[str, ...] = TYPES
@@ -46,6 +52,8 @@ class MountPolicy:
     layers: tuple[str, ...] | None = None
     clear_keys: bool = True
     keys: tuple[NamedKey, ...] = ()
+    max_mounts: int = DEFAULT_MOUNTS
+    max_volumes: int = DEFAULT_VOLUMES
 
 
 EVERYTHING: Final = MountPolicy()
@@ -53,13 +61,19 @@ EVERYTHING: Final = MountPolicy()
 
 def dump_policy(policy: MountPolicy) -> dict[str, object]:
     """Return the section of the measured configuration."""
-    return {
+    value: dict[str, object] = {
         "types": list(policy.types),
         "programs": list(policy.programs),
         "layers": None if policy.layers is None else list(policy.layers),
         "clear_keys": policy.clear_keys,
         "keys": [{"name": key.name, "source": key.source} for key in policy.keys],
     }
+    # Only what differs: a section that was measured before these fields existed keeps its bytes.
+    if policy.max_mounts != DEFAULT_MOUNTS:
+        value["max_mounts"] = policy.max_mounts
+    if policy.max_volumes != DEFAULT_VOLUMES:
+        value["max_volumes"] = policy.max_volumes
+    return value
 
 
 def parse_policy(section: Section) -> MountPolicy:
@@ -81,6 +95,8 @@ def parse_policy(section: Section) -> MountPolicy:
         layers,
         section.flag("clear_keys", default=True),
         _parse_keys(section),
+        section.integer("max_mounts", DEFAULT_MOUNTS, low=1, high=MOST_MOUNTS),
+        section.integer("max_volumes", DEFAULT_VOLUMES, low=1, high=MOST_VOLUMES),
     )
     section.close()
     return policy

@@ -9,7 +9,8 @@ Four answers, decided in this order:
   ``clone3`` (its flags lie in memory, where a filter cannot see them; the C library then falls
   back to ``clone``), and the new mount API, so that mount(2) is the one way to mount;
 * EPERM: what a container's default profile refuses to a program without privileges, ``setns``
-  into a mount namespace, and the two terminal requests that type into somebody else's terminal;
+  into a mount namespace, the two terminal requests that type into somebody else's terminal, and
+  limits and scheduling of process 1, which is ours (in a pid namespace of a program's own, too);
 * the kernel process answers: ``MountRootFS``, mount, umount2, sync, syncfs;
 * everything else goes to the kernel.
 
@@ -38,6 +39,8 @@ _X32_BIT: Final = 0x40000000
 _TIOCSTI: Final = 0x5412
 _TIOCLINUX: Final = 0x541C
 _CLONE_NEWNS: Final = 0x00020000
+#: Ours, and it has the ids of the inner root: nothing but its number tells it apart.
+_INIT_PID: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,8 @@ class Numbers:
     syncfs: int
     ioctl: int
     setns: int
+    first_is_pid: frozenset[int]
+    second_is_pid: frozenset[int]
     absent: frozenset[int]
     refused: frozenset[int]
 
@@ -68,6 +73,21 @@ X86_64: Final = Numbers(
     syncfs=306,
     ioctl=16,
     setns=308,
+    first_is_pid=frozenset(
+        {
+            142,  # sched_setparam
+            144,  # sched_setscheduler
+            203,  # sched_setaffinity
+            302,  # prlimit64
+            314,  # sched_setattr
+        }
+    ),
+    second_is_pid=frozenset(
+        {
+            141,  # setpriority
+            251,  # ioprio_set
+        }
+    ),
     absent=frozenset(
         {
             435,  # clone3
@@ -164,6 +184,8 @@ def _decisions(numbers: Numbers) -> list[tuple[int, str]]:
     answers.update(dict.fromkeys(numbers.refused, "refuse"))
     ours = (MOUNT_ROOT_FS, numbers.mount, numbers.umount2, numbers.sync, numbers.syncfs)
     answers.update(dict.fromkeys(ours, "notify"))
+    answers.update(dict.fromkeys(numbers.first_is_pid, "first-pid"))
+    answers.update(dict.fromkeys(numbers.second_is_pid, "second-pid"))
     answers[numbers.ioctl] = "ioctl"
     answers[numbers.setns] = "setns"
     out: list[tuple[int, str]] = []
@@ -198,6 +220,12 @@ def build(options: Options) -> bytes:
     asm.load(bpf.argument_low(1))
     asm.jump_if(bpf.JUMP_IF_EQUAL, 0, "refuse")  # any kind of namespace, so a mount one too
     asm.jump_if(bpf.JUMP_IF_BITS, _CLONE_NEWNS, "refuse", "allow")
+    asm.label("first-pid")
+    asm.load(bpf.argument_low(0))
+    asm.jump_if(bpf.JUMP_IF_EQUAL, _INIT_PID, "refuse", "allow")
+    asm.label("second-pid")
+    asm.load(bpf.argument_low(1))
+    asm.jump_if(bpf.JUMP_IF_EQUAL, _INIT_PID, "refuse", "allow")
     asm.label("absent")
     asm.give(_refuse(errno.ENOSYS))
     asm.label("refuse")

@@ -23,6 +23,7 @@ from serdab.libos import filter as call_filter
 from serdab.libos import idmaps, limits
 from serdab.libos.early import Started
 from serdab.libos.launcher import (
+    FEATURE_IPC_BOUND,
     FEATURE_LANDLOCK_SCOPE,
     SPAWN_FAILURE,
     Launcher,
@@ -156,10 +157,21 @@ class Sandbox:
                 filter=call_filter.build(call_filter.options_for(platform.machine())),
                 drop_groups=self.ids.drop_groups,
                 own_network=own_network,
+                shm_bytes=wanted.shm_bytes,
             )
         )
         self.has_scopes = bool(features & FEATURE_LANDLOCK_SCOPE)
-        return limits.describe(wanted, has_group=has_group)
+        is_ipc_bound = bool(features & FEATURE_IPC_BOUND)
+        return limits.describe(wanted, has_group=has_group, is_ipc_bound=is_ipc_bound)
+
+    def open_server_group(self) -> list[int]:
+        """Return descriptors of the control group of fs servers, for ``limits.join``."""
+        return [] if self._group is None else self._group.open_servers()
+
+    def remove_group(self) -> None:
+        """Remove the control group, when the fs servers have ended too."""
+        if self._group is not None:
+            self._group.remove()
 
     def memory_kills(self) -> int:
         """Return how many processes inside died of the memory limit; 0 without a control group."""
@@ -302,8 +314,6 @@ class Sandbox:
         if self.is_gone or self._pidfd >= 0:
             return  # what closed its socket may still have mounts: its death is what counts
         self.is_gone = True
-        if self._group is not None:
-            self._group.remove()
         for program in self._programs.values():
             program.ended.set_result(9)  # as if killed: pid 1 took it along
         self._programs.clear()

@@ -52,10 +52,10 @@ def _open_sealed(orders: Orders) -> Opened:
     notices: list[str] = []
     try:
         if orders.kind == TRANSIENT or not orders.volume:
-            from serdab.sefs.memorydir import MemoryDir
-            from serdab.sefs.volume import open_volume_in
+            from serdab.sefs.boundeddir import half_of_memory
+            from serdab.sefs.volume import bounded_volume
 
-            upper = open_volume_in(MemoryDir(), key=Key.generate(), lower=image, create=True)
+            upper = bounded_volume(image, orders.max_bytes or half_of_memory())
         else:
             upper, notices = layers.open_upper(orders, image)
         return Opened(Union(upper, image), image.root_mac, tuple(notices))
