@@ -185,7 +185,7 @@ class Boot:
         mounts = shares.mounts(config.runtime_mounts.max_mounts)
         layer_bytes = shares.layer_bytes(config.upper.max_bytes) if config.upper.temporary else 0
         await self._parts.sandbox.enter()
-        line = await self._parts.sandbox.set_up(
+        lines = await self._parts.sandbox.set_up(
             Wanted(
                 limits.max_processes,
                 limits.memory_bytes,
@@ -198,7 +198,7 @@ class Boot:
             fuse_count=fuse_count,
             own_network=config.network == "none",
         )
-        if line:
+        for line in lines:
             self._parts.log("warning", line)
         self._parts.group_servers()
 

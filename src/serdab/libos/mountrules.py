@@ -114,7 +114,9 @@ def check_key(rules: Rules, call: MountCall) -> None:
         raise BadCall(errno.EPERM, f"the key named {call.key_name!r} is not there yet")
 
 
-def orders(rules: Rules, call: MountCall, *, patience_ms: int) -> Orders | None:
+def orders(
+    rules: Rules, call: MountCall, *, patience_ms: int, is_small: bool
+) -> Orders | None:
     """Return what an fs server is to serve; None for a file system of the kernel's own.
 
     Preconditions: ``check`` and ``check_key`` passed.
@@ -127,6 +129,7 @@ def orders(rules: Rules, call: MountCall, *, patience_ms: int) -> Orders | None:
             host_path=call.options["dir"],
             one_owner=rules.one_owner,
             fence=Fence(rules.instance, rules.host_roots, rules.private),
+            is_small=is_small,
         )
     key, source = _key(rules, call)
     is_union = call.type == "unionfs"
@@ -146,6 +149,8 @@ def orders(rules: Rules, call: MountCall, *, patience_ms: int) -> Orders | None:
         conf_mac=rules.conf_mac,
         fence=Fence(rules.instance, rules.layer_roots, rules.private),
         patience_ms=patience_ms,
+        is_small=is_small,
+        max_volumes=rules.policy.max_volumes,
     )
 
 
@@ -162,6 +167,8 @@ def refusal_code(kind: str, fstype: str) -> int:
     """Return the errno of an fs server's refusal, by the kind of its error."""
     if kind == "not-allowed":
         return errno.EPERM
+    if kind == "no-room":
+        return errno.ENOSPC
     if kind == "layer" or (fstype == "hostfs" and kind == "usage"):
         return errno.EINVAL
     return errno.EIO

@@ -270,7 +270,8 @@ class RuntimeMounts:
     ) -> int:
         """Mount at the target and return the id; the turn is kept until the call is settled."""
         patience_ms = _CLOSING_PATIENCE_MS if self._closing else 0
-        orders = mountrules.orders(rules, call, patience_ms=patience_ms)
+        is_small = self._shares().memory_bytes is not None
+        orders = mountrules.orders(rules, call, patience_ms=patience_ms, is_small=is_small)
         words = f"{call.type} {os.fsdecode(call.target)}"
         attributes = mountrules.attributes(call.flags)
         server = None

@@ -39,6 +39,8 @@ class Orders:
     everything is shown as owned by the inner root. ``max_bytes`` is the most that live data of the
     volume may take; 0: no limit but the host's. ``commit_ms``: a change waits no longer for a
     commit; 0: until something asks for one. ``read_only``: the volume exists, and stays as it is.
+    ``is_small``: with little memory, caches and buffers hold less. ``max_volumes``: so many are
+    remembered below the roots of the fence; 0: any number.
     From ``freshness`` on: how the volume is watched (``trust.freshness``).
     """
 
@@ -64,6 +66,8 @@ class Orders:
     expect_upper: bytes = b""
     fence: Fence | None = None
     patience_ms: int = 0
+    is_small: bool = False
+    max_volumes: int = 0
 
     def __repr__(self) -> str:
         return f"Orders(kind={self.kind!r}, image={self.image!r}, volume={self.volume!r})"
@@ -96,6 +100,8 @@ class Orders:
             if self.fence is None
             else [self.fence.instance, list(self.fence.roots), list(self.fence.private)],
             "patience_ms": self.patience_ms,
+            "is_small": self.is_small,
+            "max_volumes": self.max_volumes,
         }
 
     @classmethod
@@ -131,6 +137,8 @@ class Orders:
             expect_upper=raw(record, "expect_upper"),
             fence=_fence(record.get("fence")),
             patience_ms=number(record, "patience_ms"),
+            is_small=record.get("is_small") is True,
+            max_volumes=number(record, "max_volumes"),
         )
 
 

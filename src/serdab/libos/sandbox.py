@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from serdab.errors import EnvironmentRefused, Error, NotAllowedError, NotFoundError
 from serdab.libos import filter as call_filter
-from serdab.libos import idmaps, limits
+from serdab.libos import idmaps, idslots, limits
 from serdab.libos.early import Started
 from serdab.libos.launcher import (
     FEATURE_IPC_BOUND,
@@ -51,6 +51,10 @@ CAPABILITIES: Final = (
     Capability.SYS_CHROOT,
 )
 
+_SHARED_IDS: Final = (
+    "no range of ids is left for this instance alone: it shares one with others (subuid(5): give "
+    "root more)"
+)
 _STAGE_FILTER: Final = 4
 _STAGE_CHDIR: Final = 2
 _STAGE_EXEC: Final = 3
@@ -94,7 +98,7 @@ class Sandbox:
         self.namespaces: tuple[int, ...] = ()
         #: How proc_pid_ns(5) names the mount namespace, to compare a caller's with.
         self.mount_namespace = ""
-        self.ids = idmaps.choose_here()
+        self.ids = idmaps.choose_here(idslots.take)
         self.has_scopes = False
         self.is_gone = False
         self.gone: Future[None] = loop.future()
@@ -133,8 +137,10 @@ class Sandbox:
             raise gone_error() from exc  # a zombie has none, proc_pid_ns(5)
         idmaps.write(pid, self.ids)
 
-    async def set_up(self, wanted: limits.Wanted, *, fuse_count: int, own_network: bool) -> str:
-        """Limit and prepare pid 1; return a line for the operator, or nothing.
+    async def set_up(
+        self, wanted: limits.Wanted, *, fuse_count: int, own_network: bool
+    ) -> tuple[str, ...]:
+        """Limit and prepare pid 1; return lines for the operator.
 
         Raises:
             EnvironmentRefused: this machine lacks something.
@@ -162,7 +168,9 @@ class Sandbox:
         )
         self.has_scopes = bool(features & FEATURE_LANDLOCK_SCOPE)
         is_ipc_bound = bool(features & FEATURE_IPC_BOUND)
-        return limits.describe(wanted, has_group=has_group, is_ipc_bound=is_ipc_bound)
+        line = limits.describe(wanted, has_group=has_group, is_ipc_bound=is_ipc_bound)
+        lines = (line, _SHARED_IDS if self.ids.is_shared else "")
+        return tuple(filter(None, lines))
 
     def open_server_group(self) -> list[int]:
         """Return descriptors of the control group of fs servers, for ``limits.join``."""

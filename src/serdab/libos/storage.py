@@ -28,6 +28,10 @@ def open_file_system(orders: Orders) -> Opened:
     Raises:
         Error: as ``sefs.image.open_image`` and ``sefs.volume.open_volume`` say.
     """
+    if orders.is_small:
+        from serdab.sefs.cache import cap_caches
+
+        cap_caches(layers.SMALL_CACHE_BYTES)
     if orders.kind == HOST:
         opened = Opened(_open_host(orders))
     elif orders.kind == SEALED:
