@@ -190,6 +190,49 @@ def test_it_is_said_where_the_limit_does_not_hold_for_the_sum(limited: Box) -> N
     assert (b"no control group here" in result.stderr) != limited.is_root
 
 
+def test_a_volume_bomb_is_stopped(build: Callable[..., Box]) -> None:
+    most = 4
+    box = build(lambda config: config.update(serdab={"runtime_mounts": {"max_volumes": most}}))
+    with inside(box) as shell:
+        reached = ""
+        for number in range(VOLUMES):
+            reached = shell.say(f"/bin/bombs mounts 1 sefs dir=v{number}")
+            if reached != "mounts 1 ok":
+                break
+            assert shell.say("echo x >/tmp/m0/f; /bin/bombs umounts 1; echo made") == "made"
+        assert reached == "mounts 0 ENOSPC"
+        # What is known is mounted as before, and one that was given up makes room.
+        assert shell.say("/bin/bombs mounts 1 sefs dir=v0; cat /tmp/m0/f") == "mounts 1 ok"
+        assert wait_for_line(shell.process) == b"x"
+        assert shell.say("/bin/bombs umounts 1; echo") == ""
+    state = Path(box.command.env["XDG_STATE_HOME"]) / "serdab/volumes"
+    notes = [note for note in state.glob("at-*") if str(box.path) in note.read_text()]
+    assert len(notes) == most
+    told = box.run("/bin/bombs", "mounts", "1", "sefs", f"dir=v{VOLUMES - 1}").stderr.decode()
+    assert "serdab reset --volume DIR" in told
+    box.command.ok("-C", box.path, "reset", "--yes", "--volume", "v0")
+    again = box.run("/bin/bombs", "mounts", "1", "sefs", f"dir=v{VOLUMES - 1}")
+    assert again.stdout == b"mounts 1 ok\n", describe(again)
+
+
+@pytest.mark.parametrize("place", ["root"], indirect=True)
+def test_each_instance_of_root_has_ids_of_its_own(build: Callable[..., Box]) -> None:
+    boxes = [build(_limit), build(_limit)]
+    with inside(boxes[0]) as first, inside(boxes[1]) as second:
+        shells = (first, second)
+        families = [find_family(shells[i].process.pid, boxes[i].path) for i in range(2)]
+        ranges = [int(_map_of(family.launcher.pid).split()[1]) for family in families]
+        assert abs(ranges[0] - ranges[1]) >= 65536
+        # A file on the host has the owner that it has inside, whichever range that was.
+        for shell, box in zip(shells, boxes, strict=True):
+            assert shell.say("echo x >/host/made; echo made") == "made"
+            assert (box.path / "made").stat().st_uid == 0
+
+
+def _map_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/uid_map").read_text()
+
+
 CALLS = (
     *("prlimit", "sched_setaffinity", "sched_setscheduler", "sched_setparam", "sched_setattr"),
     *("setpriority", "setpriority-group", "ioprio_set", "ioprio_set-group", "ptrace", "kcmp"),

@@ -199,7 +199,7 @@ class Boot:
             own_network=config.network == "none",
         )
         for line in lines:
-            self._parts.log("warning", line)
+            self._parts.log("notice", line)
         self._parts.group_servers()
 
     def _prepare_host_mounts(self, config: BootConfig) -> tuple[HostMount, ...]:
