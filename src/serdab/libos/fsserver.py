@@ -4,9 +4,9 @@
 Above: ``nursery`` (which forks it). Below: ``storage``, ``fuse.session``. Its peer is the kernel
 process: ``fsclient``.
 
-Life: it waits; ``join`` moves it to a control group; ``hold`` brings a lock, which is thus held until all
-is written; ``open`` brings orders, answered by ``opened`` or
-``refused``; ``serve`` brings the descriptor of ``/dev/fuse``; from then on it serves, and answers
+Life: it waits; ``join`` moves it to a control group; ``hold`` brings a lock, which is
+thus held until all is written; ``open`` brings orders, answered by ``opened`` or ``refused``;
+``serve`` brings the descriptor of ``/dev/fuse``; from then on it serves, and answers
 ``sync``, until the kernel says that the mount is gone (ENODEV). Then it closes the file system and
 says ``closed``. Neither a signal nor the death of the kernel process ends it earlier: late pages
 of mappings are still to be written.

@@ -5,8 +5,9 @@ Above: ``sandbox``. See user_namespaces(7), subuid(5), newuidmap(1).
 
 Security: kuid 0 is never mapped. A program that is root inside must not be host root to the
 kernel, or every file that checks for host root alone (core_pattern) would be open to it. Run by
-root, ids inside are a subordinate range, another one for each instance that runs; run by an ordinary user, a range from /etc/subuid through
-the set-id helper newuidmap, else the one id of the caller.
+root, ids inside are a subordinate range, another one for each instance that runs; run by an
+ordinary user, a range from /etc/subuid through the set-id helper newuidmap, else the one id of the
+caller.
 """
 
 from __future__ import annotations

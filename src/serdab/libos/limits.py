@@ -33,7 +33,8 @@ class Wanted:
     """What the configuration asks for; None is no limit.
 
     ``servers_bytes`` and ``servers`` are for the fs servers, with a margin; 0 is no limit.
-    ``shm_bytes``: of System V shared memory; 0 is no limit. Nothing inside leaves a core file, and with ``may_dump_core`` a program may still ask for one.
+    ``shm_bytes``: of System V shared memory; 0 is no limit. Nothing inside leaves a core file,
+    and with ``may_dump_core`` a program may still ask for one.
     """
 
     processes: int | None = None

@@ -114,9 +114,7 @@ def check_key(rules: Rules, call: MountCall) -> None:
         raise BadCall(errno.EPERM, f"the key named {call.key_name!r} is not there yet")
 
 
-def orders(
-    rules: Rules, call: MountCall, *, patience_ms: int, is_small: bool
-) -> Orders | None:
+def orders(rules: Rules, call: MountCall, *, patience_ms: int, is_small: bool) -> Orders | None:
     """Return what an fs server is to serve; None for a file system of the kernel's own.
 
     Preconditions: ``check`` and ``check_key`` passed.

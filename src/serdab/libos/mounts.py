@@ -84,7 +84,8 @@ class RuntimeMounts:
 
     ``new_server(name)`` starts an fs server, ``policy()`` returns the measured policy, and
     ``rules()`` what holds now (None: nothing may be mounted yet), ``shares()`` how the memory limit
-    is divided, ``on_device(device)`` hears of a new FUSE mount, ``log`` is the operator's. ``policy`` is called from fronts, see ``intake``.
+    is divided, ``on_device(device)`` hears of a new FUSE mount, ``log`` is the operator's.
+    ``policy`` is called from fronts, see ``intake``.
     """
 
     def __init__(

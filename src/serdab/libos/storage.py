@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import Final
 
 from serdab.errors import FormatError, FsError
-from serdab.keys import Key
 from serdab.libos import layers
 from serdab.libos.orders import HOST, SEALED, TRANSIENT, UNION, Opened, Orders
 from serdab.vfs.api import ROOT_INO, FileSystem, SetAttr

@@ -17,7 +17,7 @@ _most_bytes = sys.maxsize
 
 def cap_caches(most_bytes: int) -> None:
     """Let caches that are made from now on hold no more; for a process with little memory."""
-    global _most_bytes  # noqa: PLW0603 - a process serves one file system, and is told once
+    global _most_bytes
     _most_bytes = most_bytes
 
 

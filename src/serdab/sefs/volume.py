@@ -24,10 +24,10 @@ from serdab.keys import Key
 from serdab.sefs import keyspace as ks
 from serdab.sefs.anchor import ANCHOR_NAME, Anchor, AnchorState, load_anchor, volume_keys
 from serdab.sefs.anchorfile import NEW_ANCHOR
+from serdab.sefs.boundeddir import BoundedDir, limits_for, whole_size
 from serdab.sefs.hostdir import Dir, HostDir
 from serdab.sefs.journal import Journal
 from serdab.sefs.limits import DEFAULT_LIMITS, VolumeLimits, fitted
-from serdab.sefs.boundeddir import BoundedDir, limits_for, whole_size
 from serdab.sefs.memorydir import MemoryDir
 from serdab.sefs.page import Item
 from serdab.sefs.position import History, Position, logged_mac
