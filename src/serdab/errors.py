@@ -18,6 +18,7 @@
      + BusyError               exit 5   in use by another process
      + EnvironmentRefused      exit 6   this machine lacks something
      + NotRunningError         exit 1   the instance has no service
+     + NoRoomError             exit 1   so many are there already
      + NotAllowedError         exit 126 an entry point refused, or not executable
      + NotFoundError           exit 127 the program does not exist
 
@@ -212,6 +213,12 @@ class NotRunningError(Error):
     """The instance is not running as a service."""
 
     kind = "not-running"
+
+
+class NoRoomError(Error):
+    """So many are there already as there may be."""
+
+    kind = "no-room"
 
 
 class NotAllowedError(Error):

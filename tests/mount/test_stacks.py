@@ -16,7 +16,7 @@ from tests.recovery.processes import wait_until
 pytestmark = [pytest.mark.fuse, pytest.mark.userns]
 
 #: More than the mounts that an instance may have.
-ROUNDS = 520
+ROUNDS = 72
 
 
 def test_what_was_mounted_within_goes_with_it_and_is_forgotten(mounter: Mounter) -> None:
@@ -89,7 +89,7 @@ def test_mounts_that_went_with_their_directory_are_not_counted(mounter: Mounter)
         "grep -c /tmp/m /proc/mounts; mounter mount x /mnt ramfs 0 NULL umount /mnt 0"
     )
     said = mounter.instance.run("/bin/sh", "-c", script).stdout.decode().splitlines()
-    assert said == [str(ROUNDS + 2), "512", str(ROUNDS - 512), "0", "mount ok", "umount ok"]
+    assert said == [str(ROUNDS + 2), "64", str(ROUNDS - 64), "0", "mount ok", "umount ok"]
 
 
 @pytest.mark.parametrize("new_mounter", ["root"], indirect=True)

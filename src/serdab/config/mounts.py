@@ -14,6 +14,11 @@ from typing import Final
 from serdab.config.checks import is_plain_absolute
 from serdab.config.strict import Section
 
+#: Each mount has a process on the host; each volume a record in the state of whoever runs it.
+DEFAULT_MOUNTS: Final = 64
+MOST_MOUNTS: Final = 512
+DEFAULT_VOLUMES: Final = 1024
+MOST_VOLUMES: Final = 1_000_000
 TYPES: Final = ("unionfs", "sefs", "hostfs", "ramfs")
 #: Whoever is not the inner root mounts on, and from, its own directories only; or everybody on any.
 OWN: Final = "own"
@@ -42,6 +47,8 @@ class MountPolicy:
     ``programs`` are prefixes of the paths of programs that may mount and unmount. ``layers`` are
     host directories below which sealed layers may lie; None: the same as for ``hostfs``.
     ``clear_keys`` admits ``key=`` with the key itself. ``targets``: ``own`` or ``any``.
+    ``max_mounts`` are there at a time; ``max_volumes`` are remembered below the directories that
+    layers may lie in.
     """
 
     types: tuple[str, ...] = TYPES
@@ -50,6 +57,8 @@ class MountPolicy:
     clear_keys: bool = True
     keys: tuple[NamedKey, ...] = ()
     targets: str = OWN
+    max_mounts: int = DEFAULT_MOUNTS
+    max_volumes: int = DEFAULT_VOLUMES
 
 
 EVERYTHING: Final = MountPolicy()
@@ -64,10 +73,13 @@ def dump_policy(policy: MountPolicy) -> dict[str, object]:
         "clear_keys": policy.clear_keys,
         "keys": [{"name": key.name, "source": key.source} for key in policy.keys],
     }
-    if (
-        policy.targets != OWN
-    ):  # a field younger than the others: who does not use it keeps the bytes
+    # Only what differs: a section that was measured before these fields existed keeps its bytes.
+    if policy.targets != OWN:
         value["targets"] = policy.targets
+    if policy.max_mounts != DEFAULT_MOUNTS:
+        value["max_mounts"] = policy.max_mounts
+    if policy.max_volumes != DEFAULT_VOLUMES:
+        value["max_volumes"] = policy.max_volumes
     return value
 
 
@@ -94,6 +106,8 @@ def parse_policy(section: Section) -> MountPolicy:
         section.flag("clear_keys", default=True),
         _parse_keys(section),
         targets,
+        section.integer("max_mounts", DEFAULT_MOUNTS, low=1, high=MOST_MOUNTS),
+        section.integer("max_volumes", DEFAULT_VOLUMES, low=1, high=MOST_VOLUMES),
     )
     section.close()
     return policy

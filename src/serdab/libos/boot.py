@@ -41,6 +41,7 @@ from serdab.libos.pinplace import require_outside
 from serdab.libos.request import BootRequest, parse_mac
 from serdab.libos.rootconfig import Request, RootConfig, read_request
 from serdab.libos.sandbox import Sandbox
+from serdab.libos.shares import Shares
 from serdab.libos.tree import HostDirectory, Memory, TextFile, Tree
 from serdab.libos.volumekey import VolumeKey, check_key_fits, volume_key
 from serdab.linux.process import sealed_file
@@ -53,17 +54,21 @@ IMAGE_KEY_FILE: Final = "/etc/image_key"
 _INIT_FUSE: Final = 0
 _ROOT_FUSE: Final = 1
 _FIRST_HOST_FUSE: Final = 2
+#: For root and init FS, one host directory that init names, the nursery, and some on their way out.
+_OWN_SERVERS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a boot works with. ``new_server(name)`` starts an fs server."""
+    """What a boot works with. ``new_server(name)`` starts an fs server; ``group_servers()``
+    moves those that there are, and will be, to the control group that was made."""
 
     loop: Loop
     sandbox: Sandbox
     init_server: FsServer
     root_server: FsServer
     new_server: Callable[[str], FsServer]
+    group_servers: Callable[[], None]
     log: Callable[[str, str], None]
 
 
@@ -118,6 +123,12 @@ class Boot:
         if config is None or level in ("error", "notice"):
             return True
         return config.debuggable and not config.disable_log
+
+    def shares(self) -> Shares:
+        """Return how the measured memory limit is divided."""
+        config = self.chain.config
+        ramfs = sum(map(_is_memory, config.mounts))
+        return Shares(config.limits.memory_bytes, ramfs)
 
     def mount_rules(self) -> Rules:
         """Return what programs may mount; only while some run.
@@ -191,20 +202,26 @@ class Boot:
         self._host_mounts = self._prepare_host_mounts(config)
         fuse_count = _FIRST_HOST_FUSE + 1  # one for a host directory that init may name
         fuse_count += len(self._host_mounts)
-        limits = config.limits
+        limits, shares = config.limits, self.shares()
+        mounts = shares.mounts(config.runtime_mounts.max_mounts)
+        layer_bytes = shares.layer_bytes(config.upper.max_bytes) if config.upper.temporary else 0
         await self._parts.sandbox.enter()
-        line = await self._parts.sandbox.set_up(
+        lines = await self._parts.sandbox.set_up(
             Wanted(
                 limits.max_processes,
                 limits.memory_bytes,
                 limits.stack_bytes,
                 may_dump_core=config.debuggable,
+                servers_bytes=shares.servers_bytes(mounts, layer_bytes),
+                servers=2 * mounts + len(self._host_mounts) + _OWN_SERVERS,
+                shm_bytes=shares.shm_bytes or 0,
             ),
             fuse_count=fuse_count,
             own_network=config.network == "none",
         )
-        if line:
-            self._parts.log("warning", line)
+        for line in lines:
+            self._parts.log("notice", line)
+        self._parts.group_servers()
 
     def _prepare_host_mounts(self, config: BootConfig) -> tuple[HostMount, ...]:
         """Decide about the configured host directories, and start their servers.
@@ -322,6 +339,7 @@ class Boot:
                     has_id_range=tree.has_id_range,
                     host_directories=tree.host_directories,
                     memory=tree.memory,
+                    shm_bytes=self.shares().shm_bytes,
                     files=targets,
                     terminal=tree.terminal,
                 ),
@@ -464,7 +482,11 @@ class Boot:
             volume_key=key.key,
             source=key.source,
             one_owner=self._parts.sandbox.ids.is_single,
-            max_bytes=config.upper.max_bytes or 0,
+            max_bytes=(
+                self.shares().layer_bytes(config.upper.max_bytes)
+                if is_temporary
+                else config.upper.max_bytes or 0
+            ),
             freshness="off" if is_temporary else config.freshness,
             conf_mac=self.chain.descriptor.conf_mac.value,
             version_number=self.chain.descriptor.security_version,
@@ -504,7 +526,11 @@ class Boot:
         return Tree(
             _ROOT_FUSE,
             has_id_range=not self._parts.sandbox.ids.is_single,
-            memory=tuple(Memory(entry.target) for entry in config.mounts if _is_memory(entry)),
+            memory=tuple(
+                Memory(entry.target, self.shares().ramfs_bytes)
+                for entry in config.mounts
+                if _is_memory(entry)
+            ),
             host_directories=tuple(
                 HostDirectory(mount.target, mount.fuse, read_only=mount.shown.read_only)
                 for mount in host_mounts

@@ -46,6 +46,15 @@ class Nursery:
             theirs.close()
         return ours
 
+    def join(self, group: list[int]) -> None:
+        """Let it move to a control group, with the servers that it makes from now on."""
+        if not group:
+            return
+        try:
+            self._channel.send({"op": "join"}, tuple(group))
+        except OSError:
+            pass  # it has died: the next one is told
+
     def _fork(self, fd: int) -> bool:
         """Ask for a server; return False if the nursery has died."""
         try:

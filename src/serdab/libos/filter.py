@@ -11,6 +11,7 @@ Four answers, decided in this order:
 * EPERM: what a container's default profile refuses to a program without privileges, ``setns``
   into a mount namespace, the two terminal requests that type into somebody else's terminal, and
   PR_SET_MM of prctl(2), by which a program would tell us another file as the one it runs;
+  limits and scheduling of process 1, which is ours (in a pid namespace of a program's own, too);
 * the kernel process answers: ``MountRootFS``, mount, umount2, sync, syncfs;
 * everything else goes to the kernel.
 
@@ -40,6 +41,8 @@ _TIOCSTI: Final = 0x5412
 _TIOCLINUX: Final = 0x541C
 _PR_SET_MM: Final = 35
 _CLONE_NEWNS: Final = 0x00020000
+#: Ours, and it has the ids of the inner root: nothing but its number tells it apart.
+_INIT_PID: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,8 @@ class Numbers:
     ioctl: int
     setns: int
     prctl: int
+    first_is_pid: frozenset[int]
+    second_is_pid: frozenset[int]
     absent: frozenset[int]
     refused: frozenset[int]
 
@@ -72,6 +77,21 @@ X86_64: Final = Numbers(
     ioctl=16,
     setns=308,
     prctl=157,
+    first_is_pid=frozenset(
+        {
+            142,  # sched_setparam
+            144,  # sched_setscheduler
+            203,  # sched_setaffinity
+            302,  # prlimit64
+            314,  # sched_setattr
+        }
+    ),
+    second_is_pid=frozenset(
+        {
+            141,  # setpriority
+            251,  # ioprio_set
+        }
+    ),
     absent=frozenset(
         {
             435,  # clone3
@@ -168,6 +188,8 @@ def _decisions(numbers: Numbers) -> list[tuple[int, str]]:
     answers.update(dict.fromkeys(numbers.refused, "refuse"))
     ours = (MOUNT_ROOT_FS, numbers.mount, numbers.umount2, numbers.sync, numbers.syncfs)
     answers.update(dict.fromkeys(ours, "notify"))
+    answers.update(dict.fromkeys(numbers.first_is_pid, "first-pid"))
+    answers.update(dict.fromkeys(numbers.second_is_pid, "second-pid"))
     answers[numbers.ioctl] = "ioctl"
     answers[numbers.setns] = "setns"
     answers[numbers.prctl] = "prctl"
@@ -206,6 +228,12 @@ def build(options: Options) -> bytes:
     asm.label("prctl")
     asm.load(bpf.argument_low(0))  # an int to the kernel
     asm.jump_if(bpf.JUMP_IF_EQUAL, _PR_SET_MM, "refuse", "allow")
+    asm.label("first-pid")
+    asm.load(bpf.argument_low(0))
+    asm.jump_if(bpf.JUMP_IF_EQUAL, _INIT_PID, "refuse", "allow")
+    asm.label("second-pid")
+    asm.load(bpf.argument_low(1))
+    asm.jump_if(bpf.JUMP_IF_EQUAL, _INIT_PID, "refuse", "allow")
     asm.label("absent")
     asm.give(_refuse(errno.ENOSYS))
     asm.label("refuse")

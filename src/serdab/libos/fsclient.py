@@ -81,6 +81,11 @@ class FsServer:
         """Let it share a descriptor until it has ended; it stays the caller's too."""
         self._send({"op": "hold"}, (fd,))
 
+    def join(self, group: list[int]) -> None:
+        """Let it move to a control group; the descriptors stay the caller's too."""
+        if group:
+            self._send({"op": "join"}, tuple(group))
+
     async def open(self, orders: Orders, *, stage: str) -> bytes:
         """Let it open a file system; return the root MAC. After a refusal it may be asked again.
 

@@ -4,9 +4,9 @@
 Above: ``nursery`` (which forks it). Below: ``storage``, ``fuse.session``. Its peer is the kernel
 process: ``fsclient``.
 
-Life: it waits; ``hold`` brings a lock, which is thus held until all
-is written; ``open`` brings orders, answered by ``opened`` or
-``refused``; ``serve`` brings the descriptor of ``/dev/fuse``; from then on it serves, and answers
+Life: it waits; ``join`` moves it to a control group; ``hold`` brings a lock, which is
+thus held until all is written; ``open`` brings orders, answered by ``opened`` or ``refused``;
+``serve`` brings the descriptor of ``/dev/fuse``; from then on it serves, and answers
 ``sync``, until the kernel says that the mount is gone (ENODEV). Then it closes the file system and
 says ``closed``. Neither a signal nor the death of the kernel process ends it earlier: late pages
 of mappings are still to be written.
@@ -27,6 +27,7 @@ from typing import Final, NoReturn
 
 from serdab.errors import Error, InternalError
 from serdab.libos.channel import Channel, close_all
+from serdab.libos.limits import join
 from serdab.libos.messages import Value
 from serdab.libos.orders import Opened, Orders
 from serdab.libos.storage import open_file_system
@@ -67,6 +68,9 @@ class _Server:
             match record.get("op"):
                 case "hold":
                     self._held += fds
+                case "join":
+                    join(fds)
+                    close_all(fds)
                 case "open":
                     try:
                         orders = Orders.parse(record, fds)

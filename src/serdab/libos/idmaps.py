@@ -5,16 +5,18 @@ Above: ``sandbox``. See user_namespaces(7), subuid(5), newuidmap(1).
 
 Security: kuid 0 is never mapped. A program that is root inside must not be host root to the
 kernel, or every file that checks for host root alone (core_pattern) would be open to it. Run by
-root, ids inside are a subordinate range; run by an ordinary user, a range from /etc/subuid through
-the set-id helper newuidmap, else the one id of the caller.
+root, ids inside are a subordinate range, another one for each instance that runs; run by an
+ordinary user, a range from /etc/subuid through the set-id helper newuidmap, else the one id of the
+caller.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 from serdab.errors import EnvironmentRefused
 
@@ -22,6 +24,9 @@ RANGE_IDS: Final = 65536
 #: Where root's range starts when /etc/subuid gives it none: high enough to be nobody's, and below
 #: 2**31, which some programs take for negative.
 _DEFAULT_BASE: Final = 1879048192
+_DEFAULT_IDS: Final = (1 << 31) - _DEFAULT_BASE
+#: Chooses one of so many ranges: its number, and a descriptor that holds it.
+Take: TypeAlias = Callable[[int], tuple[int, int]]
 _SUBUID: Final = "/etc/subuid"
 _SUBGID: Final = "/etc/subgid"
 
@@ -31,13 +36,16 @@ class IdMap:
     """(first inside, first outside, count) lines for users and groups.
 
     ``through_newuidmap``: the kernel wants a privileged writer. ``is_single``: one id only, so
-    files of other owners must be shown as the inner root's.
+    files of other owners must be shown as the inner root's. ``slot_fd`` holds the range while it is
+    open; -1 with ``is_shared``: other instances have it too.
     """
 
     uids: tuple[tuple[int, int, int], ...]
     gids: tuple[tuple[int, int, int], ...]
     through_newuidmap: bool = False
     is_single: bool = False
+    slot_fd: int = -1
+    is_shared: bool = False
 
     @property
     def drop_groups(self) -> bool:
@@ -60,6 +68,10 @@ def subordinate_range(text: str, names: tuple[str, ...]) -> tuple[int, int] | No
     return None
 
 
+def _first(_count: int) -> tuple[int, int]:
+    return 0, -1
+
+
 def choose(
     *,
     uid: int,
@@ -68,13 +80,21 @@ def choose(
     subuid: str,
     subgid: str,
     has_helpers: bool,
+    take: Take = _first,
 ) -> IdMap:
-    """Return the map for a caller."""
+    """Return the map for a caller. ``take(count)`` chooses one of root's ranges, as ``idslots``."""
     if uid == 0:
         names: tuple[str, ...] = ("serdab", "root", "0")
-        uids = subordinate_range(subuid, names) or (_DEFAULT_BASE, RANGE_IDS)
-        gids = subordinate_range(subgid, names) or (_DEFAULT_BASE, RANGE_IDS)
-        return IdMap(((0, uids[0], RANGE_IDS),), ((0, gids[0], RANGE_IDS),))
+        uids = subordinate_range(subuid, names) or (_DEFAULT_BASE, _DEFAULT_IDS)
+        gids = subordinate_range(subgid, names) or (_DEFAULT_BASE, _DEFAULT_IDS)
+        slot, fd = take(min(uids[1], gids[1]) // RANGE_IDS)
+        shift = slot * RANGE_IDS
+        return IdMap(
+            ((0, uids[0] + shift, RANGE_IDS),),
+            ((0, gids[0] + shift, RANGE_IDS),),
+            slot_fd=fd,
+            is_shared=fd < 0,
+        )
     names = (user, str(uid)) if user else (str(uid),)
     range_u = subordinate_range(subuid, names)
     range_g = subordinate_range(subgid, names)
@@ -96,7 +116,7 @@ def _read(path: str) -> str:
         return ""
 
 
-def choose_here() -> IdMap:
+def choose_here(take: Take = _first) -> IdMap:
     """Return the map for the calling process on this machine."""
     uid, gid = os.geteuid(), os.getegid()
     user = ""
@@ -117,6 +137,7 @@ def choose_here() -> IdMap:
         subuid=_read(_SUBUID),
         subgid=_read(_SUBGID),
         has_helpers=has_helpers,
+        take=take,
     )
 
 

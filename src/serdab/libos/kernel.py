@@ -37,6 +37,7 @@ from serdab.libos.mounts import RuntimeMounts
 from serdab.libos.notify import Caller, Handlers, Notifications
 from serdab.libos.request import BootRequest, take_key
 from serdab.libos.sandbox import Listeners, Program, Sandbox
+from serdab.libos.shares import Shares
 from serdab.libos.streams import Streams, check_streams
 from serdab.linux.dirfd import DirFd
 from serdab.linux.memory import Memory
@@ -85,6 +86,7 @@ class Kernel:
             new_server=self._new_mount_server,
             policy=lambda: None if self._boot is None else self._boot.chain.config.runtime_mounts,
             rules=lambda: None if self._boot is None else self._boot.mount_rules(),
+            shares=lambda: Shares(None) if self._boot is None else self._boot.shares(),
             on_device=_raise_read_ahead,
             log=self._log,
         )
@@ -114,6 +116,15 @@ class Kernel:
         self._all_servers.append(server)
         return server
 
+    def _group_servers(self) -> None:
+        group = self._sandbox.open_server_group()
+        try:
+            self._nursery.join(group)
+            for server in self._all_servers:
+                server.join(group)
+        finally:
+            close_all(group)
+
     def _renew_nursery(self) -> tuple[Channel, int] | None:
         """Start another nursery where the first one was killed; None if that cannot be."""
         if self._boot is None or not self._is_booted:
@@ -126,6 +137,11 @@ class Kernel:
             self._log("error", f"the nursery of fs servers was killed, and no other starts: {exc}")
             return None
         self._log("notice", "the nursery of fs servers was killed: another one was started")
+        group = self._sandbox.open_server_group()
+        try:
+            made[0].send({"op": "join"}, tuple(group))
+        finally:
+            close_all(group)
         return made
 
     def _tell(self, record: dict[str, Value], fds: tuple[int, ...] = ()) -> None:
@@ -208,6 +224,10 @@ class Kernel:
         for fd in fds:
             self._root_server.hold(fd)
 
+    def leave(self) -> None:
+        """Every process of the instance has ended, or is about to."""
+        self._sandbox.remove_group()
+
     def _readable(self) -> None:
         message = self._channel.receive()
         if message is None:
@@ -251,6 +271,7 @@ class Kernel:
                     self._init_server,
                     self._root_server,
                     self._new_server,
+                    self._group_servers,
                     self._log,
                 ),
                 request,
@@ -468,9 +489,10 @@ def run(channel: Channel, early: Early | EnvironmentRefused) -> NoReturn:
     try:
         if isinstance(early, EnvironmentRefused):
             raise early
-        Kernel(loop, channel, early)
+        kernel = Kernel(loop, channel, early)
         loop.run()
         early.nursery.close()
+        kernel.leave()
     except Error as exc:
         channel.send({"op": "failed", **exc.as_dict()})
     except Exception as exc:

@@ -25,7 +25,7 @@ from serdab.libos.loop import Future, Loop
 from serdab.linux.process import sealed_file
 
 HEADER: Final = struct.Struct("<HHIiI")
-SETUP: Final = struct.Struct("<QIIIII")
+SETUP: Final = struct.Struct("<QIIIIII")
 LIMIT: Final = struct.Struct("<IIQQ")
 SPAWN_FAILURE: Final = struct.Struct("<iI")
 
@@ -39,6 +39,8 @@ _SPAWN_SESSION, _SPAWN_TERMINAL = 1, 2
 _KILL_GROUP, _KILL_TELL = 1, 2
 
 FEATURE_LANDLOCK_SCOPE: Final = 1
+FEATURE_IPC_BOUND: Final = 2
+_MOST_SHM_PAGES: Final = (1 << 31) - 1
 
 #: What the launcher does between OP_SETUP and OP_READY, by the number it reports.
 _SETUP_STEPS: Final = (
@@ -67,7 +69,10 @@ class StepFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What the sandbox is given once. ``limits``: (resource, soft, hard)."""
+    """What the sandbox is given once. ``limits``: (resource, soft, hard).
+
+    ``shm_bytes``: of System V shared memory; 0: as the kernel has it.
+    """
 
     capabilities: int
     fuse_count: int
@@ -75,6 +80,7 @@ class Setup:
     filter: bytes
     drop_groups: bool
     own_network: bool
+    shm_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +111,8 @@ def dump_setup(setup: Setup) -> bytes:
         count,
         int(setup.drop_groups),
         int(setup.own_network),
+        min(setup.shm_bytes >> 12, _MOST_SHM_PAGES),
     )
-    raw += b"\0" * (-len(raw) % 8)
     return (
         raw
         + b"".join(LIMIT.pack(r, 0, soft, hard) for r, soft, hard in setup.limits)

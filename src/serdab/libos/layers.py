@@ -29,12 +29,17 @@ from serdab.libos.users import require_owner
 
 if TYPE_CHECKING:
     from serdab.sefs.hostdir import Dir
+    from serdab.sefs.limits import VolumeLimits
     from serdab.sefs.volume import Volume
     from serdab.vfs.layer import Layer
 
 T = TypeVar("T")
 
 _RETRY_S: Final = 0.02
+#: Where an instance has a memory limit: of each cache in the server of a program's mount, and of
+#: what waits for a checkpoint there (``shares.MOUNT_BYTES`` is for all of them).
+SMALL_CACHE_BYTES: Final = 2 << 20
+_SMALL_DIRTY_BYTES: Final = 4 << 20
 
 
 def open_lower(orders: Orders) -> Layer:
@@ -201,6 +206,22 @@ def _check_mac(found: bytes, expected: bytes, path: str) -> None:
         )
 
 
+def _check_room(orders: Orders, path: str) -> None:
+    """Refuse a volume that would be remembered anew where that many are.
+
+    Raises:
+        NoRoomError: it says which way out there is.
+    """
+    if orders.fence is None or orders.ground is None:
+        return
+    if not orders.max_volumes or orders.freshness == "off":
+        return
+    from serdab.trust.records import check_room
+
+    roots = tuple(map(orders.ground.real, orders.fence.names))
+    check_room(path, roots, orders.max_volumes)
+
+
 def _watch(orders: Orders, volume: Volume, path: str, *, expected: bytes = b"") -> list[str]:
     from serdab.trust.freshness import Guard, Watch
 
@@ -296,6 +317,14 @@ class _Home:
         return HostDir(made.fd, self._ground.name(self._orders.volume))
 
 
+def _limits(orders: Orders) -> VolumeLimits:
+    from serdab.sefs.limits import DEFAULT_LIMITS, VolumeLimits
+
+    if not orders.is_small:
+        return DEFAULT_LIMITS
+    return VolumeLimits(dirty_bytes=_SMALL_DIRTY_BYTES, log_bytes=_SMALL_DIRTY_BYTES)
+
+
 def _open_in_fence(
     orders: Orders, lower: Layer | None, *, expected: bytes = b""
 ) -> tuple[Volume, list[str]]:
@@ -307,6 +336,7 @@ def _open_in_fence(
     directory, path = _directory(orders, orders.volume, changes=True)
     try:
         Guard(path, Watch(orders.freshness)).check_existence(directory)
+        _check_room(orders, path)
     except BaseException:
         directory.close()
         raise
@@ -317,6 +347,7 @@ def _open_in_fence(
             lower=lower,
             create=not expected,
             source=orders.source,
+            limits=_limits(orders),
         )
     try:
         return volume, _watch(orders, volume, path, expected=expected)

@@ -121,7 +121,9 @@ def is_free(policy: MountPolicy, user: int) -> bool:
     return user == 0 or policy.targets == ANY
 
 
-def orders(rules: Rules, call: MountCall, user: int, *, patience_ms: int) -> Orders | None:
+def orders(
+    rules: Rules, call: MountCall, user: int, *, patience_ms: int, is_small: bool
+) -> Orders | None:
     """Return what an fs server is to serve; None for a file system of the kernel's own.
 
     Preconditions: ``check`` and ``check_key`` passed.
@@ -137,6 +139,7 @@ def orders(rules: Rules, call: MountCall, user: int, *, patience_ms: int) -> Ord
             ground=rules.ground,
             fence=_fence(rules, rules.host_roots),
             owner=owner,
+            is_small=is_small,
         )
     key, source = _key(rules, call)
     is_union = call.type == "unionfs"
@@ -160,6 +163,8 @@ def orders(rules: Rules, call: MountCall, user: int, *, patience_ms: int) -> Ord
         fence=_fence(rules, rules.layer_roots),
         owner=owner,
         patience_ms=patience_ms,
+        is_small=is_small,
+        max_volumes=rules.policy.max_volumes,
     )
 
 
@@ -180,6 +185,8 @@ def refusal_code(kind: str, fstype: str) -> int:
     """Return the errno of an fs server's refusal, by the kind of its error."""
     if kind == "not-allowed":
         return errno.EPERM
+    if kind == "no-room":
+        return errno.ENOSPC
     if kind == "layer" or (fstype == "hostfs" and kind == "usage"):
         return errno.EINVAL
     return errno.EIO

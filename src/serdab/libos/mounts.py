@@ -22,7 +22,8 @@ Security:
     1. The instance's own namespaces are entered, never those a caller brings: a caller in another
        mount namespace gets EPERM.
     2. Only what programs mounted can be unmounted: /proc, /dev and the configured ones stay.
-    3. The number of mounts is bounded; each has a process on the host.
+    3. The number of mounts is bounded, and so are the servers of those that are on their way out:
+       each has a process on the host. What is mounted in memory has a size, see ``ramfs``.
     4. Who is not the inner root mounts on its own directories, and unmounts its own mounts, unless
        the policy opens that: else any user would put programs in the way of the inner root's.
 """
@@ -32,12 +33,12 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from serdab.config.mounts import MountPolicy
 from serdab.errors import Error
-from serdab.libos import mountcall, mountrules
+from serdab.libos import mountcall, mountrules, ramfs
 from serdab.libos.callerplace import Where, check_program, shown
 from serdab.libos.early import launcher_file
 from serdab.libos.fsclient import FsServer
@@ -47,15 +48,14 @@ from serdab.libos.mountcall import BadCall, MountCall, UmountCall
 from serdab.libos.mountrules import Rules
 from serdab.libos.notify import TURN_PATIENCE_S, Caller, Settle
 from serdab.libos.sandbox import Sandbox
+from serdab.libos.shares import Shares
 from serdab.libos.tree import FUSE_OPTIONS
 from serdab.libos.turns import Turns
 from serdab.libos.users import OPEN_HINT, is_owner
 from serdab.libos.worker import Mounted, Refused, Target, Worker
 
-MAX_MOUNTS: Final = 512
 _SERVER_GONE: Final = frozenset({errno.ENOTCONN, errno.ECONNABORTED})
 _NOT_READY: Final = "mount: the instance is not ready"
-_RAMFS: Final = ("tmpfs", "source=ramfs,mode=1777")
 #: How long an fs server waits for a volume that another one of this instance is closing.
 _CLOSING_PATIENCE_MS: Final = 10_000
 
@@ -88,8 +88,9 @@ class RuntimeMounts:
     """The mounts of the programs of one instance.
 
     ``new_server(name)`` starts an fs server, ``policy()`` returns the measured policy, and
-    ``rules()`` what holds now (None: nothing may be mounted yet), ``on_device(device)`` hears of a
-    new FUSE mount, ``log`` is the operator's. ``policy`` is called from fronts, see ``intake``.
+    ``rules()`` what holds now (None: nothing may be mounted yet), ``shares()`` how the memory limit
+    is divided, ``on_device(device)`` hears of a new FUSE mount, ``log`` is the operator's.
+    ``policy`` is called from fronts, see ``intake``.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class RuntimeMounts:
         new_server: Callable[[str], FsServer],
         policy: Callable[[], MountPolicy | None],
         rules: Callable[[], Rules | None],
+        shares: Callable[[], Shares],
         on_device: Callable[[int], None],
         log: Callable[[str, str], None],
     ) -> None:
@@ -108,6 +110,8 @@ class RuntimeMounts:
         self._new_server = new_server
         self._policy = policy
         self._rules = rules
+        self._shares = shares
+        self._ramfs = ramfs.RamfsMounts(loop, lambda: shares().memory_bytes)
         self._on_device = on_device
         self._log = log
         self._program = -1
@@ -131,6 +135,7 @@ class RuntimeMounts:
         self._has_ended = True
         for worker in self._workers:
             worker.kill()
+        self._ramfs.end()
         if self._program >= 0:
             os.close(self._program)
             self._program = -1
@@ -151,8 +156,7 @@ class RuntimeMounts:
                 mountrules.check_key(rules, call)
             except BadCall as exc:
                 raise CallError(exc.code, f"mount: {exc.reason}") from None
-            if self._is_full():
-                raise CallError(errno.ENOSPC, f"mount: there are {MAX_MOUNTS} mounts already")
+            self._check_room(rules)
             self._pending += 1
             worker = self._start_worker()
             try:
@@ -283,7 +287,8 @@ class RuntimeMounts:
     ) -> int:
         """Mount at the target and return the id; the turn is kept until the call is settled."""
         patience_ms = _CLOSING_PATIENCE_MS if self._closing else 0
-        orders = mountrules.orders(rules, call, user, patience_ms=patience_ms)
+        is_small = self._shares().memory_bytes is not None
+        orders = mountrules.orders(rules, call, user, patience_ms=patience_ms, is_small=is_small)
         words = f"{call.type} {os.fsdecode(call.target)}"
         attributes = mountrules.attributes(call.flags)
         server = None
@@ -304,7 +309,7 @@ class RuntimeMounts:
                 self._check_target(rules, user, call, target)  # others had their turn meanwhile
                 mounted = await self._attach(worker, attributes, is_fuse=server is not None)
                 if server is not None and server.closed.is_done:
-                    os.close(mounted.fuse_fd)
+                    os.close(mounted.fd)
                     await worker.undo()
                     raise CallError(errno.EIO, f"mount: {words}: its fs server has ended")
             except BaseException:
@@ -318,7 +323,7 @@ class RuntimeMounts:
         mount = _Mount(words, server, self._place_of(target), mounted.device, user)
         self._mounts[mounted.mount_id] = mount
         if server is not None:
-            server.serve(mounted.fuse_fd)
+            server.serve(mounted.fd)
             self._on_device(mounted.device)
             mount_id = mounted.mount_id
             server.closed.when_done(lambda: self._drop(mount_id, mount))
@@ -329,13 +334,26 @@ class RuntimeMounts:
         if self._mounts.get(mount_id) is mount and not mount.has_lost_its_server():
             del self._mounts[mount_id]
 
-    @staticmethod
-    async def _attach(worker: Worker, attributes: int, *, is_fuse: bool) -> Mounted:
-        fstype, options = ("fuse", FUSE_OPTIONS) if is_fuse else _RAMFS
+    async def _attach(self, worker: Worker, attributes: int, *, is_fuse: bool) -> Mounted:
         try:
-            return await worker.mount(fstype, options, attributes)
+            if is_fuse:
+                return await worker.mount("fuse", FUSE_OPTIONS, attributes)
+            return await self._attach_ramfs(worker, attributes)
         except Refused as exc:
             raise CallError(exc.code, f"mount: the system refused: {exc}") from None
+
+    async def _attach_ramfs(self, worker: Worker, attributes: int) -> Mounted:
+        size = self._ramfs.take()
+        try:
+            mounted = await worker.mount("tmpfs", ramfs.options(size), attributes)
+        except BaseException:
+            self._ramfs.not_mounted(size)
+            raise
+        try:
+            self._ramfs.mounted(mounted.fd, size)
+        finally:
+            os.close(mounted.fd)
+        return replace(mounted, fd=-1)
 
     # umount2(2) ----------------------------------------------------------------------------
 
@@ -446,10 +464,21 @@ class RuntimeMounts:
 
     # Housekeeping --------------------------------------------------------------------------
 
-    def _is_full(self) -> bool:
-        if len(self._mounts) + self._pending >= MAX_MOUNTS:
+    def _check_room(self, rules: Rules) -> None:
+        wanted = rules.policy.max_mounts
+        most = self._shares().mounts(wanted)
+        if self._count() >= most:
             self._forget_what_left()
-        return len(self._mounts) + self._pending >= MAX_MOUNTS
+        if self._count() < most:
+            return
+        why = "serdab.runtime_mounts.max_mounts"
+        if most < wanted:
+            why = f"of the {wanted} of {why} so many fit into resource_limits.user_space_max_size"
+        raise CallError(errno.ENOSPC, f"mount: there are {most} mounts already ({why})")
+
+    def _count(self) -> int:
+        # Whoever has a file open keeps the server of what was unmounted.
+        return len(self._mounts) + self._pending + self._closing
 
     def _forget_what_left(self) -> None:
         """Forget what nobody unmounted: whoever removes a directory in a mount namespace where

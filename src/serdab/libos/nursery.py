@@ -22,6 +22,7 @@ import signal
 
 from serdab.libos.channel import Channel, close_all
 from serdab.libos.fsserver import import_early, serve
+from serdab.libos.limits import join
 from serdab.linux.process import forbid_core, hide_memory
 
 
@@ -39,8 +40,10 @@ def main(fd: int, _path: list[str]) -> None:
     import_early()
     gc.freeze()
     while (message := channel.receive()) is not None:
-        _, fds = message
-        if len(fds) == 1 and os.fork() == 0:
+        record, fds = message
+        if record.get("op") == "join":
+            join(fds)
+        elif len(fds) == 1 and os.fork() == 0:
             channel.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             serve(fds[0])

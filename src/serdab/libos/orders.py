@@ -53,8 +53,9 @@ class Orders:
     ``one_owner`` everything is shown as owned by the inner root. ``max_bytes`` is the most that
     live data of the volume may take; 0: no limit but the host's. ``commit_ms``: a change waits no
     longer for a commit; 0: until something asks for one. ``read_only``: the volume exists, or the
-    host directory is shown, and stays as it is.
-    ``host`` is the host directory, open: whoever parsed the orders owns it, and ``ground``.
+    host directory is shown, and stays as it is. ``is_small``: with little memory, caches and
+    buffers hold less. ``max_volumes``: so many are remembered below the roots of the fence; 0: any
+    number. ``host`` is the host directory, open: whoever parsed the orders owns it, and ``ground``.
     From ``freshness`` on: how the volume is watched (``trust.freshness``).
     """
 
@@ -85,6 +86,8 @@ class Orders:
     patience_ms: int = 0
     ground: Ground | None = None
     host: DirFd | None = None
+    is_small: bool = False
+    max_volumes: int = 0
 
     def __repr__(self) -> str:
         return f"Orders(kind={self.kind!r}, image={self.image!r}, volume={self.volume!r})"
@@ -135,6 +138,8 @@ class Orders:
             if self.ground is None
             else {"path": self.ground.instance.path, "closed": self.ground.dump_closed()},
             "has_host": self.host is not None,
+            "is_small": self.is_small,
+            "max_volumes": self.max_volumes,
         }
 
     @classmethod
@@ -175,6 +180,8 @@ class Orders:
             patience_ms=number(record, "patience_ms"),
             ground=ground,
             host=host,
+            is_small=flag(record, "is_small"),
+            max_volumes=number(record, "max_volumes"),
         )
 
 

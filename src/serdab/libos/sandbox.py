@@ -20,9 +20,10 @@ from typing import Any, Final
 
 from serdab.errors import EnvironmentRefused, Error, NotAllowedError, NotFoundError
 from serdab.libos import filter as call_filter
-from serdab.libos import idmaps, limits
+from serdab.libos import idmaps, idslots, limits
 from serdab.libos.early import Started
 from serdab.libos.launcher import (
+    FEATURE_IPC_BOUND,
     FEATURE_LANDLOCK_SCOPE,
     SPAWN_FAILURE,
     Launcher,
@@ -50,6 +51,10 @@ CAPABILITIES: Final = (
     Capability.SYS_CHROOT,
 )
 
+_SHARED_IDS: Final = (
+    "no range of ids is left for this instance alone: it shares one with others (subuid(5): give "
+    "root more)"
+)
 _STAGE_FILTER: Final = 4
 _STAGE_CHDIR: Final = 2
 _STAGE_EXEC: Final = 3
@@ -94,7 +99,7 @@ class Sandbox:
         #: How proc_pid_ns(5) names the two, to compare a caller's with.
         self.user_namespace = ""
         self.mount_namespace = ""
-        self.ids = idmaps.choose_here()
+        self.ids = idmaps.choose_here(idslots.take)
         self.has_scopes = False
         self.is_gone = False
         self.gone: Future[None] = loop.future()
@@ -134,8 +139,10 @@ class Sandbox:
             raise gone_error() from exc  # a zombie has none, proc_pid_ns(5)
         idmaps.write(pid, self.ids)
 
-    async def set_up(self, wanted: limits.Wanted, *, fuse_count: int, own_network: bool) -> str:
-        """Limit and prepare pid 1; return a line for the operator, or nothing.
+    async def set_up(
+        self, wanted: limits.Wanted, *, fuse_count: int, own_network: bool
+    ) -> tuple[str, ...]:
+        """Limit and prepare pid 1; return lines for the operator.
 
         Raises:
             EnvironmentRefused: this machine lacks something.
@@ -158,10 +165,23 @@ class Sandbox:
                 filter=call_filter.build(call_filter.options_for(platform.machine())),
                 drop_groups=self.ids.drop_groups,
                 own_network=own_network,
+                shm_bytes=wanted.shm_bytes,
             )
         )
         self.has_scopes = bool(features & FEATURE_LANDLOCK_SCOPE)
-        return limits.describe(wanted, has_group=has_group)
+        is_ipc_bound = bool(features & FEATURE_IPC_BOUND)
+        line = limits.describe(wanted, has_group=has_group, is_ipc_bound=is_ipc_bound)
+        lines = (line, _SHARED_IDS if self.ids.is_shared else "")
+        return tuple(filter(None, lines))
+
+    def open_server_group(self) -> list[int]:
+        """Return descriptors of the control group of fs servers, for ``limits.join``."""
+        return [] if self._group is None else self._group.open_servers()
+
+    def remove_group(self) -> None:
+        """Remove the control group, when the fs servers have ended too."""
+        if self._group is not None:
+            self._group.remove()
 
     def memory_kills(self) -> int:
         """Return how many processes inside died of the memory limit; 0 without a control group."""
@@ -304,8 +324,6 @@ class Sandbox:
         if self.is_gone or self._pidfd >= 0:
             return  # what closed its socket may still have mounts: its death is what counts
         self.is_gone = True
-        if self._group is not None:
-            self._group.remove()
         for program in self._programs.values():
             program.ended.set_result(9)  # as if killed: pid 1 took it along
         self._programs.clear()

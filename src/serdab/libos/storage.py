@@ -13,7 +13,6 @@ from dataclasses import replace
 from functools import partial
 
 from serdab.errors import FormatError, FsError
-from serdab.keys import Key
 from serdab.libos import layers
 from serdab.libos.orders import HOST, SEALED, TRANSIENT, UNION, Opened, Orders
 from serdab.libos.users import NOBODY, require_owner, shown_owner
@@ -26,6 +25,10 @@ def open_file_system(orders: Orders) -> Opened:
     Raises:
         Error: as ``sefs.image.open_image`` and ``sefs.volume.open_volume`` say.
     """
+    if orders.is_small:
+        from serdab.sefs.cache import cap_caches
+
+        cap_caches(layers.SMALL_CACHE_BYTES)
     if orders.kind == HOST:
         opened = Opened(_open_host(orders))
     elif orders.kind == SEALED:
@@ -50,10 +53,10 @@ def _open_sealed(orders: Orders) -> Opened:
     notices: list[str] = []
     try:
         if orders.kind == TRANSIENT or not orders.volume:
-            from serdab.sefs.memorydir import MemoryDir
-            from serdab.sefs.volume import open_volume_in
+            from serdab.sefs.boundeddir import half_of_memory
+            from serdab.sefs.volume import bounded_volume
 
-            upper = open_volume_in(MemoryDir(), key=Key.generate(), lower=image, create=True)
+            upper = bounded_volume(image, orders.max_bytes or half_of_memory())
         else:
             upper, notices = layers.open_upper(orders, image)
         return Opened(Union(upper, image), image.root_mac, tuple(notices))

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
+from serdab.libos.shares import tmpfs_options
+
 FUSE_OPTIONS: Final = (
     "source=serdab,subtype=serdab,rootmode=40000,user_id=0,group_id=0"
     ",allow_other,default_permissions"
@@ -111,6 +113,7 @@ class Tree:
     has_id_range: bool = True
     host_directories: tuple[HostDirectory, ...] = ()
     memory: tuple[Memory, ...] = ()
+    shm_bytes: int | None = None
     files: tuple[TextFile, ...] = ()
     terminal: str | None = None
     hostname: str = ""
@@ -257,15 +260,14 @@ def _dev(b: _Builder, tree: Tree) -> None:
     b.new(_SCRATCH, "devpts", f"ptmxmode=0666,mode=0620{group}", NOSUID | NOEXEC)
     b.attach(_SCRATCH, _DEV, "pts")
     _files(b, tree.files)
-    b.new(_SCRATCH, "tmpfs", "mode=1777", NOSUID | NODEV | NOEXEC)
+    b.new(_SCRATCH, "tmpfs", "mode=1777" + tmpfs_options(tree.shm_bytes), NOSUID | NODEV | NOEXEC)
     b.attach(_SCRATCH, _DEV, "shm")
     b.step(_Op.CLOSE, "after /dev", src=_DEV)
 
 
 def _memory(b: _Builder, memory: Memory) -> None:
     _mount_point(b, memory.target)
-    size = f",size={memory.size_bytes}" if memory.size_bytes is not None else ""
-    b.new(_SCRATCH, "tmpfs", f"mode=1777{size}", NOSUID | NODEV)
+    b.new(_SCRATCH, "tmpfs", "mode=1777" + tmpfs_options(memory.size_bytes), NOSUID | NODEV)
     b.attach(_SCRATCH, _ROOT, memory.target.lstrip("/"))
 
 

@@ -58,11 +58,11 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Mounted:
-    """A mount that was made. ``fuse_fd`` is the caller's to hand on, -1 if there is none."""
+    """A mount that was made. ``fd``, the caller's to close: of /dev/fuse, else of its root."""
 
     mount_id: int
     device: int
-    fuse_fd: int
+    fd: int
 
 
 class Refused(Exception):

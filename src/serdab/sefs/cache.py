@@ -3,12 +3,22 @@
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+
+
+_most_bytes = sys.maxsize
+
+
+def cap_caches(most_bytes: int) -> None:
+    """Let caches that are made from now on hold no more; for a process with little memory."""
+    global _most_bytes
+    _most_bytes = most_bytes
 
 
 class ByteCache(Generic[K, V]):
@@ -18,7 +28,7 @@ class ByteCache(Generic[K, V]):
 
     def __init__(self, limit_bytes: int) -> None:
         self._entries: OrderedDict[K, tuple[V, int]] = OrderedDict()
-        self._limit = limit_bytes
+        self._limit = min(limit_bytes, _most_bytes)
         self._used = 0
 
     def get(self, key: K) -> V | None:

@@ -24,6 +24,7 @@ from serdab.keys import Key
 from serdab.sefs import keyspace as ks
 from serdab.sefs.anchor import ANCHOR_NAME, Anchor, AnchorState, load_anchor, volume_keys
 from serdab.sefs.anchorfile import NEW_ANCHOR
+from serdab.sefs.boundeddir import BoundedDir, limits_for, whole_size
 from serdab.sefs.hostdir import Dir, HostDir
 from serdab.sefs.journal import Journal
 from serdab.sefs.limits import DEFAULT_LIMITS, VolumeLimits, fitted
@@ -496,3 +497,10 @@ def bound_lower_in(directory: Dir, key: Key) -> bytes:
 def memory_volume(lower: Layer | None) -> Volume:
     """Return a volume that ends with the process, under a random key."""
     return open_volume_in(MemoryDir(), key=Key.generate(), lower=lower, create=True)
+
+
+def bounded_volume(lower: Layer | None, max_bytes: int) -> Volume:
+    """Return one whose live data takes at most so much memory; writes beyond it get ENOSPC."""
+    directory = BoundedDir(whole_size(max_bytes))
+    limits = limits_for(max_bytes)
+    return open_volume_in(directory, key=Key.generate(), lower=lower, create=True, limits=limits)

@@ -341,10 +341,11 @@ class Guard:
         return lines
 
     def _admit_known(self, volume: Volume, position: Position) -> list[str]:
+        # First of all: the lock leaves a directory, also of a volume that is refused here.
+        lines = self._check_path(position)
         if not volume.read_only:
             # Readers share a volume: many writable layers over one lower layer, at the same time.
             self._lock = records.RecordLock(position.uuid)
-        lines = self._check_path(position)
         is_news = bool(lines)
         record = records.load_record(position.uuid)
         if record is None:

@@ -32,7 +32,7 @@ from typing import Final
 
 from serdab.config.dirs import make_private, state_dir, sync_directory, write_durably
 from serdab.config.strict import Section, load_object
-from serdab.errors import BusyError, Error, VerificationError
+from serdab.errors import BusyError, Error, NoRoomError, VerificationError
 from serdab.sefs.position import CHAIN_BYTES, UUID_BYTES, Position
 from serdab.version import VERSION
 
@@ -216,6 +216,29 @@ def known_below(directory: str) -> list[str]:
                 if path.startswith(inside):
                     found.append(path)
     return sorted(found)
+
+
+def check_room(path: str, roots: tuple[str, ...], most: int) -> None:
+    """Refuse a host path where no volume is remembered, below roots where enough are.
+
+    A recorded volume is never formatted again, so no record makes room for another. Mounts of one
+    moment may exceed the number by as many as they are.
+
+    Raises:
+        NoRoomError: refused.
+        VerificationError: the note of this path cannot be read.
+    """
+    if volume_at(path) is not None:
+        return
+    known = set().union(*map(known_below, roots))
+    if len(known) >= most:
+        raise NoRoomError(
+            "there are as many volumes as this instance may have",
+            subject=path,
+            expected=f"at most {most} (serdab.runtime_mounts.max_volumes)",
+            found=f"{len(known)} that are remembered",
+            hint="`serdab reset --volume DIR` gives one up",
+        )
 
 
 class RecordLock:

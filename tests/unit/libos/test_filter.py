@@ -147,3 +147,12 @@ def test_jumps_that_lead_nowhere_are_defects() -> None:
     asm.jump("here")
     with pytest.raises(InternalError):
         asm.assemble()
+
+
+def test_nobody_limits_or_schedules_process_1() -> None:
+    for number in X86_64.first_is_pid:
+        assert decide(number, 1) == REFUSED, number
+        assert decide(number, 0) == decide(number, 2) == RET_ALLOW, number
+    for number in X86_64.second_is_pid:
+        assert decide(number, 0, 1) == REFUSED, number
+        assert decide(number, 1, 0) == decide(number, 0, 2) == RET_ALLOW, number

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from serdab.errors import UsageError
-from serdab.libos import hostdirs, hostfiles
+from serdab.libos import hostdirs, hostfiles, idslots
 from serdab.libos.ground import Ground
-from serdab.libos.idmaps import RANGE_IDS, choose, subordinate_range
+from serdab.libos.idmaps import RANGE_IDS, IdMap, choose, subordinate_range
 
 
 class TestIdMaps:
@@ -162,3 +163,41 @@ class TestHostFiles:
     def test_bad_files_are_refused(self, path: str, raw: bytes) -> None:
         with pytest.raises(ValueError, match=r"\w"):
             hostfiles.check(path, raw)
+
+
+class TestRangesOfRoot:
+    def test_each_holder_has_a_range_of_its_own_until_it_lets_go(self, tmp_path: Path) -> None:
+        def ids(subid: str) -> IdMap:
+            return choose(
+                uid=0,
+                gid=0,
+                user="",
+                subuid=subid,
+                subgid=subid,
+                has_helpers=False,
+                take=lambda count: idslots.take(count, str(tmp_path / "ids")),
+            )
+
+        line = f"root:100000:{2 * RANGE_IDS}"
+        first, second, third = ids(line), ids(line), ids(line)
+        assert [each.uids[0][1] for each in (first, second)] == [100000, 100000 + RANGE_IDS]
+        assert (first.is_shared, second.is_shared, third.is_shared) == (False, False, True)
+        assert third.uids == second.uids
+        os.close(first.slot_fd)
+        again = ids(line)
+        assert (again.uids, again.is_shared) == (first.uids, False)
+        os.close(again.slot_fd)
+        os.close(second.slot_fd)
+
+    def test_the_computed_ranges_are_many_and_end_before_ids_that_look_negative(self) -> None:
+        ids = choose(
+            uid=0,
+            gid=0,
+            user="",
+            subuid="",
+            subgid="",
+            has_helpers=False,
+            take=lambda count: (count - 1, -1),
+        )
+        ((_, first, count),) = ids.uids
+        assert first + count == 1 << 31

@@ -83,10 +83,36 @@ static long separate_network(void)
 	return r;
 }
 
+static long write_text(const char *path, const char *text)
+{
+	long fd = SYS4(__NR_openat, AT_FDCWD, path, O_WRONLY | O_CLOEXEC, 0), r;
+
+	if (fd < 0)
+		return fd;
+	r = SYS3(__NR_write, fd, text, text_len(text));
+	SYS1(__NR_close, fd);
+	return r;
+}
+
+/* System V segments and messages outlive their makers, so nobody who is killed for memory gives them
+ * back. The owner of an IPC namespace may set its limits since Linux 5.19 (ipc_namespaces(7)). The
+ * /proc is the one of outside: it shows the limits of who looks. */
+static u32 bound_ipc(void)
+{
+	char text[12];
+
+	if (!given.shm_pages)
+		return 0;
+	if (write_text("/proc/sys/kernel/shmall", decimal((int)given.shm_pages, text)) < 0 ||
+	    write_text("/proc/sys/kernel/msgmni", "16") < 0)
+		return 0;
+	return FEATURE_IPC_BOUND;
+}
+
 /* Each number is the `serial` of the answer when that step failed. */
 static void set_up(const struct message *m)
 {
-	u32 step = 1;
+	u32 step = 1, features = 0;
 	long r;
 
 	keep_setup(m);
@@ -114,7 +140,11 @@ static void set_up(const struct message *m)
 			r = 0;
 	}
 	SYS1(__NR_umask, 0);
-	answer(OP_READY, r, step, r < 0 ? 0 : scope_abstract_sockets());
+	if (r >= 0)
+		features = bound_ipc();
+	if (r >= 0)
+		features |= scope_abstract_sockets();
+	answer(OP_READY, r, step, features);
 }
 
 __attribute__((noreturn)) static void serve(void)

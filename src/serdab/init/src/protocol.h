@@ -68,7 +68,8 @@ enum {
 	/* result 0: serial is the mount's id, flags WORK_IS_*, value the owner as the instance's user
 	 * namespace has it; descriptor: the target (O_PATH). Else: serial WORK_AT_* */
 	OP_RESOLVED = 80,
-	OP_MOUNTED = 81,  /* serial: the mount's id, value: device number; descriptor: /dev/fuse */
+	OP_MOUNTED = 81,  /* serial: the mount's id, value: device number; descriptor: /dev/fuse, or
+			   * the root of what needs none */
 	OP_WRITTEN = 82,
 	OP_DETACHED = 83, /* answer to OP_UNDO and OP_DETACH */
 };
@@ -85,6 +86,7 @@ enum {
 #define WORK_AT_TARGET 2u
 
 #define FEATURE_LANDLOCK_SCOPE 1u
+#define FEATURE_IPC_BOUND 2u /* shm_pages holds */
 
 struct setup {
 	u64 capabilities; /* what programs get: bounding, permitted and effective set */
@@ -93,7 +95,7 @@ struct setup {
 	u32 filter_count; /* instructions of 8 bytes each */
 	u32 drop_groups;  /* 0 where setgroups(2) is denied (one-id maps) */
 	u32 own_network;  /* a network namespace with nothing but a loopback device */
-	u32 pad;
+	u32 shm_pages;    /* of System V shared memory, and few message queues; 0: as the kernel has it */
 	/* struct limit limits[limit_count]; struct sock_filter filter[filter_count]; */
 };
 

@@ -187,7 +187,7 @@ static void attach(const struct message *m)
 		SYS1(__NR_close, mount_fd);
 		mount_fd = -1;
 	}
-	answer(OP_MOUNTED, r, id, device, r < 0 ? -1 : fuse_fd);
+	answer(OP_MOUNTED, r, id, device, r < 0 ? -1 : is_fuse ? fuse_fd : mount_fd);
 	/* One holder only: with a second one, the death of the server would hang the programs. */
 	if (is_fuse)
 		SYS1(__NR_close, fuse_fd);
