@@ -137,7 +137,9 @@ def runtime_dir() -> Iterator[Path]:
 
 @pytest.fixture
 def serdab(tmp_path: Path, runtime_dir: Path) -> Command:
-    """The real command, isolated from the user's own state."""
+    """The real command, isolated from the user's own state; there is a development key in it."""
     home = tmp_path / "home"
     home.mkdir()
-    return Command(private_environment(home, runtime_dir))
+    env = private_environment(home, runtime_dir)
+    USED_BEFORE.put_development_key(env)
+    return Command(env)

@@ -5,8 +5,8 @@ Most tests are about neither, and making them was most of what the suite took. B
 once a session, and every private cache directory begins with links to it; the interpreter replaces
 such a file, it never writes into one (importlib), and a test that did would fail the session. A
 development key is made once a session for each user, and put where instances are made for a test
-(``build_instance``, ``build_box``); whoever calls ``serdab build`` with a state directory that is
-empty still gets a new one.
+(``serdab``, ``build_instance``, ``build_box``); whoever builds with a state directory of their own,
+or as ``as_user`` with nothing but the command, still gets a new one.
 """
 
 from __future__ import annotations
