@@ -85,7 +85,6 @@ class TestHostDirectory:
         assert hosted.run("/bin/cat", "/host/link").returncode == 1
         link.unlink()
 
-
     def test_there_may_be_many_of_them(self, configured: Callable[..., Box]) -> None:
         lines = [{"target": f"/h{n}", "type": "hostfs", "source": "."} for n in range(12)]
         box = configured(mount=[*ROOT_LINE, *lines])
