@@ -34,6 +34,7 @@ from typing import final
 from serdab.crypto.kdf import KeySchedule
 from serdab.errors import AuthenticationError, Error, FormatError, FsError
 from serdab.sefs import keyspace as ks
+from serdab.sefs.admission import Admission
 from serdab.sefs.anchor import AnchorState
 from serdab.sefs.anchorfile import AnchorFile
 from serdab.sefs.content import Content
@@ -104,27 +105,29 @@ class Journal:
         self.content = Content(self.items, self.segments, state.chunk_size, lower, self.put_inode)
         self.inodes: dict[int, Inode] = {}
         """Inodes whose records changed since the last commit."""
-        self._changes = Changes(self.items, self.content, self.inodes, state.page_size)
         self.orphans: set[int] = set()
         """Inodes that lost their last name since the last commit and are in use."""
         self.next_ino = state.next_ino
         self._log: LogWriter | None = None
-        self._log_bytes = 0
+        self.log_bytes = 0
+        self.log_problem: Error | None = None
+        """What a tolerant recovery found wrong with the log; the commits before it count."""
         self._sequence = state.sequence
         self._chain = state.chain
         self._changed = False
         self._uncommitted = False
         self._uncommitted_since = 0.0
         self._leftovers = Leftovers(self.segments, self._subdir)
+        self._changes = Changes(self.items, self.content, self.inodes, state.page_size)
+        self._admission = Admission(
+            self, self._changes, self.segments, self._leftovers, self._reserve, self._dir, limits
+        )
         self._tree_writer = TreeWriter(
             self.items, self.content, self.segments, self._pages, self._leftovers,
             page_size=state.page_size, label=self.label,
         )  # fmt: skip
         self._oldest_change = 0.0
         self._last_checkpoint = 0.0
-        self._appended_before = 0
-        self._look_at_churn = 0
-        self._ask_host_at = 0
         self._failed = ""
         self._closed = False
         self._first_checkpoint = True
@@ -188,7 +191,7 @@ class Journal:
         return type(exc)(
             exc.message,
             stage="mount",
-            subject=f"{self.label}, {what}",
+            subject=exc.subject or f"{self.label}, {what}",
             expected=exc.expected,
             found=exc.found,
             hint=exc.hint or "the storage changed it; restore the volume from a backup",
@@ -198,8 +201,10 @@ class Journal:
         """Check the root and replay the log. ``tolerant``: leave damage for fsck to report."""
         state = self.state
         if tolerant:
-            with contextlib.suppress(AuthenticationError, FormatError):
+            try:
                 self._replay()
+            except (AuthenticationError, FormatError) as exc:
+                self.log_problem = self._refusal(exc, "intent log")
             return
         try:
             if state.root:
@@ -239,98 +244,31 @@ class Journal:
     def admit(self, growth: int = 0) -> None:
         if self.read_only or self._failed:
             raise FsError(errno.EROFS)
-        limits = self._limits
-        if growth and self.content.dirty_bytes > limits.dirty_bytes:
+        if growth and self.content.dirty_bytes > self._limits.dirty_bytes:
             with self.host_errors:
                 self.content.flush()
-        wasteful = self.segments.churn_bytes >= self._look_at_churn and self._is_wasteful()
-        if wasteful or self._is_much():
-            try:
-                self._guarded(self._checkpoint)
-                if wasteful and self._leftovers.dead:
-                    # What one checkpoint empties the next one deletes: both anchors left it then.
-                    self._guarded(self._checkpoint)
-            except FsError as exc:
-                # Removing must work on a full host; adding is refused below.
-                if exc.errno != errno.ENOSPC or growth:
-                    raise
-        if growth:
-            self._make_room(growth)
+        self._admission.admit(growth, self.log_bytes)
 
-    def _is_much(self) -> bool:
-        """Return whether so much is changed that a checkpoint is due."""
-        limits, changes = self._limits, self._changes
-        return (
-            changes.held_bytes() > limits.items_bytes
-            or changes.count() > limits.items
-            or self._log_bytes > limits.log_bytes
-        )
+    @property
+    def has_anchor(self) -> bool:
+        """Whether anything of the volume is on the host."""
+        return self._anchor.exists
 
-    def _make_room(self, growth: int) -> None:
-        """Have room set aside for a change, or refuse it.
-
-        Raises:
-            FsError: ENOSPC.
-        """
-        limits, changes = self._limits, self._changes
-        if limits.max_bytes:
-            added = growth + self.content.dirty_bytes + changes.stored_bytes()
-            if self.segments.live_bytes + added > limits.max_bytes:
-                raise FsError(errno.ENOSPC)
-        scattered = changes.scattered_bytes() + changes.stored_bytes()
-        ask_at = max(self._ask_host_at - self.segments.appended_bytes, limits.scattered_bytes + 1)
-        if scattered >= ask_at:
-            self._keep_apart(scattered)
-        needed = changes.room(growth, limits)
-        if needed <= self._reserve.size:
-            return
+    def ensure_anchor(self) -> None:
         self._guarded(self._anchor.ensure)
-        for _ in range(4):
-            try:
-                self._reserve.ensure(needed)
-            except OSError as exc:
-                if not is_full(exc):
-                    self._fail(os.strerror(exc.errno or errno.EIO))
-                    raise FsError(errno.EIO) from None
-                if not self._gave_room_back():
-                    break
-                needed = changes.room(growth, limits)
-            else:
-                return
-        raise FsError(errno.ENOSPC)
 
-    def _gave_room_back(self) -> bool:
-        """Give the host what nothing needs; return whether asking it again makes sense."""
-        if self._first_checkpoint and not self._leftovers.is_swept:
-            self._guarded(lambda: self._leftovers.sweep_unreachable(self._dir, self.state))
-            return True
-        if not (self._leftovers.dead or self._has_garbage()):
-            return False
-        # Two checkpoints give back what was removed before.
+    def write_checkpoint(self) -> None:
         self._guarded(self._checkpoint)
+
+    def sweep(self) -> bool:
+        if not self._first_checkpoint or self._leftovers.is_swept:
+            return False
+        self._guarded(lambda: self._leftovers.sweep_unreachable(self._dir, self.state))
         return True
 
-    def _keep_apart(self, scattered: int) -> None:
-        """Write a checkpoint if the host has little room and the reserve does not cover all.
-
-        The host is asked again when a part of what counts as little may have been used.
-        """
-        tight = self._limits.tight_bytes
-        self._ask_host_at = scattered + self.segments.appended_bytes + tight // 64
-        if self._dir.free_bytes()[1] < tight:
-            self._guarded(self._checkpoint)
-
-    def _is_wasteful(self) -> bool:
-        """Return whether dead bytes alone are reason for a checkpoint now.
-
-        The sums are over all segments: they are not made again until something has changed.
-        """
-        segments, unit = self.segments, self._limits.segment_bytes
-        self._look_at_churn = segments.churn_bytes + unit // 64
-        if segments.appended_bytes - self._appended_before < unit // 2:
-            return False  # the last checkpoint gave back what it could
-        live = segments.live_bytes
-        return segments.used_bytes - live > live // 4 + unit // 2
+    def fail(self, exc: OSError) -> FsError:
+        self._fail(os.strerror(exc.errno or errno.EIO))
+        return FsError(errno.EIO)
 
     # Durability ---------------------------------------------------------------------------
 
@@ -344,13 +282,19 @@ class Journal:
             return
         if self._log is None:
             self._guarded(self._checkpoint)
-        else:
+            return
+        try:
             self._guarded(self._append_commit)
+        except FsError as exc:
+            if exc.errno != errno.ENOSPC or self._failed:
+                raise
+            self._guarded(self._checkpoint)  # which may take less: of what is gone nothing
 
     def _guarded(self, step: Callable[[], None]) -> None:
         """Run a step that writes to the host; a host that fails turns the volume read-only."""
         try:
-            with self._reserve.spending():
+            only_frees = not self._changes.count() and not self.content.dirty_bytes
+            with self._reserve.spending(all_of_it=only_frees):
                 step()
             self._reserve.restore()
         except FsError:
@@ -410,7 +354,7 @@ class Journal:
         self.segments.sync_dir()
         assert self._log is not None  # noqa: S101 - the caller looked
         try:
-            self._log_bytes += self._log.append(commit)
+            self.log_bytes += self._log.append(commit)
         except OSError as exc:
             # What reached the host is unknown: this log is never written again.
             if _is_full_only(exc):
@@ -475,14 +419,13 @@ class Journal:
         self._leftovers.end_log(state.log)
         self._pages.keep()
         self._end_log()
-        self._log, self._log_bytes = writer, 0
+        self._log, self.log_bytes = writer, 0
         items.settle(Tree(self._pages, root))
         content.settle()
         content.committed()
         self._changed = self._uncommitted = False
         self._last_checkpoint = time.monotonic()
-        self._appended_before = self.segments.appended_bytes
-        self._ask_host_at = 0
+        self._admission.checkpoint_written()
         self._leftovers.bury(self.state.epoch)
         self._leftovers.sweep(self.state.epoch, number)
         if self._first_checkpoint:
@@ -551,7 +494,9 @@ class Journal:
         if self._failed or self.read_only or not (self._changed or self._leftovers.dead):
             return None
         soon = self._commit_in_time()
-        wait = self._limits.reclaim_s if self._has_garbage() else self._limits.checkpoint_s
+        wait = (
+            self._limits.reclaim_s if self._admission.has_garbage() else self._limits.checkpoint_s
+        )
         left = max(self._oldest_change, self._last_checkpoint) + wait - time.monotonic()
         if left > 0:
             return min(left, soon)
@@ -561,7 +506,7 @@ class Journal:
             if exc.errno != errno.ENOSPC:
                 return None  # read-only now, and said so
             return self._limits.checkpoint_s
-        return self._limits.reclaim_s if self._has_garbage() else None
+        return self._limits.reclaim_s if self._admission.has_garbage() else None
 
     def _commit_in_time(self) -> float:
         """Commit what has waited for ``commit_s``; return the seconds until that is due."""
@@ -575,13 +520,6 @@ class Journal:
             self.commit()
         self._uncommitted_since = time.monotonic()
         return most
-
-    def _has_garbage(self) -> bool:
-        """Return whether a checkpoint would give space back to the host."""
-        return bool(self._leftovers.dead) or any(
-            usage.live < usage.used // 2 and not self.segments.is_open(number)
-            for number, usage in self.segments.usage.items()
-        )
 
     def close(self) -> None:
         if self._closed:

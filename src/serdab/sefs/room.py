@@ -17,6 +17,8 @@ from serdab.vfs.api import Inode
 
 BASE_ROOM: Final = 256 << 10
 """New segments, their table, a log: what a checkpoint takes however little changed."""
+REMOVAL_ROOM: Final = 512 << 10
+"""What is kept for removing, which must work when nothing else does."""
 _INODE_BYTES: Final = 700
 """A changed inode in memory: its object, and the item it becomes."""
 _INODE_STORED: Final = 101
@@ -53,14 +55,17 @@ class Changes:
         noted = self._items.stored_bytes + self._content.noted_bytes()
         return noted + len(self._inodes) * _INODE_STORED
 
+    def added_bytes(self, growth: int) -> int:
+        """Return what the volume grows by, with ``growth`` more."""
+        content = self._content.dirty_bytes + self._content.writer.waiting_bytes
+        return growth + content + self.stored_bytes()
+
     def room(self, growth: int, limits: VolumeLimits) -> int:
         """Return what a commit, the checkpoint after it and a second one may take.
 
         ``growth`` is what is about to be added. The commit carries the items once more; were it
         longer than a commit may be, it would be a checkpoint itself.
         """
-        content = growth + self._content.dirty_bytes + self._content.writer.waiting_bytes
-        stored = self.stored_bytes()
         pages = min(self.scattered_bytes(), limits.scattered_bytes)
-        logged = min(stored + growth, limits.commit_bytes) + limits.log_growth_bytes
-        return content + stored + 2 * pages + logged + BASE_ROOM
+        logged = min(self.stored_bytes() + growth, limits.commit_bytes) + limits.log_growth_bytes
+        return self.added_bytes(growth) + 2 * pages + logged + BASE_ROOM + REMOVAL_ROOM

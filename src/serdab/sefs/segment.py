@@ -327,6 +327,16 @@ def plain_length(pointer: bytes) -> int:
     return stored - TAG_BYTES
 
 
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """A segment that is written and not flushed, and how many records it has."""
+
+    number: int
+    file: File
+    cipher: RecordCipher
+    count: int
+
+
 @final
 class Writer:
     """Appends records to a segment of its own, through a buffer."""
@@ -340,7 +350,7 @@ class Writer:
         self.waiting_bytes = 0
         """Sealed bytes that the host does not have yet."""
         self._count = 0
-        self._unsynced: list[tuple[int, File, RecordCipher]] = []
+        self._unsynced: list[_Ended] = []
         self._dirty = False
 
     file: File
@@ -443,9 +453,9 @@ class Writer:
         if not self._dirty:
             return False
         self.flush()
-        for _, file, _ in self._unsynced:
-            file.sync()
-            file.close()
+        for ended in self._unsynced:
+            ended.file.sync()
+            ended.file.close()
         self._unsynced.clear()
         if self._number:
             self.file.sync()
@@ -457,7 +467,7 @@ class Writer:
         """Leave the segment; the next record begins a new one."""
         if self._number:
             self.flush()
-            self._unsynced.append((self._number, self.file, self.cipher))
+            self._unsynced.append(self._as_ended())
             self._store.end(self._number)
             self._number = 0
 
@@ -468,28 +478,28 @@ class Writer:
     def cut(self, mark: tuple[int, int]) -> None:
         """Give back to the host what was appended since, to which nothing refers.
 
-        The counter goes on from where it is: what is written at these offsets next has other
-        nonces. Nothing that was durable is touched.
+        The counter of each segment goes on from where it is: what is written at these offsets next
+        has other nonces. Nothing that was durable is touched.
 
         Raises:
             OSError: the host refused.
         """
         number, written = mark
-        begun = (
-            [*self._unsynced, (self._number, self.file, self.cipher)]
-            if self._number
-            else [*self._unsynced]
-        )
+        begun = [*self._unsynced, self._as_ended()] if self._number else self._unsynced
         self._unsynced, self._number, self.waiting_bytes = [], 0, 0
-        for segment, file, cipher in begun:
-            self._store.end(segment)
-            if segment != number:
-                file.close()
-                self._store.remove(segment)
+        for ended in begun:
+            self._store.end(ended.number)
+            if ended.number != number:
+                ended.file.close()
+                self._store.remove(ended.number)
                 continue
-            self._number, self.file, self.cipher, self.written = segment, file, cipher, written
-            self._store.take_back(self, segment, written)
-            file.truncate(written)
+            self._number, self.file, self.cipher = number, ended.file, ended.cipher
+            self.written, self._count = written, ended.count
+            self._store.take_back(self, number, written)
+            ended.file.truncate(written)
+
+    def _as_ended(self) -> _Ended:
+        return _Ended(self._number, self.file, self.cipher, self._count)
 
     def retire(self) -> None:
         """Leave a segment of which most is dead already, so that it can be given back."""
@@ -503,6 +513,6 @@ class Writer:
             self._store.end(self._number)
             self.file.close()
             self._number = 0
-        for _, file, _ in self._unsynced:
-            file.close()
+        for ended in self._unsynced:
+            ended.file.close()
         self._unsynced.clear()
