@@ -39,16 +39,17 @@ from serdab.errors import AuthenticationError, FormatError, WrongKeyError
 from serdab.keys import Key
 from serdab.sefs.hostdir import Dir, File, read_exact
 from serdab.sefs.page import MAX_LEVEL
+from serdab.sefs.segment import MAX_SEGMENT
 
 ANCHOR_NAME: Final = "anchor"
 SLOT_BYTES: Final = 16 << 10
 MAGIC: Final = b"SEFSVOL\0"
 VERSION: Final = 1
 _HEAD: Final = struct.Struct("<8sIHH16s32s32sI")
-_MAX_SOURCE: Final = 1024
+MAX_SOURCE: Final = 1024
+"""Bytes of the key source."""
 _KIND: Final = b"volume"
 _MAX_COUNTER: Final = 1 << 63
-_MAX_SEGMENT: Final = (1 << 32) - (1 << 20)
 _MIN_UNIT: Final = 512
 _MAX_UNIT: Final = 1 << 20
 _POINTER: Final = 32
@@ -98,6 +99,18 @@ def volume_keys(key: Key, uuid: bytes) -> KeySchedule:
     return KeySchedule(key, kind=_KIND, uuid=uuid)
 
 
+def check_slot(source: bytes, state: AnchorState) -> None:
+    """Check what is about to be written as a reader will.
+
+    Raises:
+        FormatError: no reader would take it.
+    """
+    if len(source) > MAX_SOURCE:
+        raise FormatError("key source longer than an anchor holds", found=f"{len(source)} bytes")
+    if not _is_sensible(state):
+        raise FormatError("anchor state with an impossible field")
+
+
 def dump_slot(
     keys: KeySchedule, uuid: bytes, source: bytes, state: AnchorState
 ) -> tuple[bytes, bytes]:
@@ -141,7 +154,7 @@ def _parse_clear(raw: bytes) -> _Clear:
     if version != VERSION:
         raise FormatError("unknown volume version", expected=str(VERSION), found=str(version))
     start = _HEAD.size + source_len
-    if zero or source_len > _MAX_SOURCE or start + sealed_len > SLOT_BYTES:
+    if zero or source_len > MAX_SOURCE or start + sealed_len > SLOT_BYTES:
         raise FormatError("anchor slot with impossible lengths")
     # What follows is not looked at. Were a slot refused for garbage there (a torn write), the next
     # write, torn too, could bring back the state that the session between them never saw.
@@ -254,7 +267,7 @@ def _is_sensible(state: AnchorState) -> bool:
     units = (state.chunk_size, state.page_size)
     return (
         all(0 <= counter < _MAX_COUNTER for counter in (*counters, state.live_bytes))
-        and 0 < state.next_segment < _MAX_SEGMENT
+        and 0 < state.next_segment < MAX_SEGMENT
         and 0 <= state.root_level <= MAX_LEVEL
         and all(_MIN_UNIT <= unit <= _MAX_UNIT and unit & (unit - 1) == 0 for unit in units)
         and len(state.root) in (0, _POINTER)

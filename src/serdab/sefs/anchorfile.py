@@ -12,7 +12,14 @@ from typing import Final, final
 
 from serdab.crypto.aead import TAG_BYTES
 from serdab.crypto.kdf import KeySchedule
-from serdab.sefs.anchor import ANCHOR_NAME, SLOT_BYTES, AnchorState, check_unreplaced, dump_slot
+from serdab.sefs.anchor import (
+    ANCHOR_NAME,
+    SLOT_BYTES,
+    AnchorState,
+    check_slot,
+    check_unreplaced,
+    dump_slot,
+)
 from serdab.sefs.hostdir import Dir
 
 NEW_ANCHOR: Final = "anchor.new"
@@ -47,6 +54,7 @@ class AnchorFile:
         """Make the file before anything else exists: it appears whole, by rename."""
         if self.exists:
             return
+        check_slot(self._source, self.state)
         if NEW_ANCHOR in self._dir.names():
             # What an attempt left that was cut off. No host may keep the rename below without this
             # and what follows: it would give the old, half file the name.
@@ -69,8 +77,10 @@ class AnchorFile:
 
         Raises:
             AuthenticationError: the file is not what this session left there.
+            FormatError: no reader would take the newer state; the older one still stands.
             OSError: the host refused; the older state still stands.
         """
+        check_slot(self._source, state)
         raw, tag = dump_slot(self._keys, self.uuid, self._source, state)
         file = self._dir.open(ANCHOR_NAME, write=True)
         try:

@@ -41,6 +41,7 @@ _CHUNK_CACHE: Final = 4 << 20
 _OWNERS_PER_ITEM: Final = 128
 _CHUNK_BYTES: Final = 320
 """What a dirty chunk takes beside its content: objects here, a tag and an owner on the host."""
+_OWNER_BYTES: Final = 200
 
 
 @final
@@ -70,6 +71,7 @@ class Content:
         """What the dirty chunks take in memory, and at most on the host when they are sealed."""
         self._chunks: ByteCache[bytes, bytes] = ByteCache(_CHUNK_CACHE)
         self._owners: dict[int, list[tuple[int, bytes]]] = {}
+        self._owner_count = 0
         self._discards = Discards()
         # A file of more chunks than one is no inline item, however small the chunks are.
         self._inline_most = min(ks.INLINE_MAX, chunk_size)
@@ -98,6 +100,7 @@ class Content:
 
     def _own(self, ino: int, chunk: int, count: int, pointers: bytes) -> None:
         segment, offset, stored, number, _ = POINTER.unpack_from(pointers)
+        self._owner_count += count
         pack = ks.OWNER.pack
         self._owners.setdefault(segment, []).extend(
             (number + index, pack(ino, chunk + index, offset + index * stored, stored))
@@ -455,8 +458,10 @@ class Content:
         return self._discards.dump()
 
     def noted_bytes(self) -> int:
-        """Return about what the changed extents and the discards take in memory."""
-        return self._extents.changed_bytes + self._discards.bytes()
+        """Return about what is noted beside the content takes in memory, and at most on the host:
+        changed extents, who owns new records, discards."""
+        owners = self._owner_count * _OWNER_BYTES
+        return self._extents.changed_bytes + self._discards.bytes() + owners
 
     def committed(self) -> None:
         """Everything dirty is in a commit now."""
@@ -506,6 +511,7 @@ class Content:
                 value = b"".join(owner for _, owner in part)
                 self._items.put(ks.records_key(segment, part[0][0]), value)
         self._owners.clear()
+        self._owner_count = 0
 
     def settle(self) -> None:
         """A checkpoint holds everything now."""

@@ -62,11 +62,12 @@ class Discards:
     another says nothing: a program that truncates in a loop makes one.
     """
 
-    __slots__ = ("_single", "_tails")
+    __slots__ = ("_count", "_single", "_tails")
 
     def __init__(self) -> None:
         self._tails: dict[int, int] = {}
         self._single: dict[int, set[int]] = {}
+        self._count = 0
 
     def add_from(self, ino: int, first: int) -> None:
         """All chunks from ``first`` on."""
@@ -74,18 +75,21 @@ class Discards:
         if tail is not None and tail <= first:
             return
         self._tails[ino] = first
-        single = self._single.get(ino)
+        self._count += tail is None
+        single = self._single.pop(ino, None)
         if single is not None:
             kept = {chunk for chunk in single if chunk < first}
+            self._count -= len(single) - len(kept)
             if kept:
                 self._single[ino] = kept
-            else:
-                del self._single[ino]
 
     def add(self, ino: int, chunk: int) -> None:
         """One chunk."""
         if chunk < self._tails.get(ino, END):
-            self._single.setdefault(ino, set()).add(chunk)
+            single = self._single.setdefault(ino, set())
+            before = len(single)
+            single.add(chunk)
+            self._count += len(single) - before
 
     def dump(self) -> list[tuple[int, int, int]]:
         """Return (ino, first, end) of each range."""
@@ -97,10 +101,10 @@ class Discards:
 
     def bytes(self) -> int:
         """Return about what they take in memory."""
-        count = len(self._tails) + sum(map(len, self._single.values()))
-        return DISCARD_BYTES * count
+        return DISCARD_BYTES * self._count
 
     def clear(self) -> None:
         """A commit has them."""
         self._tails.clear()
         self._single.clear()
+        self._count = 0

@@ -85,6 +85,8 @@ def check(
     """
     report = Report()
     held: set[int] = set()
+    if upper is not None and upper.log_problem is not None:
+        report.add("intent log", upper.log_problem.message)
     for tree in trees:
         if upper is not None and tree is upper.tree:
             held = _holders(upper, report)

@@ -167,7 +167,7 @@ class HostDir:
         try:
             fd = os.open(name, flags, 0o600, dir_fd=self._fd)
         except OSError as exc:
-            if exc.errno in (errno.ELOOP, errno.ENXIO):
+            if exc.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
                 raise FormatError(
                     "host file is not a regular file", subject=f"{self.label}/{name}"
                 ) from None
@@ -193,7 +193,14 @@ class HostDir:
                 pass
             else:
                 os.fsync(self._fd)
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | _FLAGS, dir_fd=self._fd)
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | _FLAGS, dir_fd=self._fd)
+        except OSError as exc:
+            if exc.errno in (errno.ENOTDIR, errno.ELOOP):
+                raise FormatError(
+                    "host directory is not a directory", subject=f"{self.label}/{name}"
+                ) from None
+            raise
         return HostDir(fd, f"{self.label}/{name}")
 
     def names(self) -> list[str]:

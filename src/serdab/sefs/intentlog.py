@@ -24,8 +24,9 @@ Security:
 from __future__ import annotations
 
 import logging
+import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, final
 
 import msgspec
@@ -33,12 +34,16 @@ import msgspec
 from serdab.crypto.aead import TAG_BYTES, RecordCipher
 from serdab.crypto.kdf import KeySchedule
 from serdab.errors import AuthenticationError, FormatError
-from serdab.sefs.hostdir import File, read_exact
+from serdab.sefs.hostdir import Dir, File, read_exact
+from serdab.sefs.segment import SALT_BYTES, file_name
 
 PAGE: Final = 4096
 _HEADER: Final = struct.Struct("<QII16sQII")
 _SEALED_HEADER: Final = _HEADER.size + TAG_BYTES
-_MAX_BODY: Final = 1 << 30
+MAX_BODY: Final = 1 << 30
+"""A commit's body is not longer. Today's are by far (``limits.commit_bytes``)."""
+MAX_PAGES: Final = (MAX_BODY + (64 << 20)) // PAGE
+"""A log is not longer, whatever its file claims."""
 _CUT: Final = "a commit that is not whole was cut: it was in flight when the last session ended"
 _GROW: Final = 1 << 20
 _GROW_MOST: Final = 16 << 20
@@ -58,9 +63,35 @@ class Commit(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     next_ino: int
 
 
+def size_of(commit: Commit) -> int:
+    """Return about how long the body of a commit is, and not less."""
+    items = sum(len(key) + len(value or b"") for key, value in commit.items)
+    writes = sum(len(raw) for _, _, raw in commit.writes)
+    count = len(commit.items) + len(commit.discards) + len(commit.writes)
+    return items + writes + 32 * (count + 1)
+
+
 def log_cipher(keys: KeySchedule, number: int, salt: bytes) -> RecordCipher:
     """Return the cipher of a log."""
     return keys.cipher(b"log", number.to_bytes(8, "little") + salt)
+
+
+def begin_log(
+    directory: Dir, keys: KeySchedule, number: int
+) -> tuple[int, bytes, File, RecordCipher]:
+    """Make a new log file, ``number`` or the first free one after it.
+
+    Return its number, its salt, the file and its cipher.
+    """
+    while True:
+        try:
+            file = directory.open(file_name(number), create=True)
+            break
+        except FileExistsError:
+            number += 1
+    directory.sync()
+    salt = os.urandom(SALT_BYTES)
+    return number, salt, file, log_cipher(keys, number, salt)
 
 
 @final
@@ -74,8 +105,11 @@ class LogWriter:
         sequence: int,
         chain: bytes,
         growth_bytes: int = _GROW,
+        is_roomy: Callable[[], bool] = lambda: True,
     ) -> None:
+        """``is_roomy`` says whether the host has room to write far ahead."""
         self._file = file
+        self._is_roomy = is_roomy
         self._growth_bytes = growth_bytes
         self._cipher = cipher
         self._page = 0
@@ -87,10 +121,13 @@ class LogWriter:
         """Write a commit and make it durable; return the bytes it took.
 
         Raises:
+            FormatError: no reader would take it for one; nothing was written.
             OSError: the host failed. The log must not be used again.
         """
         body = msgspec.msgpack.encode(commit)
         pages = -(-(_SEALED_HEADER + len(body) + TAG_BYTES) // PAGE)
+        if len(body) > MAX_BODY or self._page + pages > MAX_PAGES:
+            raise FormatError("a commit longer than the log may be", found=str(len(body)))
         header = self._cipher.seal(
             2 * self._page,
             _HEADER.pack(self.sequence + 1, len(body), 0, self.chain, self.sequence, pages, 0),
@@ -105,7 +142,8 @@ class LogWriter:
         start = self._page * PAGE
         if start + len(raw) > self._allocated:
             # Written ahead once, so that later flushes carry data only and no new size.
-            room = max(self._growth_bytes, min(2 * self._allocated, _GROW_MOST), len(raw))
+            most = _GROW_MOST if self._is_roomy() else self._growth_bytes
+            room = max(self._growth_bytes, min(2 * self._allocated, most), len(raw))
             self._file.pwrite(bytes(room - len(raw)), start + len(raw))
             self._allocated = start + room
         self._file.pwrite(raw, start)
@@ -114,6 +152,10 @@ class LogWriter:
         self.sequence += 1
         self.chain = bytes(raw[end - TAG_BYTES : end])
         return len(raw)
+
+    def cut(self) -> None:
+        """Give back to the host all after the last commit. The log must not be used again."""
+        self._file.truncate(self._page * PAGE)
 
     def close(self) -> None:
         """Close the file."""
@@ -130,7 +172,7 @@ def read_log(
         FormatError: an authentic record that cannot be read.
     """
     page = 0
-    total = -(-file.size() // PAGE)
+    total = min(-(-file.size() // PAGE), MAX_PAGES)
     while page < total:
         head = _read_header(file, cipher, page)
         if head is None or head[0] != sequence + 1 or head[3] != chain:
@@ -173,7 +215,7 @@ def _read_header(
 def _read_body(
     file: File, cipher: RecordCipher, page: int, body_len: int
 ) -> tuple[bytes, bytes] | None:
-    if body_len > _MAX_BODY or body_len > file.size():
+    if body_len > MAX_BODY or body_len > file.size():
         return None
     start = page * PAGE
     sealed = read_exact(file, body_len + TAG_BYTES, start + _SEALED_HEADER)

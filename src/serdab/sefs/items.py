@@ -14,10 +14,13 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from typing import Final, final
 
-from serdab.sefs.page import Item
+from serdab.sefs.page import ITEM_OVERHEAD, Item
 from serdab.sefs.tree import Change, Tree
 
 _PREFIX: Final = 9
+_ITEM_BYTES: Final = 400
+"""Two objects, their places in three tables, and the inode's: beside the bytes themselves."""
+_YOUNG_BYTES: Final = 110
 _UNKNOWN: Final = bytes(bytearray(b"unknown"))
 """Told from every value by being this object: a miss that raises costs more than the rest."""
 
@@ -42,6 +45,17 @@ class Items:
         self.pending: set[bytes] = set()
         self.young: set[bytes] = set()
         self._runs: dict[bytes, _Run] = {}
+        self._value_bytes = 0
+
+    @property
+    def stored_bytes(self) -> int:
+        """What the changed items add to the pages that a checkpoint writes."""
+        return self._value_bytes + len(self.mem) * ITEM_OVERHEAD
+
+    @property
+    def held_bytes(self) -> int:
+        """About what the changed items take in memory."""
+        return self._value_bytes + len(self.mem) * _ITEM_BYTES + len(self.young) * _YOUNG_BYTES
 
     def get(self, key: bytes) -> bytes | None:
         """Return a value, or None."""
@@ -52,12 +66,19 @@ class Items:
 
     def put(self, key: bytes, value: bytes | None) -> None:
         """Set a value; None deletes."""
-        if len(key) > _PREFIX and key not in self.mem:
-            run = self._runs.get(key[:_PREFIX])
-            if run is None:
-                run = self._runs[key[:_PREFIX]] = _Run()
-            run.keys.add(key)
-            run.ordered = None
+        old = self.mem.get(key, _UNKNOWN)
+        if old is _UNKNOWN:
+            self._value_bytes += len(key)
+            if len(key) > _PREFIX:
+                run = self._runs.get(key[:_PREFIX])
+                if run is None:
+                    run = self._runs[key[:_PREFIX]] = _Run()
+                run.keys.add(key)
+                run.ordered = None
+        elif old:
+            self._value_bytes -= len(old)
+        if value:
+            self._value_bytes += len(value)
         self.mem[key] = value
         self.pending.add(key)
 
@@ -109,3 +130,4 @@ class Items:
         self.pending = set()
         self.young = set()
         self._runs = {}
+        self._value_bytes = 0

@@ -29,33 +29,44 @@ import math
 import os
 import time
 from collections.abc import Callable
-from typing import Final, final
+from typing import final
 
 from serdab.crypto.kdf import KeySchedule
 from serdab.errors import AuthenticationError, Error, FormatError, FsError
 from serdab.sefs import keyspace as ks
+from serdab.sefs.admission import Admission
 from serdab.sefs.anchor import AnchorState
 from serdab.sefs.anchorfile import AnchorFile
 from serdab.sefs.content import Content
 from serdab.sefs.hostdir import Dir
-from serdab.sefs.intentlog import Commit, LogWriter, log_cipher, read_log
+from serdab.sefs.intentlog import (
+    Commit,
+    LogWriter,
+    begin_log,
+    log_cipher,
+    read_log,
+    size_of,
+)
 from serdab.sefs.items import Items
-from serdab.sefs.leftovers import Leftovers
+from serdab.sefs.leftovers import LOGS, SEGMENTS, Leftovers
 from serdab.sefs.limits import VolumeLimits
 from serdab.sefs.pagestore import VolumePages, dump_table, parse_table
 from serdab.sefs.position import History, Position
-from serdab.sefs.reclaim import choose_victims, forget_owners, move_data, move_pages
 from serdab.sefs.replay import replay
 from serdab.sefs.reserve import FlushError, HostErrors, Reserve, RoomyDir, is_full
+from serdab.sefs.room import Changes
 from serdab.sefs.segment import TABLE_AAD, SegmentStore, file_name, plain_length
-from serdab.sefs.tree import Root, Tree, apply_changes
+from serdab.sefs.tree import Root, Tree
+from serdab.sefs.treewriter import TreeWriter
 from serdab.vfs.api import Inode
 from serdab.vfs.layer import Layer
 
-_BASE_ROOM: Final = 256 << 10
-"""New segments, their table, a log: what a checkpoint takes however little changed."""
-
 log = logging.getLogger("serdab.sefs")
+
+
+def _is_full_only(exc: BaseException) -> bool:
+    """Return whether the host had no room, and lost nothing."""
+    return isinstance(exc, OSError) and is_full(exc) and not isinstance(exc, FlushError)
 
 
 @final
@@ -84,9 +95,10 @@ class Journal:
         self._keys = keys
         self._anchor = AnchorFile(self._dir, keys, state, uuid=uuid, source=source, tag=tag)
         self.read_only = read_only
-        self._page_size = state.page_size
         self._subdirs: dict[str, Dir] = {}
-        self.segments = SegmentStore(lambda: self._subdir("seg"), keys, state.next_segment, limits)
+        self.segments = SegmentStore(
+            lambda: self._subdir(SEGMENTS), keys, state.next_segment, limits
+        )
         self._pages = VolumePages(self.segments)
         self._load_table()
         self.items = Items(Tree(self._pages, Root(state.root, state.root_level)))
@@ -97,22 +109,28 @@ class Journal:
         """Inodes that lost their last name since the last commit and are in use."""
         self.next_ino = state.next_ino
         self._log: LogWriter | None = None
-        self._log_bytes = 0
+        self.log_bytes = 0
+        self.log_problem: Error | None = None
+        """What a tolerant recovery found wrong with the log; the commits before it count."""
         self._sequence = state.sequence
         self._chain = state.chain
         self._changed = False
         self._uncommitted = False
         self._uncommitted_since = 0.0
         self._leftovers = Leftovers(self.segments, self._subdir)
+        self._changes = Changes(self.items, self.content, self.inodes, state.page_size)
+        self._admission = Admission(
+            self, self._changes, self.segments, self._leftovers, self._reserve, self._dir, limits
+        )
+        self._tree_writer = TreeWriter(
+            self.items, self.content, self.segments, self._pages, self._leftovers,
+            page_size=state.page_size, label=self.label,
+        )  # fmt: skip
         self._oldest_change = 0.0
         self._last_checkpoint = 0.0
-        self._appended_before = 0
-        self._look_at_churn = 0
-        self._ask_host_at = 0
         self._failed = ""
         self._closed = False
         self._first_checkpoint = True
-        self._unmovable: set[int] = set()
         self.history = History()
         self.host_errors = HostErrors(self._fail)
 
@@ -173,7 +191,7 @@ class Journal:
         return type(exc)(
             exc.message,
             stage="mount",
-            subject=f"{self.label}, {what}",
+            subject=exc.subject or f"{self.label}, {what}",
             expected=exc.expected,
             found=exc.found,
             hint=exc.hint or "the storage changed it; restore the volume from a backup",
@@ -183,8 +201,10 @@ class Journal:
         """Check the root and replay the log. ``tolerant``: leave damage for fsck to report."""
         state = self.state
         if tolerant:
-            with contextlib.suppress(AuthenticationError, FormatError):
+            try:
                 self._replay()
+            except (AuthenticationError, FormatError) as exc:
+                self.log_problem = self._refusal(exc, "intent log")
             return
         try:
             if state.root:
@@ -199,7 +219,7 @@ class Journal:
         if not self.state.log:
             return
         try:
-            file = self._subdir("log").open(file_name(self.state.log))
+            file = self._subdir(LOGS).open(file_name(self.state.log))
         except FileNotFoundError:
             raise AuthenticationError(
                 "the intent log is missing", expected=file_name(self.state.log), found="no file"
@@ -224,81 +244,31 @@ class Journal:
     def admit(self, growth: int = 0) -> None:
         if self.read_only or self._failed:
             raise FsError(errno.EROFS)
-        limits = self._limits
-        if growth and self.content.dirty_bytes > limits.dirty_bytes:
+        if growth and self.content.dirty_bytes > self._limits.dirty_bytes:
             with self.host_errors:
                 self.content.flush()
-        items = len(self.items.mem) + len(self.inodes)
-        wasteful = self.segments.churn_bytes >= self._look_at_churn and self._is_wasteful()
-        if wasteful or items > limits.items or self._log_bytes > limits.log_bytes:
-            try:
-                self._guarded(self._checkpoint)
-                if wasteful and self._leftovers.dead:
-                    # What one checkpoint empties the next one deletes: both anchors left it then.
-                    self._guarded(self._checkpoint)
-                items = 0
-            except FsError as exc:
-                # Removing must work on a full host; adding is refused below.
-                if exc.errno != errno.ENOSPC or growth:
-                    raise
-        if growth:
-            self._make_room(growth, items)
+        self._admission.admit(growth, self.log_bytes)
 
-    def _make_room(self, growth: int, items: int) -> None:
-        """Have room set aside for a change, or refuse it.
+    @property
+    def has_anchor(self) -> bool:
+        """Whether anything of the volume is on the host."""
+        return self._anchor.exists
 
-        Raises:
-            FsError: ENOSPC.
-        """
-        limits, content = self._limits, self.content
-        growth += content.dirty_bytes + content.writer.waiting_bytes
-        if limits.max_bytes and self.segments.live_bytes + growth > limits.max_bytes:
-            raise FsError(errno.ENOSPC)
-        scattered = items * self._page_size
-        if scattered > limits.scattered_bytes:
-            if scattered + self.segments.appended_bytes >= self._ask_host_at:
-                self._keep_apart(scattered)
-            scattered = limits.scattered_bytes
-        needed = growth + 2 * scattered + limits.log_growth_bytes + _BASE_ROOM
-        if needed <= self._reserve.size:
-            return
+    def ensure_anchor(self) -> None:
         self._guarded(self._anchor.ensure)
-        for _ in range(3):
-            try:
-                self._reserve.ensure(needed)
-            except OSError as exc:
-                if not is_full(exc):
-                    self._fail(os.strerror(exc.errno or errno.EIO))
-                    raise FsError(errno.EIO) from None
-                if not (self._leftovers.dead or self._has_garbage()):
-                    break
-                # Two checkpoints give back what was removed before.
-                self._guarded(self._checkpoint)
-            else:
-                return
-        raise FsError(errno.ENOSPC)
 
-    def _keep_apart(self, scattered: int) -> None:
-        """Write a checkpoint if the host has little room and the reserve does not cover all.
+    def write_checkpoint(self) -> None:
+        self._guarded(self._checkpoint)
 
-        The host is asked again when a part of what counts as little may have been used.
-        """
-        tight = self._limits.tight_bytes
-        self._ask_host_at = scattered + self.segments.appended_bytes + tight // 64
-        if self._dir.free_bytes()[1] < tight:
-            self._guarded(self._checkpoint)
+    def sweep(self) -> bool:
+        if not self._first_checkpoint or self._leftovers.is_swept:
+            return False
+        self._guarded(lambda: self._leftovers.sweep_unreachable(self._dir, self.state))
+        return True
 
-    def _is_wasteful(self) -> bool:
-        """Return whether dead bytes alone are reason for a checkpoint now.
-
-        The sums are over all segments: they are not made again until something has changed.
-        """
-        segments, unit = self.segments, self._limits.segment_bytes
-        self._look_at_churn = segments.churn_bytes + unit // 64
-        if segments.appended_bytes - self._appended_before < unit // 2:
-            return False  # the last checkpoint gave back what it could
-        live = segments.live_bytes
-        return segments.used_bytes - live > live // 4 + unit // 2
+    def fail(self, exc: OSError) -> FsError:
+        self._fail(os.strerror(exc.errno or errno.EIO))
+        return FsError(errno.EIO)
 
     # Durability ---------------------------------------------------------------------------
 
@@ -312,21 +282,28 @@ class Journal:
             return
         if self._log is None:
             self._guarded(self._checkpoint)
-        else:
+            return
+        try:
             self._guarded(self._append_commit)
+        except FsError as exc:
+            if exc.errno != errno.ENOSPC or self._failed:
+                raise
+            self._guarded(self._checkpoint)  # which may take less: of what is gone nothing
 
     def _guarded(self, step: Callable[[], None]) -> None:
         """Run a step that writes to the host; a host that fails turns the volume read-only."""
         try:
-            with self._reserve.spending():
+            only_frees = not self._changes.count() and not self.content.dirty_bytes
+            with self._reserve.spending(all_of_it=only_frees):
                 step()
             self._reserve.restore()
         except FsError:
             raise
         except OSError as exc:
-            if is_full(exc) and not isinstance(exc, FlushError):
+            if _is_full_only(exc):
                 # Nothing is lost: it stays in memory, and the next commit tries anew.
                 self._end_log()
+                self._reserve.restore()
                 raise FsError(errno.ENOSPC) from None
             self._fail(os.strerror(exc.errno or errno.EIO))
             raise FsError(errno.ENOSPC if is_full(exc) else errno.EIO) from None
@@ -363,19 +340,25 @@ class Journal:
             content.flush()
         writes = content.uncommitted()
         self.save_items()
-        content.writer.sync()
-        self.segments.sync_dir()
         commit = Commit(
             [(key, items.mem[key]) for key in sorted(items.pending)],
             content.discards(),
             writes,
             self.next_ino,
         )
+        if size_of(commit) > self._limits.commit_bytes:
+            # What is that long is read slowly, and held more than once on the way.
+            self._checkpoint()
+            return
+        content.writer.sync()
+        self.segments.sync_dir()
         assert self._log is not None  # noqa: S101 - the caller looked
         try:
-            self._log_bytes += self._log.append(commit)
-        except OSError:
+            self.log_bytes += self._log.append(commit)
+        except OSError as exc:
             # What reached the host is unknown: this log is never written again.
+            if _is_full_only(exc):
+                self._give_up(self._log.cut)
             self._end_log()
             raise
         self._sequence, self._chain = self._log.sequence, self._log.chain
@@ -397,10 +380,15 @@ class Journal:
         """Write the tree and an anchor. Afterwards nothing older is needed."""
         content, items, state = self.content, self.items, self.state
         self._anchor.ensure()
+        if self._first_checkpoint and not self._leftovers.is_swept:
+            self._leftovers.sweep_unreachable(self._dir, state)
         content.flush()
         content.save_owners()
+        mark = self._pages.writer.mark()
         try:
-            root = self._write_tree(self._choose_victims())
+            victims = self._tree_writer.choose_victims(self._reclaim_budget())
+            self.save_items()
+            root = self._tree_writer.write(victims)
             content.writer.sync()
             content.writer.retire()
             self._pages.writer.retire()
@@ -414,56 +402,56 @@ class Journal:
                 # A session that was killed may have made names here without flushing them.
                 self._dir.sync()
             number, salt, writer = (0, b"", None) if final_one else self._begin_log()
-            self._anchor.replace(
-                AnchorState(
-                    epoch=self.history.next_epoch(state.epoch),
-                    sequence=self._sequence,
-                    chain=self._chain,
-                    root=root.pointer,
-                    root_level=root.level,
-                    table=table,
-                    next_ino=self.next_ino,
-                    next_segment=self.segments.next_number,
-                    next_log=max(state.next_log, number + 1),
-                    log=number,
-                    log_salt=salt,
-                    lower=state.lower,
-                    chunk_size=state.chunk_size,
-                    page_size=state.page_size,
-                    live_bytes=self.segments.live_bytes,
-                    previous=self.tag,
-                )
-            )
-            self._leftovers.end_log(state.log)
-        except BaseException:
+        except BaseException as exc:
             self._pages.undo()
+            if _is_full_only(exc):
+                # No anchor names these pages: what they take is what the next attempt may need.
+                self._give_up(lambda: self._pages.writer.cut(mark))
             raise
+        try:
+            self._anchor.replace(self._next_state(root, table, number, salt))
+        except BaseException:
+            # Whether the host has the anchor is unknown: all that it names stays.
+            self._pages.undo()
+            if writer is not None:
+                writer.close()
+            raise
+        self._leftovers.end_log(state.log)
         self._pages.keep()
         self._end_log()
-        self._log, self._log_bytes = writer, 0
+        self._log, self.log_bytes = writer, 0
         items.settle(Tree(self._pages, root))
         content.settle()
         content.committed()
         self._changed = self._uncommitted = False
         self._last_checkpoint = time.monotonic()
-        self._appended_before = self.segments.appended_bytes
-        self._ask_host_at = 0
+        self._admission.checkpoint_written()
         self._leftovers.bury(self.state.epoch)
         self._leftovers.sweep(self.state.epoch, number)
         if self._first_checkpoint:
             self._first_checkpoint = False
-            self._leftovers.sweep_strays(number, has_logs="log" in self._dir.names())
+            self._leftovers.sweep_strays(number, has_logs=LOGS in self._dir.names())
 
-    def _choose_victims(self) -> set[int]:
-        """Return the segments to be emptied; their live data is moved already."""
-        spare = self._unmovable | self._leftovers.dead.keys()
-        victims = choose_victims(self.segments, self._reclaim_budget(), spare)
-        try:
-            move_data(self.items, self.content, victims)
-        except (AuthenticationError, FormatError) as exc:
-            self._leave(victims, exc)
-            return set()
-        return victims
+    def _next_state(self, root: Root, table: bytes, log_number: int, salt: bytes) -> AnchorState:
+        state = self.state
+        return AnchorState(
+            epoch=self.history.next_epoch(state.epoch),
+            sequence=self._sequence,
+            chain=self._chain,
+            root=root.pointer,
+            root_level=root.level,
+            table=table,
+            next_ino=self.next_ino,
+            next_segment=self.segments.next_number,
+            next_log=max(state.next_log, log_number + 1),
+            log=log_number,
+            log_salt=salt,
+            lower=state.lower,
+            chunk_size=state.chunk_size,
+            page_size=state.page_size,
+            live_bytes=self.segments.live_bytes,
+            previous=self.tag,
+        )
 
     def _reclaim_budget(self) -> int:
         """Return how much may be moved: never the room that this checkpoint and the next need.
@@ -471,46 +459,25 @@ class Journal:
         What is moved gives its place back two checkpoints later. On a full host it would take the
         whole reserve, and the checkpoint that frees anything could not be written.
         """
-        pages = min(len(self.items.mem) * self.state.page_size, self._limits.scattered_bytes)
-        needed = 2 * pages + 2 * self._limits.log_growth_bytes + _BASE_ROOM
+        needed = self._changes.room(self._limits.log_growth_bytes, self._limits)
         room = self._dir.free_bytes()[1] + self._reserve.size - needed
         return max(0, min(self._limits.reclaim_bytes, room))
 
-    def _leave(self, victims: set[int], exc: Error) -> None:
-        """Something in these segments does not verify: they stay, for fsck to look at."""
-        log.error("%s: space is not reclaimed: %s", self.label, exc)
-        self._unmovable |= victims
-
-    def _write_tree(self, victims: set[int]) -> Root:
-        self.save_items()
-        forget_owners(self.items, self.segments)
-        root = apply_changes(
-            self._pages,
-            self.items.tree.root,
-            self.items.changes(),
-            page_size=self.state.page_size,
-        )
+    def _give_up(self, cut: Callable[[], None]) -> None:
+        """Give back what an attempt wrote that a full host ended."""
         try:
-            return move_pages(self._pages, root, victims)
-        except (AuthenticationError, FormatError) as exc:
-            self._leave(victims, exc)
-            self._pages.undo()
-            return self._write_tree(set())
+            cut()
+        except OSError as exc:
+            log.warning("%s: what was written in vain stays for now: %s", self.label, exc)
 
     def _begin_log(self) -> tuple[int, bytes, LogWriter]:
-        directory = self._subdir("log")
-        number = self.state.next_log
-        while True:
-            try:
-                file = directory.open(file_name(number), create=True)
-                break
-            except FileExistsError:
-                number += 1
-        directory.sync()
-        salt = os.urandom(32)
-        cipher = log_cipher(self._keys, number, salt)
+        number, salt, file, cipher = begin_log(self._subdir(LOGS), self._keys, self.state.next_log)
         growth = self._limits.log_growth_bytes
-        return number, salt, LogWriter(file, cipher, self._sequence, self._chain, growth)
+        writer = LogWriter(file, cipher, self._sequence, self._chain, growth, self._is_roomy)
+        return number, salt, writer
+
+    def _is_roomy(self) -> bool:
+        return self._dir.free_bytes()[1] >= self._limits.tight_bytes
 
     def _subdir(self, name: str) -> Dir:
         directory = self._subdirs.get(name)
@@ -527,7 +494,9 @@ class Journal:
         if self._failed or self.read_only or not (self._changed or self._leftovers.dead):
             return None
         soon = self._commit_in_time()
-        wait = self._limits.reclaim_s if self._has_garbage() else self._limits.checkpoint_s
+        wait = (
+            self._limits.reclaim_s if self._admission.has_garbage() else self._limits.checkpoint_s
+        )
         left = max(self._oldest_change, self._last_checkpoint) + wait - time.monotonic()
         if left > 0:
             return min(left, soon)
@@ -537,7 +506,7 @@ class Journal:
             if exc.errno != errno.ENOSPC:
                 return None  # read-only now, and said so
             return self._limits.checkpoint_s
-        return self._limits.reclaim_s if self._has_garbage() else None
+        return self._limits.reclaim_s if self._admission.has_garbage() else None
 
     def _commit_in_time(self) -> float:
         """Commit what has waited for ``commit_s``; return the seconds until that is due."""
@@ -551,13 +520,6 @@ class Journal:
             self.commit()
         self._uncommitted_since = time.monotonic()
         return most
-
-    def _has_garbage(self) -> bool:
-        """Return whether a checkpoint would give space back to the host."""
-        return bool(self._leftovers.dead) or any(
-            usage.live < usage.used // 2 and not self.segments.is_open(number)
-            for number, usage in self.segments.usage.items()
-        )
 
     def close(self) -> None:
         if self._closed:

@@ -22,6 +22,10 @@ class VolumeLimits:
     """Dirty chunks are sealed when they are more."""
     items: int = 60_000
     """A checkpoint is due after so many changed items."""
+    items_bytes: int = 24 << 20
+    """A checkpoint is due when what is changed, other than content, takes so much memory."""
+    commit_bytes: int = 8 << 20
+    """A commit that would be longer is a checkpoint."""
     log_bytes: int = 32 << 20
     """A checkpoint is due when the log is longer."""
     log_growth_bytes: int = 1 << 20

@@ -49,7 +49,7 @@ class VolumePages:
             raise type(exc)(
                 exc.message,
                 stage="read",
-                subject=f"segment {segment:08x}, offset {offset}, tree page",
+                subject=exc.subject or f"segment {segment:08x}, offset {offset}, tree page",
                 found=exc.found,
                 hint="the storage changed these bytes; `serdab fsck` lists what is damaged",
             ) from None

@@ -27,6 +27,8 @@ from serdab.sefs.segment import FULL
 
 RESERVE_NAME: Final = "reserve"
 _LEAST: Final = 1 << 20
+LAST_ROOM: Final = 64 << 10
+"""The part that only what gives room back may take: a checkpoint of nothing new."""
 
 log = logging.getLogger("serdab.sefs")
 
@@ -70,27 +72,34 @@ class Reserve:
         self.size = 0
         self._spent = 0
         self._spending = False
+        self._kept = LAST_ROOM
 
     @contextlib.contextmanager
-    def spending(self) -> Iterator[None]:
-        """Within this, writes may use the reserve: what they store was admitted before."""
-        before, self._spending = self._spending, True
+    def spending(self, *, all_of_it: bool = False) -> Iterator[None]:
+        """Within this, writes may use the reserve: what they store was admitted before.
+
+        A last part stays, but for what only gives room back (``all_of_it``).
+        """
+        before = self._spending, self._kept
+        self._spending, self._kept = True, 0 if all_of_it else LAST_ROOM
         try:
             yield
         finally:
-            self._spending = before
+            self._spending, self._kept = before
 
-    def ensure(self, size: int) -> None:
-        """Hold at least ``size`` bytes.
+    def ensure(self, size: int, *, no_more: bool = False) -> None:
+        """Hold at least ``size`` bytes; ``no_more``: not what would come next either.
 
         Raises:
             OSError: ENOSPC or EDQUOT; what was held is still held.
         """
         if size <= self.size:
             return
-        wanted = _LEAST
-        while wanted < size:
-            wanted *= 2
+        wanted = -(-size // LAST_ROOM) * LAST_ROOM
+        if not no_more:
+            wanted = _LEAST
+            while wanted < size:
+                wanted *= 2
         if self._file is None:
             self._file = self._open()
         try:
@@ -117,24 +126,28 @@ class Reserve:
 
     def release(self) -> bool:
         """Give the room back to the host; return whether there was any to be spent."""
-        if self._file is None or not self.size or not self._spending:
+        if self._file is None or self.size <= self._kept or not self._spending:
             return False
-        self._file.truncate(0)
-        self._spent = self.size
-        self.size = 0
+        self._file.truncate(self._kept)
+        self._spent = max(self._spent, self.size)
+        self.size = self._kept
         return True
 
     def restore(self) -> None:
         """Take back what was spent, as far as the host has it; without it nothing is admitted."""
         size, self._spent = self._spent, 0
-        while size >= _LEAST:
+        if not size or self._file is None:
+            return
+        while size > self.size:
             try:
-                self.ensure(size)
+                self._file.allocate(size)
             except OSError as exc:
                 if not is_full(exc):
                     raise
-                size //= 2
+                self._file.truncate(self.size)  # of what does not fit a host may keep a part
+                size -= max(size // 8, LAST_ROOM)
             else:
+                self.size = size
                 return
 
     def close(self) -> None:

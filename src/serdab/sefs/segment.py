@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import errno
 import hmac
+import logging
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
@@ -32,7 +33,7 @@ from typing import Final, final
 
 from serdab.crypto.aead import TAG_BYTES, RecordCipher
 from serdab.crypto.kdf import KeySchedule
-from serdab.errors import AuthenticationError, FormatError
+from serdab.errors import AuthenticationError, FormatError, FsError
 from serdab.sefs.hostdir import Dir, File, read_exact
 from serdab.sefs.limits import DEFAULT_LIMITS, VolumeLimits
 
@@ -52,10 +53,19 @@ ABSENT: Final = bytes(POINTER_BYTES)
 HOLE: Final = b"\xff\xff\xff\xff" + bytes(POINTER_BYTES - 4)
 """Stands for zeros that hide the lower layer."""
 
+MAX_STORED: Final = 1 << 24
+"""A record takes less."""
+MAX_SEGMENT: Final = (1 << 32) - (1 << 20)
+"""The number of a segment is below, and that of the one after it."""
+MAX_SEGMENTS: Final = (MAX_STORED - TAG_BYTES) // 12 - 1
+"""So many find room in the record that is their table."""
+
 R_DATA: Final = 1
 R_PAGE: Final = 2
 R_TABLE: Final = 3
 _AAD: Final = struct.Struct("<BQQ")
+
+log = logging.getLogger("serdab.sefs")
 
 
 def data_aad(ino: int, chunk: int) -> bytes:
@@ -137,6 +147,9 @@ class SegmentStore:
         taken = {file_number(name) for name in directory.names()} if not self.usage else set()
         while True:
             number = self.next_number
+            if number + 1 >= MAX_SEGMENT or len(self.usage) >= MAX_SEGMENTS:
+                log.error("the volume has as many segments as the format can number")
+                raise FsError(errno.ENOSPC)
             self.next_number += 1
             if number in taken:
                 continue
@@ -146,7 +159,13 @@ class SegmentStore:
                 continue  # left by a process that was killed
             break
         head = os.urandom(HEADER_BYTES)
-        file.pwrite(head, 0)
+        try:
+            file.pwrite(head, 0)
+        except OSError:
+            # On a full host what was begun in vain would be all that keeps it full.
+            file.close()
+            directory.unlink(file_name(number))
+            raise
         self.unsynced_dir = True
         self.usage[number] = Usage(HEADER_BYTES, 0)
         self._writers[number] = writer
@@ -161,6 +180,11 @@ class SegmentStore:
     def live_bytes(self) -> int:
         """Bytes that the newest state refers to."""
         return sum(max(usage.live, 0) for usage in self.usage.values())
+
+    def take_back(self, writer: Writer, number: int, used: int) -> None:
+        """A segment goes on from an earlier end."""
+        self._writers[number] = writer
+        self.usage[number].used = used
 
     def end(self, number: int) -> None:
         """A writer is done with its segment."""
@@ -232,7 +256,7 @@ class SegmentStore:
 
     def _sealed(self, pointer: bytes, limit: int) -> tuple[memoryview, RecordCipher, int]:
         segment, offset, stored, number, tag = POINTER.unpack(pointer)
-        if not TAG_BYTES < stored <= limit + TAG_BYTES:
+        if not TAG_BYTES < stored <= min(limit + TAG_BYTES, MAX_STORED - 1):
             raise FormatError("record of an impossible length", found=str(stored))
         writer = self._writers.get(segment)
         if writer is not None and offset >= writer.written:
@@ -303,6 +327,16 @@ def plain_length(pointer: bytes) -> int:
     return stored - TAG_BYTES
 
 
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """A segment that is written and not flushed, and how many records it has."""
+
+    number: int
+    file: File
+    cipher: RecordCipher
+    count: int
+
+
 @final
 class Writer:
     """Appends records to a segment of its own, through a buffer."""
@@ -316,15 +350,21 @@ class Writer:
         self.waiting_bytes = 0
         """Sealed bytes that the host does not have yet."""
         self._count = 0
-        self._unsynced: list[File] = []
+        self._unsynced: list[_Ended] = []
         self._dirty = False
 
     file: File
     cipher: RecordCipher
 
     def append(self, plain: bytes | bytearray | memoryview, aad: bytes) -> bytes:
-        """Seal a record; return its pointer. It is durable after :meth:`sync`."""
+        """Seal a record; return its pointer. It is durable after :meth:`sync`.
+
+        Raises:
+            FormatError: it is longer than a pointer may say.
+        """
         stored = len(plain) + TAG_BYTES
+        if stored >= MAX_STORED:
+            raise FormatError("record longer than a pointer may say", found=str(stored))
         self.make_room(stored)
         return self._seal(plain, len(plain), (aad,))
 
@@ -413,9 +453,9 @@ class Writer:
         if not self._dirty:
             return False
         self.flush()
-        for file in self._unsynced:
-            file.sync()
-            file.close()
+        for ended in self._unsynced:
+            ended.file.sync()
+            ended.file.close()
         self._unsynced.clear()
         if self._number:
             self.file.sync()
@@ -427,9 +467,39 @@ class Writer:
         """Leave the segment; the next record begins a new one."""
         if self._number:
             self.flush()
-            self._unsynced.append(self.file)
+            self._unsynced.append(self._as_ended())
             self._store.end(self._number)
             self._number = 0
+
+    def mark(self) -> tuple[int, int]:
+        """Return where the next record goes, for :meth:`cut`. Nothing waits when this is asked."""
+        return self._number, self.written
+
+    def cut(self, mark: tuple[int, int]) -> None:
+        """Give back to the host what was appended since, to which nothing refers.
+
+        The counter of each segment goes on from where it is: what is written at these offsets next
+        has other nonces. Nothing that was durable is touched.
+
+        Raises:
+            OSError: the host refused.
+        """
+        number, written = mark
+        begun = [*self._unsynced, self._as_ended()] if self._number else self._unsynced
+        self._unsynced, self._number, self.waiting_bytes = [], 0, 0
+        for ended in begun:
+            self._store.end(ended.number)
+            if ended.number != number:
+                ended.file.close()
+                self._store.remove(ended.number)
+                continue
+            self._number, self.file, self.cipher = number, ended.file, ended.cipher
+            self.written, self._count = written, ended.count
+            self._store.take_back(self, number, written)
+            ended.file.truncate(written)
+
+    def _as_ended(self) -> _Ended:
+        return _Ended(self._number, self.file, self.cipher, self._count)
 
     def retire(self) -> None:
         """Leave a segment of which most is dead already, so that it can be given back."""
@@ -443,6 +513,6 @@ class Writer:
             self._store.end(self._number)
             self.file.close()
             self._number = 0
-        for file in self._unsynced:
-            file.close()
+        for ended in self._unsynced:
+            ended.file.close()
         self._unsynced.clear()

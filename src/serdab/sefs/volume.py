@@ -19,7 +19,7 @@ from typing import Final, final
 
 from msgspec import structs
 
-from serdab.errors import FormatError, LayerMismatch, UsageError
+from serdab.errors import Error, FormatError, LayerMismatch, UsageError
 from serdab.keys import Key
 from serdab.sefs import keyspace as ks
 from serdab.sefs.anchor import ANCHOR_NAME, Anchor, AnchorState, load_anchor, volume_keys
@@ -137,6 +137,11 @@ class Volume:
     def read_only(self) -> bool:
         """Whether nothing is ever written."""
         return self._journal.read_only
+
+    @property
+    def log_problem(self) -> Error | None:
+        """Why the log could not be read to its end; only a volume opened ``tolerant`` has one."""
+        return self._journal.log_problem
 
     @property
     def history(self) -> History:
