@@ -17,7 +17,7 @@ import pytest
 
 from serdab.config import parse_boot_config
 from serdab.errors import WrongKeyError
-from serdab.instance.publish import _STAGING
+from serdab.instance.publish import STAGING
 from serdab.keys import Key
 from serdab.sefs.image import open_image
 from serdab.sefs.volume import open_volume
@@ -337,7 +337,7 @@ class TestAtomicity:
         result = serdab.run("-C", instance, "build")
         assert result.returncode == 2
         assert protected(instance) == before
-        assert not (instance / _STAGING).exists()
+        assert not (instance / STAGING).exists()
         serdab.ok("-C", instance, "print", "root-mac")
 
     @pytest.mark.parametrize("delay_ms", [0, 50, 100, 150, 200, 250, 300, 400])
@@ -357,7 +357,7 @@ class TestAtomicity:
         assert serdab.ok("-C", instance, "print", "root-mac").strip() == config.root_mac.hex()
         after = build(serdab, instance)
         assert config.root_mac.hex() in (first["root-mac"], after["root-mac"])
-        assert not (instance / _STAGING).exists()
+        assert not (instance / STAGING).exists()
 
     def test_two_builds_at_once_are_one_build_and_one_refusal(
         self, serdab: Command, instance: Path

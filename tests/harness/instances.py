@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from serdab.instance import locks
+from serdab.linux.dirfd import DirFd
 from tests.harness.command import Command
 from tests.harness.user import OrdinaryUser
 
@@ -105,9 +106,10 @@ def wait_until_unused(instance: Path) -> None:
     Until then a command that comes next is refused, and the scheduler decides for how long.
     """
     deadline = time.monotonic() + 60
-    while locks._is_used(str(instance / "run")):
-        assert time.monotonic() < deadline, f"{instance} is in use after a minute"
-        time.sleep(0.01)
+    with DirFd.at(str(instance / "run")) as run:
+        while locks._is_used(run):
+            assert time.monotonic() < deadline, f"{instance} is in use after a minute"
+            time.sleep(0.01)
 
 
 def _put(path: Path, content: bytes, *, mode: int) -> None:

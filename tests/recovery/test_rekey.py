@@ -203,7 +203,8 @@ def test_what_was_staged_before_the_layer_went_on_is_refused(place: Place, tmp_p
     use(instance, OLD, change_again)
     for name in (".rekey-staging", "run/.rekey"):
         shutil.copytree(kept / name, Path(instance.at(name)), symlinks=True)
-    publish.put_in_place(instance, instance.at(".rekey-staging"))
+    with instance.root.directory(".rekey-staging") as staged:
+        publish.put_in_place(instance, ".rekey-staging", staged)
     with pytest.raises(RollbackError):
         use(instance, NEW)
 

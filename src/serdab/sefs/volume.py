@@ -14,7 +14,6 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Final, final
 
 from msgspec import structs
@@ -24,7 +23,8 @@ from serdab.keys import Key
 from serdab.sefs import keyspace as ks
 from serdab.sefs.anchor import ANCHOR_NAME, Anchor, AnchorState, load_anchor, volume_keys
 from serdab.sefs.anchorfile import NEW_ANCHOR
-from serdab.sefs.hostdir import Dir, HostDir
+from serdab.sefs.hostdir import Dir
+from serdab.sefs.hostplace import Place, label_of, open_place
 from serdab.sefs.journal import Journal
 from serdab.sefs.limits import DEFAULT_LIMITS, VolumeLimits, fitted
 from serdab.sefs.memorydir import MemoryDir
@@ -361,7 +361,7 @@ class Volume:
 
 
 def open_volume(
-    path: Path,
+    path: Place,
     *,
     key: Key,
     lower: Layer | None = None,
@@ -388,7 +388,7 @@ def open_volume(
         LayerMismatch: the volume belongs to another lower layer.
     """
     return open_volume_in(
-        HostDir.at(path), key=key, lower=lower, create=create, read_only=read_only,
+        open_place(path), key=key, lower=lower, create=create, read_only=read_only,
         source=source, chunk_size=chunk_size, page_size=page_size, limits=limits,
         tolerant=tolerant, heir_of=heir_of,
     )  # fmt: skip
@@ -464,26 +464,26 @@ def _bind(anchor: Anchor, lower: Layer | None, label: str) -> Anchor:
     )
 
 
-def bound_lower(path: Path, key: Key) -> bytes:
+def bound_lower(path: Place, key: Key) -> bytes:
     """Return the root MAC of the lower layer that the volume in a host directory belongs to.
 
     Raises:
         UsageError: there is no volume, or it has no lower layer.
         FormatError, WrongKeyError, AuthenticationError.
     """
-    directory = HostDir.at(path)
+    directory = open_place(path)
     try:
         file = directory.open(ANCHOR_NAME)
     except FileNotFoundError:
-        raise UsageError("no writable layer yet", subject=str(path)) from None
+        raise UsageError("no writable layer yet", subject=label_of(path)) from None
     finally:
         directory.close()
     try:
-        lower = load_anchor(file, key, str(path))[0].state.lower
+        lower = load_anchor(file, key, label_of(path))[0].state.lower
     finally:
         file.close()
     if not lower:
-        raise UsageError("the volume belongs to no image", subject=str(path))
+        raise UsageError("the volume belongs to no image", subject=label_of(path))
     return lower[0]
 
 
