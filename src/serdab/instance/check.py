@@ -139,26 +139,26 @@ def _labelled(progress: Progress | None, label: str) -> Callable[[int], None] | 
 
 
 def check_directory(
-    path: DirFd, key: Key | None, lower: DirFd | None, progress: Progress | None = None
+    place: DirFd, key: Key | None, lower: DirFd | None, progress: Progress | None = None
 ) -> Checked:
     """Verify whatever sealed file system lies in a host directory.
 
     Raises:
         UsageError: there is none.
     """
-    if path.exists(IMAGE_NAME):
-        return check_image_at(path, key, None, progress)
-    if not path.exists(ANCHOR_NAME):
+    if place.exists(IMAGE_NAME):
+        return check_image_at(place, key, None, progress)
+    if not place.exists(ANCHOR_NAME):
         raise UsageError(
             "no sealed file system here",
             stage="fsck",
-            subject=path.path,
+            subject=place.path,
             expected=f"{IMAGE_NAME}, or {ANCHOR_NAME}",
             found="neither",
         )
     # Elsewhere it is a copy, which may be as old as it likes.
-    freshness = RECORD if records.volume_at(path.path) is not None else OFF
-    return check_volume_at(path, _named(key, path), _lower_of(lower, key), freshness, progress)
+    freshness = RECORD if records.volume_at(place.path) is not None else OFF
+    return check_volume_at(place, _named(key, place), _lower_of(lower, key), freshness, progress)
 
 
 def _named(key: Key | None, path: DirFd) -> VolumeKey:

@@ -157,19 +157,10 @@ def put_in_place(instance: Instance, name: str, made: DirFd) -> None:
     os.fchmod(made.fd, 0o755 & ~current_umask())
     os.fsync(made.fd)
     if root.exists(BUILD):
-        try:
-            root.exchange(name, BUILD)
-        except OSError as exc:
-            if exc.errno not in (errno.EINVAL, errno.ENOSYS):
-                raise
-            # No exchange on this file system: two renames, and a moment without build/.
-            aside = name + ASIDE
-            root.rename(BUILD, aside)
-            root.rename(name, BUILD)
-            root.rename(aside, name)
+        _swap(root, name)
         if not made.is_at(root, BUILD):
             # The name was exchanged between the look and the swap.
-            root.exchange(name, BUILD)
+            _swap(root, name)
             raise _exchanged(root, name)
     else:
         root.rename(name, BUILD)
@@ -177,6 +168,19 @@ def put_in_place(instance: Instance, name: str, made: DirFd) -> None:
             root.rename(BUILD, name)
             raise _exchanged(root, name)
     root.sync()
+
+
+def _swap(root: DirFd, name: str) -> None:
+    try:
+        root.exchange(name, BUILD)
+    except OSError as exc:
+        if exc.errno not in (errno.EINVAL, errno.ENOSYS):
+            raise
+        # No exchange on this file system: two renames, and a moment without build/.
+        aside = name + ASIDE
+        root.rename(BUILD, aside)
+        root.rename(name, BUILD)
+        root.rename(aside, name)
 
 
 def _rescue_previous(root: DirFd, old: str) -> None:

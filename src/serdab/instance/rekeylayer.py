@@ -75,6 +75,8 @@ def find_writable(
     path = find_layer(instance, upper.source)
     if path is None:
         raise _misplaced(upper.source, "a symbolic link on the way to it, or outside of it")
+    if instance.root.exists(path) and not instance.root.is_directory(path):
+        raise instance.root.not_ours(path, "a directory")
     watch = Watch(chain.config.freshness, conf_mac=chain.descriptor.conf_mac.value)
     if not instance.root.exists(f"{path}/{ANCHOR_NAME}"):
         Guard(instance.at(path), watch).check_existence()

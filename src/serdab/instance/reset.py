@@ -111,7 +111,9 @@ def _remove(instance: Instance, source: str, shown: tuple[str, ...]) -> bool:
         return False
     above, name = place
     with above:
-        if not above.is_directory(name):
+        if not above.exists(name):
             return False
+        if not above.is_directory(name):
+            raise above.not_ours(name, "a directory")
         above.remove(name)
     return True

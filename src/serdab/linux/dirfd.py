@@ -126,11 +126,34 @@ class DirFd:
             return os.open(name, flags | _FOLLOW_NOTHING, mode, dir_fd=fd)
 
     def directory(self, relative: str) -> DirFd:
-        """Open a directory below here; raises as :meth:`open`."""
-        return DirFd(self.open(relative, _LISTABLE), self.name(relative))
+        """Open a directory below here.
+
+        Raises:
+            OSError: there is none, or it cannot be opened.
+            UsageError: something else stands there, or on the way to it.
+        """
+        try:
+            return DirFd(self.open(relative, _LISTABLE), self.name(relative))
+        except OSError as exc:
+            if exc.errno in _OTHER_KIND:
+                raise self.not_ours(relative, "a directory") from exc
+            raise
 
     def make(self, relative: str, *, mode: int = 0o755) -> DirFd:
-        """Make a directory, and those before it, where they are missing; return it open."""
+        """Make a directory, and those before it, where they are missing; return it open.
+
+        Raises:
+            OSError: one cannot be made.
+            UsageError: something else stands there, or on the way to it.
+        """
+        try:
+            return self._make(relative, mode)
+        except OSError as exc:
+            if exc.errno in _OTHER_KIND:
+                raise self.not_ours(relative, "a directory") from exc
+            raise
+
+    def _make(self, relative: str, mode: int) -> DirFd:
         with self._parent(relative, make_mode=mode) as (fd, name):
             try:
                 os.mkdir(name, mode, dir_fd=fd)
@@ -197,7 +220,7 @@ class DirFd:
     def names(self, relative: str = "") -> list[str]:
         """Return the sorted names in a directory; none where there is no directory."""
         try:
-            with self.directory(relative) as directory:
+            with DirFd(self.open(relative, _LISTABLE), relative) as directory:
                 return sorted(os.listdir(directory.fd))
         except OSError as exc:
             if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
