@@ -34,6 +34,51 @@ from tests.recovery.rekeying import OLD, PEM, do_build, do_rekey, make_place
 
 TABLE: Final = """
 verb      path                              link above fifo device directory file hard
+build     Occlum.json                       2    -     2    2      2         -    ok
+build     image                             2    -     2    2      -         2    -
+build     image.owners                      2    -     2    2      2         -    ok
+build     image/root                        ok   2     ok   2      -         ok   -
+build     image/root/lower                  ok   ok    ok   2      ok        -    ok
+build     initfs                            2    -     2    2      -         2    -
+build     initfs/bin/init                   ok   2     2    2      2         -    ok
+build     build                             2    -     2    2      -         2    -
+build     build/mount/__ROOT                ok   ok    ok   ok     -         ok   -
+build     build/mount/__ROOT/image.sefs     ok   ok    ok   ok     ok        -    ok
+build     build/.Occlum_sys.json.protected  ok   2     ok   ok     ok        -    ok
+build     .build-staging                    ok   -     ok   ok     -         ok   -
+build     .build-staging-old                ok   -     ok   ok     -         ok   -
+build     run                               ok   -     ok   ok     -         ok   -
+copy-bom  image                             2    -     2    2      -         2    -
+copy-bom  image/opt                         ok   2     2    2      -         2    -
+copy-bom  image.owners                      2    -     2    2      2         -    ok
+rekey     build                             2    -     2    2      -         2    -
+rekey     build/mount/__ROOT                2    2     2    2      -         2    -
+rekey     build/mount/__ROOT/image.sefs     3    2     3    3      3         -    3
+rekey     build/initfs/__ROOT/image.sefs    2    2     2    2      2         -    ok
+rekey     .rekey-staging                    ok   -     ok   ok     -         ok   -
+rekey     .rekey-staging-old                ok   -     ok   ok     -         ok   -
+rekey     run                               2    -     2    2      -         2    -
+rekey     run/.rekey                        ok   2     ok   ok     -         ok   -
+rekey     run/mount/__ROOT                  2    2     2    2      -         2    -
+package   build                             2    -     2    2      -         2    -
+package   build/mount/__ROOT/image.sefs     3    2     3    3      3         -    3
+package   build/lib/libserdab.signed.json   2    2     2    2      2         -    ok
+reset     run                               2    -     2    2      -         2    -
+reset     run/mount                         2    2     2    2      -         2    -
+reset     run/mount/__ROOT                  2    2     2    2      -         2    -
+reset     build/previous                    2    2     2    2      -         2    -
+volume    volumes                           2    -     2    2      -         2    -
+volume    volumes/one                       2    2     2    2      -         2    -
+volume    volumes/one/anchor                ok   2     ok   ok     ok        -    ok
+fsck      build/mount/__ROOT                2    2     2    2      -         2    -
+fsck      build/mount/__ROOT/image.sefs     3    2     3    3      3         -    3
+fsck      run/mount                         2    2     2    2      -         2    -
+fsck      run/mount/__ROOT                  2    2     2    2      -         2    -
+fsck      run/mount/__ROOT/anchor           3    2     3    3      3         -    3
+print     build                             2    -     2    2      -         2    -
+print     build/lib/libserdab.signed.json   2    2     2    2      2         -    ok
+lock      run                               2    -     2    2      -         2    -
+lock      run/.rekey                        ok   2     ok   ok     -         ok   -
 """
 KINDS: Final = ("link", "above", "fifo", "device", "directory", "file", "hard")
 ROWS: Final = [line.split() for line in TABLE.strip().splitlines()[1:]]
