@@ -17,6 +17,7 @@ import pytest
 from serdab.instance import locks
 from serdab.instance.create import new_instance
 from serdab.keys import Key
+from serdab.linux.dirfd import DirFd
 from tests.harness.command import Command
 from tests.harness.usedbefore import USED_BEFORE
 from tests.harness.user import OrdinaryUser
@@ -113,9 +114,10 @@ def wait_until_unused(instance: Path) -> None:
     Until then a command that comes next is refused, and the scheduler decides for how long.
     """
     deadline = time.monotonic() + 60
-    while locks._is_used(str(instance / "run")):
-        assert time.monotonic() < deadline, f"{instance} is in use after a minute"
-        time.sleep(0.01)
+    with DirFd.at(str(instance / "run")) as run:
+        while locks._is_used(run):
+            assert time.monotonic() < deadline, f"{instance} is in use after a minute"
+            time.sleep(0.01)
 
 
 def _put(path: Path, content: bytes, *, mode: int) -> None:

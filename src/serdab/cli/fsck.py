@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from serdab.cli import exitcodes
@@ -36,6 +35,7 @@ def main(args: argparse.Namespace, context: Context) -> int:
     from serdab.cli.inuse import naming_service
     from serdab.instance import check
     from serdab.instance.layout import Instance
+    from serdab.linux.outside import Walk
     from serdab.linux.process import hide_memory
 
     hide_memory()  # without an image key the automatic one is derived here
@@ -44,14 +44,14 @@ def main(args: argparse.Namespace, context: Context) -> int:
         from serdab.cli.parsing import read_key
 
         key = read_key(args.image_key)
-    directory = Path(args.directory) if args.directory is not None else None
-    lower = Path(args.lower) if args.lower is not None else None
+    directory = None if args.directory is None else Walk().directory(args.directory)
+    lower = None if args.lower is None else Walk().directory(args.lower)
     with shown_progress(context) as progress:
         if args.repair:
             instance = None if directory is not None else Instance.open_built(context.instance)
             results = [
                 check.repair(
-                    instance, directory, Path(args.output), key=key, lower=lower, progress=progress
+                    instance, directory, args.output, key=key, lower=lower, progress=progress
                 )
             ]
         elif directory is not None:

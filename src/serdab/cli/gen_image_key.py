@@ -21,10 +21,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace, context: Context) -> int:
     """Write the key, never over an existing file."""
-    from serdab.config.dirs import create_durably
+    from serdab.linux.outside import Walk
 
     try:
-        made = create_durably(args.file, Key.generate().dump().encode("ascii") + b"\n")
+        try:
+            directory, name = Walk().parent(args.file)
+        except UsageError as exc:
+            if isinstance(exc.__cause__, OSError):
+                raise exc.__cause__ from exc
+            raise
+        with directory:
+            made = directory.create_whole(name, Key.generate().dump().encode("ascii") + b"\n")
     except OSError as exc:
         raise UsageError(
             "the key file cannot be made",

@@ -27,9 +27,7 @@ def require_out_of_reach(args: argparse.Namespace, context: Context) -> None:
     given = {name: getattr(args, name, None) for name in (*_FILES, *_PROGRAMS)}
     if not any(given.values()):
         return
-    from serdab.instance.layout import is_instance, is_packaged
-
-    if not is_instance(context.instance) and not is_packaged(context.instance):
+    if not _is_instance_at(context.instance):
         return  # the verb says so, or works without one
     from serdab.instance.reach import reached_part
 
@@ -49,6 +47,17 @@ def require_out_of_reach(args: argparse.Namespace, context: Context) -> None:
             )
 
 
+def _is_instance_at(path: str) -> bool:
+    from serdab.linux.dirfd import DirFd
+    from serdab.linux.outside import is_instance
+
+    try:
+        with DirFd.at(path) as directory:
+            return is_instance(directory.fd)
+    except OSError:
+        return False
+
+
 def _found(program: str | None) -> str | None:
     if not program or os.path.dirname(program):
         return program
@@ -59,11 +68,10 @@ def _found(program: str | None) -> str | None:
 
 def notice_of_bom(file: str, root: str, context: Context) -> None:
     """Say of a BOM that programs can write that it is obeyed as it is."""
-    from serdab.instance.layout import is_instance
     from serdab.instance.reach import reached_part
 
     for instance in (context.instance, os.path.dirname(os.path.realpath(root))):
-        if is_instance(instance):
+        if _is_instance_at(instance):
             place = reached_part(instance, file)
             if place is not None:
                 context.say(

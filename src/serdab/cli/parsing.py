@@ -215,7 +215,9 @@ def read_key(path: str) -> Key:
         if path == "-":
             raw = _read_line()
         else:
-            with open(path, "rb") as file:
+            from serdab.linux.outside import Walk
+
+            with open(Walk().file(path), "rb") as file:
                 raw = file.read(_KEY_FILE_BYTES)
     except OSError as exc:
         raise UsageError(

@@ -17,14 +17,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
-from serdab.errors import Error
+from serdab.errors import Error, UsageError
 from serdab.instance.bomfile import load_all
 from serdab.instance.bomneeds import Needs
 from serdab.instance.bomplan import Plan, Say, plan_bom, require_sources
 from serdab.instance.bomsteps import Steps
 from serdab.instance.create import templates_dir
+from serdab.instance.intree import NoFiles, Tree
+from serdab.linux import dirtree
+from serdab.linux.dirfd import DirFd
+from serdab.linux.outside import Walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +62,26 @@ def copy_bom(
     """
     root = os.path.abspath(root)
     boms = load_all(bom, [*include_dirs, templates_dir()], say)
-    if _has_content(root):
-        say(f"warning: {root} is not empty; what the BOM does not name stays as it is")
-    plan = Plan()
-    for item in boms:
-        plan_bom(plan, item, root, say)
-    require_sources(plan)
-    if not dry_run:
-        os.makedirs(root, exist_ok=True)
-    copied = Steps(root, tell, dry_run=dry_run)
-    copied.do_listed(plan)
-    Needs(plan, root, say).add()
-    copied.do_libraries(plan)
-    copied.do_owners(plan)
+    with ExitStack() as stack:
+        top = _open_root(root, stack)
+        if top is not None and _has_content(top):
+            say(f"warning: {root} is not empty; what the BOM does not name stays as it is")
+        plan = Plan()
+        for item in boms:
+            plan_bom(plan, item, root, say)
+        require_sources(plan)
+        if top is None and not dry_run:
+            top = stack.enter_context(Walk().make(root))
+        tree = None if top is None else Tree(top)
+        if dry_run:
+            copied = Steps(None, None, "", tell)
+        else:
+            beside, name = Walk().parent(root)
+            copied = Steps(tree, stack.enter_context(beside), name, tell)
+        copied.do_listed(plan)
+        Needs(plan, tree or NoFiles(), say).add()
+        copied.do_libraries(plan)
+        copied.do_owners(plan)
     if plan.missing:
         raise Error(
             "libraries are missing",
@@ -89,6 +101,24 @@ def copy_bom(
     )
 
 
-def _has_content(root: str) -> bool:
+def _open_root(root: str, stack: ExitStack) -> DirFd | None:
+    """Open the tree; None if it is not there yet.
+
+    Raises:
+        UsageError: it is no directory, or a link where others write, as in an instance.
+    """
+    try:
+        return stack.enter_context(Walk().directory(root))
+    except UsageError as exc:
+        if isinstance(exc.__cause__, FileNotFoundError):
+            return None
+        raise
+
+
+def _has_content(top: DirFd) -> bool:
     """Return whether the tree holds anything but directories."""
-    return any(files for _, _, files in os.walk(root))
+    return any(
+        not entry.is_dir(follow_symlinks=False)
+        for _, entries in dirtree.walk(top)
+        for entry in entries
+    )

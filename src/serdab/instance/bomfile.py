@@ -18,6 +18,7 @@ from serdab.config.strict import Fail, Section
 from serdab.errors import Error, UsageError
 from serdab.instance.excludes import Excludes
 from serdab.instance.owners import MAX_ID, Owner
+from serdab.linux.outside import Walk
 
 MAX_INCLUDES: Final = 100
 _VARIABLE: Final = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
@@ -124,7 +125,7 @@ def _find(name: str, includer: str, directories: list[str]) -> str:
 
 def _load(path: str, say: Callable[[str], None]) -> Bom:
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(Walk().file(path), encoding="utf-8") as file:
             text = file.read()
     except (OSError, UnicodeDecodeError) as exc:
         raise UsageError(

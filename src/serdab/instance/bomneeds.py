@@ -14,7 +14,7 @@ from typing import Final
 from serdab.instance import ldcache
 from serdab.instance.bomplan import Plan, PlannedFile, Say, inside
 from serdab.instance.elf import Libraries, Library, Program, Script, read_program
-from serdab.instance.intree import resolve
+from serdab.instance.intree import Files
 
 _COMMAND_PATH: Final = (
     "/usr/local/bin",
@@ -29,12 +29,12 @@ _COMMAND_PATH: Final = (
 class Needs:
     """Adds libraries, loaders and interpreters of what was planned."""
 
-    def __init__(self, plan: Plan, root: str, say: Say) -> None:
+    def __init__(self, plan: Plan, tree: Files, say: Say) -> None:
         self._plan = plan
-        self._root = root
+        self._tree = tree
         self._say = say
         self._host = Libraries()
-        self._image = Libraries(root)
+        self._image = Libraries(tree)
         self._sources = {item.source: path for path, item in plan.files.items()}
         self._warned: set[str] = set()
         self._homeless: dict[str, list[str]] = {}
@@ -156,7 +156,7 @@ class Needs:
 
     def _in_image(self, path: str) -> bool:
         name = inside(path)
-        return name in self._plan.files or resolve(self._root, name) is not None
+        return name in self._plan.files or self._tree.exists(name)
 
     def _warn(self, line: str) -> None:
         if line not in self._warned:

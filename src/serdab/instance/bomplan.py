@@ -11,9 +11,11 @@ import posixpath
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from io import BufferedReader
 
 from serdab.errors import UsageError
 from serdab.instance.bomfile import Bom, Copy, Target
+from serdab.instance.intree import open_host_file
 from serdab.instance.owners import Owner
 
 Say = Callable[[str], None]
@@ -27,6 +29,10 @@ class PlannedFile:
     digest: str = ""
     autodep: bool = True
     tree: str = ""
+
+    def open(self) -> BufferedReader | None:
+        """Open it for reading; None if it is no regular file."""
+        return open_host_file(self.source)
 
 
 @dataclass(frozen=True, slots=True)

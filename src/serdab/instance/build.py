@@ -21,7 +21,6 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from serdab.config.boot import (
@@ -34,7 +33,7 @@ from serdab.config.boot import (
 )
 from serdab.config.occlum import InstanceConfig, parse
 from serdab.errors import Error, MeasurementMismatch, UsageError
-from serdab.instance import keychange, publish
+from serdab.instance import keychange, outer, publish
 from serdab.instance.epoch import source_date_epoch
 from serdab.instance.fingerprint import Sealed, fingerprint, load_record, store_record
 from serdab.instance.layout import (
@@ -63,6 +62,7 @@ from serdab.instance.signedrecord import (
 from serdab.keys import Key
 from serdab.libos import hostdirs
 from serdab.libos.ground import Ground
+from serdab.linux.dirfd import DirFd
 from serdab.sefs.imagebuild import ImageOptions, build_image
 from serdab.sefs.imageformat import IMAGE_NAME
 from serdab.sefs.imagewalk import Additions
@@ -128,7 +128,7 @@ def build(
         MeasurementMismatch: the image has not the MAC that the configuration requires.
     """
     with lock_build(instance):
-        if not os.access(instance.path, os.W_OK):
+        if not os.access(".", os.W_OK, dir_fd=instance.root.fd):
             raise UsageError(
                 "the instance cannot be built",
                 subject=instance.path,
@@ -149,11 +149,11 @@ def build(
                 "whoever can read build/ can read the image; the writable layer stays secret"
             )
         _check_trees(instance)
-        staging = publish.begin(instance)
-        try:
-            return _build(instance, raw_config, request, staging, say, progress)
-        finally:
-            publish.abandon(staging)
+        with publish.begin(instance) as staging:
+            try:
+                return _build(instance, raw_config, request, staging, say, progress)
+            finally:
+                publish.abandon(instance)
 
 
 def _unusable_sources(instance: Instance, config: InstanceConfig) -> Iterator[str]:
@@ -164,7 +164,7 @@ def _unusable_sources(instance: Instance, config: InstanceConfig) -> Iterator[st
     for entry in config.mounts:
         if entry.type == "hostfs":
             try:
-                with Ground.at(instance.path) as ground:
+                with Ground(instance.root.again()) as ground:
                     hostdirs.find(entry.source or ".", ground=ground, private=())[1].close()
             except UsageError as exc:
                 yield f"warning: `run` will refuse the mount at {entry.target}: {exc}"
@@ -174,7 +174,7 @@ def _build(
     instance: Instance,
     raw_config: bytes,
     request: BuildRequest,
-    staging: str,
+    staging: DirFd,
     say: Say,
     progress: Callable[[int], None] | None,
 ) -> BuildResult:
@@ -209,8 +209,8 @@ def _build(
         ext_prod_id=separation[1],
     )
     signed = sign(descriptor, request.signer)
-    publish.write_file(_staged(staging, PROTECTED_CONFIG), protected)
-    publish.write_file(_staged(staging, DESCRIPTOR), signed)
+    staging.write_new(_staged(PROTECTED_CONFIG), protected)
+    staging.write_new(_staged(DESCRIPTOR), signed)
     mrsigner = request.signer.public.mrsigner()
     if image_type == INTEGRITY_ONLY and _published_type(instance) == ENCRYPTED:
         say(
@@ -218,7 +218,7 @@ def _build(
             "can read it"
         )
     line = keychange.warning_of(
-        Path(instance.at(config.upper.source)),
+        instance,
         boot,
         request.image_key,
         mrsigner=mrsigner,
@@ -229,7 +229,7 @@ def _build(
     old_image = _replaced_image(instance, root_mac)
     kept = False
     if not sealer.sealed and _is_published(instance, protected, signed):
-        publish.abandon(staging)
+        publish.abandon(instance)
     else:
         sealer.take_over_unchanged()
         kept = publish.swap_in(
@@ -296,7 +296,7 @@ class _Sealer:
     def __init__(
         self,
         instance: Instance,
-        staging: str | None,
+        staging: DirFd | None,
         record: dict[str, Sealed],
         progress: Callable[[int], None] | None,
     ) -> None:
@@ -334,35 +334,35 @@ class _Sealer:
     def _seal(
         self, name: str, source: str, output: str, key: Key | None, additions: Additions
     ) -> bytes:
-        tree = self._instance.at(source)
-        owners = load_owners(tree)
+        root = self._instance.root
+        owners = load_owners(root, source)
         options = ImageOptions(
             clamp_s=source_date_epoch(),
             owner=lambda path: owners.get(os.fsdecode(path), (0, 0)),
         )
-        # What changes after this moment differs from the fingerprint at the next build.
-        parameters, seen = _parameters(options, additions, owners), dict[str, str]()
-        found = fingerprint(tree, parameters=parameters, key=key, seen=seen)
-        self._files[name] = stamps(seen, owners)
-        old = self._record.get(name)
-        # A check tells of sources, not of what became of build/.
-        there = self._staging is None or _is_plain_file(
-            os.path.join(self._instance.at(output), IMAGE_NAME)
-        )
-        if old is not None and found == old.fingerprint and there:
-            self.outcome[name] = old
-            self._unchanged.append(output)
-            return old.root_mac
-        if self._staging is None:
-            return b""  # it would get one
-        info = build_image(
-            Path(tree),
-            Path(_staged(self._staging, output)),
-            key=key,
-            options=options,
-            additions=additions,
-            progress=self._progress,
-        )
+        with root.directory(source) as tree:
+            # What changes after this moment differs from the fingerprint at the next build.
+            parameters, seen = _parameters(options, additions, owners), dict[str, str]()
+            found = fingerprint(tree, parameters=parameters, key=key, seen=seen)
+            self._files[name] = stamps(seen, owners)
+            old = self._record.get(name)
+            # A check tells of sources, not of what became of build/.
+            there = self._staging is None or root.is_file(f"{output}/{IMAGE_NAME}")
+            if old is not None and found == old.fingerprint and there:
+                self.outcome[name] = old
+                self._unchanged.append(output)
+                return old.root_mac
+            if self._staging is None:
+                return b""  # it would get one
+            with self._staging.make(_staged(output)) as out:
+                info = build_image(
+                    tree,
+                    out,
+                    key=key,
+                    options=options,
+                    additions=additions,
+                    progress=self._progress,
+                )
         self.outcome[name] = None if found is None else Sealed(found, info.root_mac)
         self.sealed.append(name)
         return info.root_mac
@@ -379,15 +379,12 @@ class _Sealer:
         if self._staging is None:
             return
         for output in self._unchanged:
-            publish.copy_sealed(self._instance.at(output), _staged(self._staging, output))
+            with self._staging.make(_staged(output)) as target:
+                publish.copy_sealed(self._instance.root, output, target)
 
 
-def _is_plain_file(path: str) -> bool:
-    return os.path.lexists(path) and stat.S_ISREG(os.lstat(path).st_mode)
-
-
-def _staged(staging: str, output: str) -> str:
-    return os.path.join(staging, output.removeprefix(_BUILD_PREFIX))
+def _staged(output: str) -> str:
+    return output.removeprefix(_BUILD_PREFIX)
 
 
 def _parameters(options: ImageOptions, additions: Additions, owners: Mapping[str, Owner]) -> bytes:
@@ -411,7 +408,8 @@ def _parameters(options: ImageOptions, additions: Additions, owners: Mapping[str
 
 def _check_trees(instance: Instance) -> None:
     for name in (IMAGE_SOURCE, INITFS_SOURCE):
-        if not os.path.isdir(instance.at(name)):
+        instance.root.require_plain(name, "a directory")
+        if not instance.root.is_directory(name):
             raise UsageError(
                 "a source tree is missing",
                 stage="build",
@@ -420,8 +418,8 @@ def _check_trees(instance: Instance) -> None:
                 found="none",
                 hint="`serdab copy-bom -f FILE --root " + name + "` fills one",
             )
-    path = instance.at(f"{INITFS_SOURCE}/{INIT}")
-    status = os.lstat(path) if os.path.lexists(path) else None
+    path = f"{INITFS_SOURCE}/{INIT}"
+    status = instance.root.status(path)
     # A link may point to where only the init FS itself can tell; a file must be executable.
     if status is None or not (
         stat.S_ISLNK(status.st_mode)
@@ -430,7 +428,7 @@ def _check_trees(instance: Instance) -> None:
         raise UsageError(
             "the init FS has no init",
             stage="build",
-            subject=path,
+            subject=instance.at(path),
             expected="an executable /bin/init",
             found="none" if status is None else "something that cannot be executed",
             hint="`serdab new` puts the default one there",
@@ -462,36 +460,36 @@ def _initfs_additions(image_type: str, builtin: Key | None) -> Additions:
 
 
 def _image_additions(instance: Instance, config: InstanceConfig) -> Additions:
-    tree = instance.at(IMAGE_SOURCE)
     directories: dict[bytes, int] = {}
-    for entry in config.mounts:
-        _require_plain(tree, entry)
-        parts = entry.target.strip("/").encode("utf-8").split(b"/")
-        for length in range(1, len(parts) + 1):
-            directories[b"/".join(parts[:length])] = 0o755
-    files = {
-        path: b""
-        for path in _HOST_FILES
-        if not os.path.lexists(os.path.join(os.fsencode(tree), path))
-        and not os.path.islink(os.path.join(os.fsencode(tree), b"etc"))
-    }
+    with instance.root.directory(IMAGE_SOURCE) as tree:
+        for entry in config.mounts:
+            _require_plain(tree, entry)
+            parts = entry.target.strip("/").encode("utf-8").split(b"/")
+            for length in range(1, len(parts) + 1):
+                directories[b"/".join(parts[:length])] = 0o755
+        files = {
+            path: b""
+            for path in _HOST_FILES
+            if not tree.exists(os.fsdecode(path)) and tree.is_plain("etc")
+        }
     return Additions(directories=directories, files=files)
 
 
-def _require_plain(tree: str, entry: MountEntry) -> None:
+def _require_plain(tree: DirFd, entry: MountEntry) -> None:
     """Refuse a mount point that the tree has as something else than plain directories."""
-    path = tree
-    for part in entry.target.strip("/").split("/"):
-        path = os.path.join(path, part)
-        if not os.path.lexists(path):
+    parts = entry.target.strip("/").split("/")
+    for length in range(1, len(parts) + 1):
+        path = "/".join(parts[:length])
+        status = tree.status(path)
+        if status is None:
             return
-        if not stat.S_ISDIR(os.lstat(path).st_mode):
+        if not stat.S_ISDIR(status.st_mode):
             raise UsageError(
                 f"the mount point {entry.target} is no directory",
                 stage="build",
-                subject=path,
+                subject=tree.name(path),
                 expected="a directory, or nothing",
-                found="a symlink" if os.path.islink(path) else "a file",
+                found="a symlink" if stat.S_ISLNK(status.st_mode) else "a file",
                 hint="remove it from the tree, or mount elsewhere",
             )
 
@@ -569,10 +567,11 @@ def _has_writable_layer(instance: Instance, config: InstanceConfig) -> bool:
     """Return whether there is a writable layer, or a session that may begin one any moment."""
     if is_in_use(instance):
         return True
+    shown = outer.shown_by(config)
     try:
-        with os.scandir(instance.at(config.upper.source)) as listing:
-            return any(True for _ in listing)
-    except OSError:
+        with outer.open_directory(instance, config.upper.source, shown) as upper:
+            return bool(upper.names())
+    except (OSError, UsageError):
         return False
 
 

@@ -6,22 +6,25 @@ Above: ``cli.fsck``. Below: ``sefs.fsck``, ``libos.volumekey``, ``measurements``
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from serdab.errors import MeasurementMismatch, RollbackError, UsageError, WrongKeyError
+from serdab.instance import outer
 from serdab.instance.layout import IMAGE, INITFS, Instance
 from serdab.instance.locks import settle_switch
 from serdab.instance.measurements import Measurements, read_measurements
 from serdab.keys import Key
 from serdab.libos.keysource import USER, KeySource, explaining
 from serdab.libos.volumekey import VolumeKey, volume_key
+from serdab.linux.dirfd import DirFd
+from serdab.linux.outside import Walk
 from serdab.sefs.anchor import ANCHOR_NAME
 from serdab.sefs.anchorfile import NEW_ANCHOR
 from serdab.sefs.fsck import Report, check, salvage
 from serdab.sefs.hostdir import HostDir, read_exact
+from serdab.sefs.hostplace import Place, label_of, open_place
 from serdab.sefs.image import Image, open_image
 from serdab.sefs.imageformat import HEADER_BYTES, IMAGE_NAME, header_mac, parse_header
 from serdab.sefs.volume import Volume, memory_volume, open_volume
@@ -53,32 +56,36 @@ class Checked:
         return self.report.is_clean() and self.rolled_back is None
 
 
-def _unpinned_mac(path: Path) -> bytes:
+def _unpinned_mac(path: Place) -> bytes:
     """Return the root MAC that an integrity-only image has: nobody named one to compare."""
-    directory = HostDir.at(path)
+    directory = open_place(path)
     try:
-        # The storage may have put a FIFO or a link there.
-        file = directory.open(IMAGE_NAME)
-        try:
-            raw = read_exact(file, HEADER_BYTES, 0)
-        finally:
-            file.close()
+        raw = _header(directory)
     finally:
         directory.close()
     return header_mac(raw, parse_header(raw).hash)
 
 
-def _open_lower(path: Path, key: Key | None, mac: bytes | None) -> Image:
+def _header(directory: HostDir) -> bytes:
+    # The storage may have put a FIFO or a link there.
+    file = directory.open(IMAGE_NAME)
+    try:
+        return read_exact(file, HEADER_BYTES, 0)
+    finally:
+        file.close()
+
+
+def _open_lower(path: Place, key: Key | None, mac: bytes | None) -> Image:
     if key is None and mac is None:
         mac = _unpinned_mac(path)
     return open_image(path, key=key, expected_mac=mac)
 
 
 def check_image_at(
-    path: Path, key: Key | None, mac: bytes | None, progress: Progress | None = None
+    path: Place, key: Key | None, mac: bytes | None, progress: Progress | None = None
 ) -> Checked:
     """Verify the image in a host directory."""
-    label = str(path)
+    label = label_of(path)
     image = _open_lower(path, key, mac)
     try:
         report = check(
@@ -89,7 +96,7 @@ def check_image_at(
     return Checked(label, report, image.root_mac)
 
 
-def check_image_header(path: Path, mac: bytes) -> None:
+def check_image_header(path: Place, mac: bytes) -> None:
     """Verify of an image what can be verified without its key: the header, by the root MAC.
 
     Raises:
@@ -100,7 +107,7 @@ def check_image_header(path: Path, mac: bytes) -> None:
         raise MeasurementMismatch(
             "the image is not the one that was measured",
             stage="rootfs",
-            subject=str(path),
+            subject=label_of(path),
             expected=mac.hex(),
             found=found.hex(),
             hint="`serdab build` seals it anew",
@@ -108,7 +115,7 @@ def check_image_header(path: Path, mac: bytes) -> None:
 
 
 def check_volume_at(
-    path: Path,
+    path: DirFd,
     key: VolumeKey,
     lower: Image | None,
     freshness: str,
@@ -120,12 +127,12 @@ def check_volume_at(
 
     ``version_number``: of the build whose writable layer it is.
     """
-    label = str(path)
+    label = label_of(path)
     with explaining(path, key.source):
         volume = open_volume(path, key=Key(key.key), lower=lower, read_only=True, tolerant=True)
     try:
         found = volume.durable_mac
-        rolled_back = refusal_of(path, freshness, volume, version_number=version_number)
+        rolled_back = refusal_of(Path(path.path), freshness, volume, version_number=version_number)
         report = check(
             lambda: Union(volume, lower),
             [volume.tree],
@@ -146,38 +153,38 @@ def _labelled(progress: Progress | None, label: str) -> Callable[[int], None] | 
 
 
 def check_directory(
-    path: Path, key: Key | None, lower: Path | None, progress: Progress | None = None
+    place: DirFd, key: Key | None, lower: DirFd | None, progress: Progress | None = None
 ) -> Checked:
     """Verify whatever sealed file system lies in a host directory.
 
     Raises:
         UsageError: there is none.
     """
-    if (path / IMAGE_NAME).exists():
-        return check_image_at(path, key, None, progress)
-    if not (path / ANCHOR_NAME).exists():
+    if place.exists(IMAGE_NAME):
+        return check_image_at(place, key, None, progress)
+    if not place.exists(ANCHOR_NAME):
         raise UsageError(
             "no sealed file system here",
             stage="fsck",
-            subject=str(path),
+            subject=place.path,
             expected=f"{IMAGE_NAME}, or {ANCHOR_NAME}",
             found="neither",
         )
     # Elsewhere it is a copy, which may be as old as it likes.
-    freshness = RECORD if records.volume_at(str(path)) is not None else OFF
-    return check_volume_at(path, _named(key, path), _lower_of(lower, key), freshness, progress)
+    freshness = RECORD if records.volume_at(place.path) is not None else OFF
+    return check_volume_at(place, _named(key, place), _lower_of(lower, key), freshness, progress)
 
 
-def _named(key: Key | None, path: Path) -> VolumeKey:
-    return VolumeKey(_needed(key, path).raw(), KeySource(USER).dump())
+def _named(key: Key | None, path: DirFd) -> VolumeKey:
+    return VolumeKey(_needed(key, path.path).raw(), KeySource(USER).dump())
 
 
-def _needed(key: Key | None, path: Path) -> Key:
+def _needed(key: Key | None, path: str) -> Key:
     if key is None:
         raise WrongKeyError(
             "it is encrypted and no key was given",
             stage="fsck",
-            subject=str(path),
+            subject=path,
             expected="an image key",
             found="none",
             hint="give the key it was built with: --image-key FILE",
@@ -185,11 +192,14 @@ def _needed(key: Key | None, path: Path) -> Key:
     return key
 
 
-def _lower_of(lower: Path | None, key: Key | None) -> Image | None:
+def _lower_of(lower: DirFd | None, key: Key | None) -> Image | None:
     if lower is None:
         return None
-    with (lower / IMAGE_NAME).open("rb") as file:
-        encrypted = any(parse_header(file.read(HEADER_BYTES)).key_check)
+    directory = open_place(lower)
+    try:
+        encrypted = any(parse_header(_header(directory)).key_check)
+    finally:
+        directory.close()
     return _open_lower(lower, key if encrypted else None, None)
 
 
@@ -219,40 +229,37 @@ def check_instance(
     config = measured.config
     image_key = key if config.image_type == "encrypted" else None
     if config.image_type == "encrypted":
-        _needed(key, Path(instance.at(IMAGE)))
-    checked = [
-        check_image_at(Path(instance.at(INITFS)), None, config.init_mac, progress),
-        check_image_at(Path(instance.at(IMAGE)), image_key, config.root_mac, progress),
-    ]
-    upper = Path(instance.at(config.upper.source))
-    if _is_begun(upper):
-        lower = open_image(Path(instance.at(IMAGE)), key=image_key, expected_mac=config.root_mac)
-        checked.append(
-            check_volume_at(
-                upper,
-                _upper_key(measured, image_key),
-                lower,
-                config.freshness,
-                progress,
-                version_number=measured.descriptor.security_version,
-            )
-        )
-    elif gone := refusal_of(upper, config.freshness, None):
-        checked.append(Checked(str(upper), Report(), rolled_back=gone))
+        _needed(key, instance.at(IMAGE))
+    with instance.root.directory(INITFS) as init_fs, instance.root.directory(IMAGE) as image:
+        checked = [
+            check_image_at(init_fs, None, config.init_mac, progress),
+            check_image_at(image, image_key, config.root_mac, progress),
+        ]
+        upper = outer.find(instance, config.upper.source, outer.shown_by(config))
+        if upper is not None:
+            with upper:
+                if set(upper.names()) - {NEW_ANCHOR}:  # a boot takes it for a volume
+                    lower = open_image(image, key=image_key, expected_mac=config.root_mac)
+                    checked.append(
+                        check_volume_at(
+                            upper,
+                            _upper_key(measured, image_key),
+                            lower,
+                            config.freshness,
+                            progress,
+                            version_number=measured.descriptor.security_version,
+                        )
+                    )
+                    return checked
+    path = instance.at(config.upper.source)
+    if gone := refusal_of(Path(path), config.freshness, None):
+        checked.append(Checked(path, Report(), rolled_back=gone))
     return checked
 
 
-def _is_begun(upper: Path) -> bool:
-    """Return whether a boot would take what is there for a volume: the anchor may be missing."""
-    try:
-        return bool(set(os.listdir(upper)) - {NEW_ANCHOR})
-    except FileNotFoundError:
-        return False
-
-
 def repair_volume(
-    path: Path,
-    output: Path,
+    path: DirFd,
+    output: str,
     key: VolumeKey,
     lower: Image | None,
     progress: Progress | None = None,
@@ -263,43 +270,43 @@ def repair_volume(
     try:
         into = _new_volume(output, Key(key.key), lower, damaged)
         try:
-            report = salvage(damaged, into, _labelled(progress, str(output)))
+            report = salvage(damaged, into, _labelled(progress, output))
         finally:
             into.close()
     finally:
         damaged.close()
         if lower is not None:
             lower.close()
-    return Checked(str(path), report)
+    return Checked(path.path, report)
 
 
-def _new_volume(output: Path, key: Key, lower: Image | None, like: Volume) -> Volume:
-    output.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if any(output.iterdir()):
-        raise UsageError(
-            "the place for the repaired volume is not empty",
-            stage="fsck",
-            subject=str(output),
-            expected="an empty or missing directory",
-            found="files",
+def _new_volume(output: str, key: Key, lower: Image | None, like: Volume) -> Volume:
+    with Walk().make(output, mode=0o700) as place:
+        if place.names():
+            raise UsageError(
+                "the place for the repaired volume is not empty",
+                stage="fsck",
+                subject=output,
+                expected="an empty or missing directory",
+                found="files",
+            )
+        return open_volume(
+            place,
+            key=key,
+            lower=lower,
+            create=True,
+            source=like.source,
+            chunk_size=like.state.chunk_size,
         )
-    return open_volume(
-        output,
-        key=key,
-        lower=lower,
-        create=True,
-        source=like.source,
-        chunk_size=like.state.chunk_size,
-    )
 
 
 def repair(
     instance: Instance | None,
-    directory: Path | None,
-    output: Path,
+    directory: DirFd | None,
+    output: str,
     *,
     key: Key | None,
-    lower: Path | None,
+    lower: DirFd | None,
     progress: Progress | None = None,
 ) -> Checked:
     """Salvage the volume in ``directory``, or the writable layer of ``instance``."""
@@ -311,14 +318,12 @@ def repair(
         raise UsageError("nothing to repair was named", stage="fsck")
     settle_switch(instance)
     measured = _measured(instance)
-    image_key = key if measured.config.image_type == "encrypted" else None
-    image = open_image(
-        Path(instance.at(IMAGE)), key=image_key, expected_mac=measured.config.root_mac
-    )
-    return repair_volume(
-        Path(instance.at(measured.config.upper.source)),
-        output,
-        _upper_key(measured, image_key),
-        image,
-        progress,
-    )
+    config = measured.config
+    image_key = key if config.image_type == "encrypted" else None
+    shown = outer.shown_by(config)
+    with (
+        instance.root.directory(IMAGE) as sealed,
+        outer.open_directory(instance, config.upper.source, shown) as upper,
+    ):
+        image = open_image(sealed, key=image_key, expected_mac=config.root_mac)
+        return repair_volume(upper, output, _upper_key(measured, image_key), image, progress)

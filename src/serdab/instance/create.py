@@ -7,7 +7,6 @@ Above: ``cli`` (new, init). Below: ``layout``, the templates and the shipped ini
 from __future__ import annotations
 
 import os
-import shutil
 from typing import Final
 
 from serdab.errors import EnvironmentRefused, UsageError
@@ -20,6 +19,8 @@ from serdab.instance.layout import (
     UPPER,
     Instance,
 )
+from serdab.linux.dirfd import DirFd
+from serdab.linux.outside import Walk
 from serdab.trust.measurement import package_root
 from serdab.trust.records import forget_path
 
@@ -73,21 +74,37 @@ def new_instance(path: str) -> Instance:
     """
     source = shipped_init()
     try:
-        os.mkdir(path, 0o755)
-    except OSError as exc:
-        exists = isinstance(exc, FileExistsError)
-        raise UsageError(
-            "the instance cannot be made",
-            subject=os.path.abspath(path),
-            expected="a path where nothing is, in a directory that can be written",
-            found="something is there already" if exists else os.strerror(exc.errno or 0),
-            hint="`serdab init` makes an instance of the current directory" if exists else "",
-        ) from exc
+        parent, name = Walk().parent(path)
+    except UsageError as exc:
+        cause = exc.__cause__
+        if not isinstance(cause, OSError):
+            raise
+        raise _not_made(path, cause) from exc
+    with parent:
+        return _new(parent, name, path, source)
+
+
+def _new(parent: DirFd, name: str, path: str, source: str) -> Instance:
     try:
-        return _fill(path, source)
+        os.mkdir(name, 0o755, dir_fd=parent.fd)
+    except OSError as exc:
+        raise _not_made(path, exc) from exc
+    try:
+        return _fill(Instance(path, parent.directory(name)), source)
     except BaseException:
-        shutil.rmtree(path, ignore_errors=True)  # else it is in the way of another try
+        parent.remove(name)  # else it is in the way of another try
         raise
+
+
+def _not_made(path: str, exc: OSError) -> UsageError:
+    exists = isinstance(exc, FileExistsError)
+    return UsageError(
+        "the instance cannot be made",
+        subject=os.path.abspath(path),
+        expected="a path where nothing is, in a directory that can be written",
+        found="something is there already" if exists else os.strerror(exc.errno or 0),
+        hint="`serdab init` makes an instance of the current directory" if exists else "",
+    )
 
 
 def init_instance(path: str) -> Instance:
@@ -97,8 +114,9 @@ def init_instance(path: str) -> Instance:
         UsageError: it is one already, or it holds something under a name that is needed.
     """
     source = shipped_init()
+    instance = Instance(path)
     for name in (CONFIG, IMAGE_SOURCE, INITFS_SOURCE):
-        if os.path.lexists(os.path.join(path, name)):
+        if instance.root.exists(name):
             raise UsageError(
                 "the directory is an instance already" if name == CONFIG else "a name is taken",
                 subject=os.path.abspath(path),
@@ -106,30 +124,34 @@ def init_instance(path: str) -> Instance:
                 found=f"{name} is there",
                 hint="`serdab build` builds it" if name == CONFIG else "move it away first",
             )
-    return _fill(path, source)
+    return _fill(instance, source)
 
 
-def _fill(path: str, init: str) -> Instance:
-    instance = Instance(path)
+def _fill(instance: Instance, init: str) -> Instance:
+    root = instance.root
     for base, names in ((IMAGE_SOURCE, SKELETON), (INITFS_SOURCE, _INITFS_SKELETON)):
-        os.mkdir(instance.at(base), 0o755)
-        for name in names:
-            directory = instance.at(f"{base}/{name}")
-            os.mkdir(directory)
-            # The modes are measured: they must not depend on the caller's umask.
-            os.chmod(directory, 0o1777 if name == "tmp" else 0o755)
-        os.chmod(instance.at(base), 0o755)  # noqa: S103 - no secret in it
-    os.makedirs(instance.at(RUN), 0o700, exist_ok=True)
-    target = instance.at(f"{INITFS_SOURCE}/{INIT}")
-    shutil.copyfile(init, target)
-    os.chmod(target, 0o755)  # noqa: S103 - a program
-    # mtimes are measured too; the shipped init is the same everywhere, so its time is as well.
-    os.utime(target, (0, 0))
+        os.mkdir(base, 0o755, dir_fd=root.fd)
+        with root.directory(base) as tree:
+            for name in names:
+                with tree.make(name) as directory:
+                    # The modes are measured: they must not depend on the caller's umask.
+                    os.fchmod(directory.fd, 0o1777 if name == "tmp" else 0o755)
+            os.fchmod(tree.fd, 0o755)
+    root.make(RUN, mode=0o700).close()
+    with open(init, "rb") as file:
+        program = file.read()
+    root.write_new(f"{INITFS_SOURCE}/{INIT}", program)
+    fd = root.open_file(f"{INITFS_SOURCE}/{INIT}")
+    try:
+        os.fchmod(fd, 0o755)
+        # mtimes are measured too; the shipped init is the same everywhere, so its time is as well.
+        os.utime(fd, (0, 0))
+    finally:
+        os.close(fd)
     # Whoever makes an instance says that nothing is there yet, whatever was here before.
     forget_path(instance.at(UPPER))
     # The configuration comes last: it is what makes the directory an instance.
     with open(os.path.join(templates_dir(), CONFIG), "rb") as file:
         content = file.read()
-    with open(instance.at(CONFIG), "xb") as file:
-        file.write(content)
+    root.write_new(CONFIG, content)
     return instance

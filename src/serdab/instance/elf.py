@@ -14,9 +14,11 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from typing import Any, Final
 
 from serdab.instance import ldcache
+from serdab.instance.intree import Files, HostFiles, open_host_file
 
 _TRIPLETS: Final = {
     "EM_X86_64": "x86_64-linux-gnu",
@@ -65,13 +67,18 @@ class Script:
     command: str = ""
 
 
-def read_program(path: str) -> Program | Script | None:
+def read_program(path: str, file: BufferedReader | None = None) -> Program | Script | None:
     """Return what ``path`` needs; None if it is neither an ELF file nor a script.
+
+    ``file``: it is open already, and ``path`` what it is called; it is closed.
 
     Raises:
         ValueError: an ELF file that makes no sense.
     """
-    with open(path, "rb") as file:
+    file = file or open_host_file(path)
+    if file is None:
+        return None
+    with file:
         head = file.read(_MAX_SHEBANG)
         if head[:2] == b"#!":
             return _script(path, head)
@@ -149,25 +156,17 @@ class Library:
 
 
 class Libraries:
-    """Finds libraries in the tree at ``root``. Paths given and returned are inside that tree."""
+    """Finds libraries in a tree (None: the host's). Paths given and returned are inside it."""
 
-    def __init__(self, root: str = "/") -> None:
-        self._root = root
+    def __init__(self, files: Files | None = None) -> None:
+        self._files = HostFiles() if files is None else files
         self._known: dict[str, Program | None] = {}
         self._built_in: dict[str, tuple[str, ...]] = {}
         self._cache: dict[str, list[tuple[str, int]]] | None = None
 
     def exists(self, path: str) -> bool:
         """Return whether something is at ``path`` in the tree."""
-        return self.host_path(path) is not None
-
-    def host_path(self, path: str) -> str | None:
-        """Return the host's name for a file inside the tree, links followed inside it."""
-        if self._root == "/":
-            return path if os.path.exists(path) else None
-        from serdab.instance.intree import resolve
-
-        return resolve(self._root, path)
+        return self._files.exists(path)
 
     def closure(
         self, program: Program, *, kind: Program | None = None, at: str = ""
@@ -255,13 +254,13 @@ class Libraries:
     def _load(self, path: str) -> Program | None:
         path = os.path.normpath(path)
         if path not in self._known:
-            host = self.host_path(path)
             program: Program | Script | None = None
-            if host is not None and os.path.isfile(host):
-                try:
-                    program = read_program(host)
-                except (ValueError, OSError):
-                    program = None
+            try:
+                file = self._files.open(path)
+                if file is not None:
+                    program = read_program(path, file)
+            except (ValueError, OSError):
+                program = None
             known = program if isinstance(program, Program) else None
             self._known[path] = known
         return self._known[path]
@@ -269,9 +268,9 @@ class Libraries:
     def _cached(self, name: str) -> list[tuple[str, int]]:
         if self._cache is None:
             self._cache = {}
-            host = self.host_path("/etc/ld.so.cache")
-            if host is not None:
-                with open(host, "rb") as file:
+            file = self._files.open("/etc/ld.so.cache")
+            if file is not None:
+                with file:
                     for key, path, flags in ldcache.parse(file.read(64 << 20)):
                         self._cache.setdefault(key, []).append((path, flags))
         return self._cache.get(name, [])
@@ -284,10 +283,10 @@ class Libraries:
 
     def _scan(self, loader: str) -> tuple[str, ...]:
         """Return the directories compiled into a glibc loader."""
-        host = self.host_path(loader) if loader else None
-        if host is None:
+        file = self._files.open(loader) if loader else None
+        if file is None:
             return ()
-        with open(host, "rb") as file:
+        with file:
             hits = _BUILT_IN.findall(file.read(16 << 20))
         for hit in hits:
             names = [part.decode("ascii").rstrip("/") for part in hit.split(b"\0") if part]
@@ -297,11 +296,12 @@ class Libraries:
 
     def _musl_path(self, loader: str) -> tuple[str, ...]:
         name = os.path.basename(loader).removesuffix(".so.1")
-        host = self.host_path(f"/etc/{name}.path") if name.startswith("ld-musl-") else None
-        if host is None:
+        file = self._files.open(f"/etc/{name}.path") if name.startswith("ld-musl-") else None
+        if file is None:
             return _MUSL_DEFAULT
-        with open(host, encoding="utf-8", errors="surrogateescape") as file:
-            return tuple(part for part in re.split(r"[:\n]", file.read(1 << 16)) if part)
+        with file:
+            text = file.read(1 << 16).decode("utf-8", "surrogateescape")
+        return tuple(part for part in re.split(r"[:\n]", text) if part)
 
 
 def _usual_directories(program: Program) -> tuple[str, ...]:

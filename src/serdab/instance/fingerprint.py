@@ -24,6 +24,8 @@ from serdab.config.dirs import make_private, state_dir, write_durably
 from serdab.config.strict import load_object
 from serdab.errors import Error
 from serdab.keys import Key
+from serdab.linux.dirfd import DirFd
+from serdab.linux.dirtree import Descent, listing
 
 # File systems stamp times at the ticks of a coarse clock; within this time of the last change a
 # second change of the same size could leave the same stamp.
@@ -39,7 +41,7 @@ class Sealed:
 
 
 def fingerprint(
-    tree: str, *, parameters: bytes, key: Key | None, seen: dict[str, str] | None = None
+    tree: DirFd, *, parameters: bytes, key: Key | None, seen: dict[str, str] | None = None
 ) -> bytes | None:
     """Return a digest of everything that decides the sealed bytes, without reading the files.
 
@@ -55,29 +57,32 @@ def fingerprint(
         # Not the key's hash: with HMAC of a fixed label nothing but equality can be learnt.
         total.update(hmac.digest(key.raw(), b"serdab fingerprint key 1", "sha256"))
     newest = 0
-    pending = [tree]
-    while pending:
-        directory = pending.pop()
-        with os.scandir(directory) as listing:
-            entries = sorted(listing, key=lambda entry: entry.name)
-        for entry in entries:
-            status = entry.stat(follow_symlinks=False)
-            newest = max(newest, status.st_ctime_ns)
-            target = os.readlink(entry.path) if stat.S_ISLNK(status.st_mode) else ""
-            fields = (
-                f"{status.st_mode} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} "
-                f"{status.st_dev} {status.st_ino} {status.st_nlink}"
-            )
-            path = os.path.relpath(entry.path, tree)
-            for text in (path, fields, target):
-                total.update(os.fsencode(text) + b"\0")
-            is_directory = stat.S_ISDIR(status.st_mode)
-            if seen is not None:
-                seen[path] = f"{status.st_mode}" if is_directory else f"{fields} {target}"
-            if is_directory:
-                pending.append(entry.path)
-    status = os.stat(tree)
-    total.update(f"{status.st_mode}".encode())
+    here = Descent(tree)
+    try:
+        pending = [""]
+        while pending:
+            directory = pending.pop()
+            here.go(directory)
+            for entry in listing(here.fd):
+                path = f"{directory}/{entry.name}" if directory else entry.name
+                status = os.stat(entry.name, dir_fd=here.fd, follow_symlinks=False)
+                newest = max(newest, status.st_ctime_ns)
+                is_link = stat.S_ISLNK(status.st_mode)
+                target = os.readlink(entry.name, dir_fd=here.fd) if is_link else ""
+                fields = (
+                    f"{status.st_mode} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} "
+                    f"{status.st_dev} {status.st_ino} {status.st_nlink}"
+                )
+                for text in (path, fields, target):
+                    total.update(os.fsencode(text) + b"\0")
+                is_directory = stat.S_ISDIR(status.st_mode)
+                if seen is not None:
+                    seen[path] = f"{status.st_mode}" if is_directory else f"{fields} {target}"
+                if is_directory:
+                    pending.append(path)
+    finally:
+        here.close()
+    total.update(f"{os.fstat(tree.fd).st_mode}".encode())
     if newest > time.time_ns() - RACY_NS:
         return None
     return total.digest()

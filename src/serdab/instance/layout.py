@@ -4,7 +4,7 @@
 Nothing in an instance is trusted: it may lie on any storage. What a boot may use is decided by
 measurements (``trust.chain``), never by where a file lies.
 
-Above: ``build``, ``create``, ``cli``, ``libos``'s callers. Below: ``errors`` and ``config.names``
+Above: ``build``, ``create``, ``cli``, ``libos``'s callers. Below: ``linux.dirfd``, ``config.names``
 only, so that a run pays for nothing else.
 """
 
@@ -25,6 +25,7 @@ from serdab.config.names import (
     RUN,
 )
 from serdab.errors import UsageError
+from serdab.linux.dirfd import DirFd
 
 __all__ = [
     "BUILD",
@@ -48,6 +49,7 @@ REKEY_VOLUME: Final = "run/.rekey"
 REKEY_PATHS: Final = (REKEY_VOLUME, REKEY_BUILD, REKEY_ASIDE)
 INIT: Final = "bin/init"
 MAX_FILE_BYTES: Final = 1 << 20
+_MAKE_HINT: Final = "`serdab new PATH` makes one; -C names the one to use"
 
 
 #: The top folder of a package: the launcher, the manifest, our code, the instance.
@@ -55,16 +57,6 @@ PACKAGE_LAUNCHER: Final = "serdab"
 PACKAGE_MANIFEST: Final = "package.json"
 PACKAGE_CODE: Final = "code"
 PACKAGE_INSTANCE: Final = "instance"
-
-
-def is_instance(path: str) -> bool:
-    """Return whether there is an instance with its sources at ``path``."""
-    return os.path.isfile(os.path.join(path, CONFIG))
-
-
-def is_packaged(path: str) -> bool:
-    """Return whether there is a built instance without its sources, as in a package."""
-    return os.path.isfile(os.path.join(path, DESCRIPTOR)) and not is_instance(path)
 
 
 def package_parts(code_root: str) -> tuple[str, ...]:
@@ -93,15 +85,27 @@ def _require_current_directory() -> None:
 
 
 class Instance:
-    """An instance by the absolute path of its directory."""
+    """An instance: the descriptor of its directory, which stays the same whatever is renamed.
 
-    __slots__ = ("path",)
+    ``path`` is absolute and for messages, and for what is recorded outside of the instance. What
+    lies in it is opened, made and removed through ``root`` alone.
+    """
 
-    def __init__(self, path: str) -> None:
+    __slots__ = ("path", "root")
+
+    def __init__(self, path: str, root: DirFd | None = None) -> None:
+        """Open the directory, unless it is open already as ``root``, which is ours from here on."""
         self.path = os.path.abspath(path)
+        self.root = DirFd.at(self.path) if root is None else root
+        self.root.path = self.path
 
     def __repr__(self) -> str:
         return f"Instance({self.path!r})"
+
+    def __del__(self) -> None:
+        root = getattr(self, "root", None)
+        if root is not None:
+            root.close()
 
     @classmethod
     def open(cls, path: str, *, sources: bool = True) -> Instance:
@@ -112,20 +116,24 @@ class Instance:
         """
         if not os.path.isabs(path):
             _require_current_directory()
-        if not is_instance(path):
-            packaged = is_packaged(path)
-            found = "a directory without it" if os.path.isdir(path) else "no directory"
-            if sources or not packaged:
-                raise UsageError(
-                    "not an instance",
-                    subject=os.path.abspath(path),
-                    expected=f"a directory with {CONFIG}",
-                    found="a built one that has no sources, as in a package" if packaged else found,
-                    hint="build where the sources are; what is built runs without them"
-                    if packaged
-                    else "`serdab new PATH` makes one; -C names the one to use",
-                )
-        return cls(path)
+        try:
+            instance = cls(path)
+        except OSError as exc:
+            raise _no_instance(path, exc) from exc
+        packaged = instance.is_packaged()
+        if (sources and packaged) or not (packaged or instance.has_sources()):
+            raise UsageError(
+                "not an instance",
+                subject=instance.path,
+                expected=f"a directory with {CONFIG}",
+                found="a built one that has no sources, as in a package"
+                if packaged
+                else "a directory without it",
+                hint="build where the sources are; what is built runs without them"
+                if packaged
+                else _MAKE_HINT,
+            )
+        return instance
 
     @classmethod
     def open_built(cls, path: str) -> Instance:
@@ -135,20 +143,37 @@ class Instance:
             UsageError: there is none, or it has not been built.
         """
         instance = cls.open(path, sources=False)
+        instance.require_built()
+        return instance
+
+    def require_built(self) -> None:
+        """Refuse one that has not been built.
+
+        Raises:
+            UsageError: it has not, or something else stands where ``build/`` should.
+        """
         for relative in (DESCRIPTOR, PROTECTED_CONFIG):
-            if not os.path.lexists(instance.at(relative)):
+            self.root.require_plain(relative, "a file")
+            if not self.root.exists(relative):
                 raise UsageError(
                     "the instance has not been built",
-                    subject=instance.path,
+                    subject=self.path,
                     expected=relative,
                     found="no such file",
                     hint="`serdab build` seals image/ and initfs/",
                 )
-        return instance
+
+    def has_sources(self) -> bool:
+        """Return whether it has the configuration that a build reads."""
+        return self.root.exists(CONFIG)
+
+    def is_packaged(self) -> bool:
+        """Return whether it was built and has no sources, as in a package."""
+        return self.root.exists(DESCRIPTOR) and not self.has_sources()
 
     def at(self, relative: str) -> str:
-        """Return the absolute path of something in the instance."""
-        return os.path.join(self.path, relative)
+        """Return what messages and records call something in the instance: never for opening."""
+        return self.root.name(relative)
 
     def read(self, relative: str) -> bytes:
         """Return the bytes of a small file of the instance; nothing about them is checked.
@@ -156,26 +181,35 @@ class Instance:
         Raises:
             UsageError: it cannot be read or is no plain file of sane size.
         """
-        path = self.at(relative)
+        hint = "restore it; `serdab build` writes what is below build/"
         try:
-            # O_NONBLOCK: a FIFO in its place must not hang the reader.
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-            with open(fd, "rb") as file:
-                raw = file.read(MAX_FILE_BYTES + 1)
+            return self.root.read(relative, MAX_FILE_BYTES)
         except OSError as exc:
             raise UsageError(
                 "a file of the instance cannot be read",
-                subject=path,
+                subject=self.at(relative),
                 expected="a readable file",
                 found=os.strerror(exc.errno or 0),
-                hint="restore it; `serdab build` writes what is below build/",
+                hint=hint,
             ) from exc
-        if len(raw) > MAX_FILE_BYTES:
-            raise UsageError(
-                "a file of the instance is too large",
-                subject=path,
-                expected=f"at most {MAX_FILE_BYTES} bytes",
-                found="more",
-                hint="restore it; `serdab build` writes what is below build/",
-            )
-        return raw
+        except UsageError as exc:
+            exc.hint = exc.hint or hint
+            raise
+
+
+def _no_instance(path: str, exc: OSError) -> UsageError:
+    if isinstance(exc, PermissionError):
+        return UsageError(
+            "the instance is another user's",
+            subject=os.path.abspath(path),
+            expected=f"a directory that user id {os.geteuid()} may use",
+            found=os.strerror(exc.errno or 0),
+            hint="be the user who made it, or make an instance of your own",
+        )
+    return UsageError(
+        "not an instance",
+        subject=os.path.abspath(path),
+        expected=f"a directory with {CONFIG}",
+        found="no directory",
+        hint=_MAKE_HINT,
+    )

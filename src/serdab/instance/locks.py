@@ -30,6 +30,7 @@ from typing import Final, Self
 
 from serdab.errors import BusyError, UsageError
 from serdab.instance.layout import REKEY_PATHS, RUN, Instance
+from serdab.linux.dirfd import DirFd
 
 _FLOCK: Final = struct.Struct("hhqqi4x")  # struct flock, fcntl(2)
 _CLOSING_PATIENCE_S: Final = 60.0
@@ -97,43 +98,50 @@ def lock_run(
     Raises:
         BusyError: another process holds it; the message names it.
     """
-    path = instance.at(RUN)
+    with _make_run(instance) as run:
+        started = time.monotonic()
+        while True:
+            try:
+                lock = _lock(run, "the instance is in use")
+            except BusyError:
+                waited = time.monotonic() - started
+                if waited > (_USED_PATIENCE_S if _is_used(run) else _CLOSING_PATIENCE_S):
+                    raise
+                if not is_wanted():
+                    raise
+                if on_wait is not None and waited > _QUIET_S:
+                    on_wait(f"{run.path}: waiting for the last run to finish writing")
+                    on_wait = None
+                time.sleep(_POLL_S)
+            else:
+                try:
+                    lock.use_fd = _mark_used(run)
+                    if is_switch_cut_off(instance):
+                        from serdab.instance.switch import settle
+
+                        settle(instance, keep_undecided=resume_rekey)
+                except BaseException:
+                    lock.close()
+                    raise
+                return lock
+
+
+def _make_run(instance: Instance) -> DirFd:
+    """Return ``run/``, made if it is missing: a directory, never a link to one."""
+    instance.root.require_plain(RUN, "a directory")
     try:
-        os.makedirs(path, mode=0o700, exist_ok=True)
+        return instance.root.make(RUN, mode=0o700)
     except OSError as exc:
+        if isinstance(exc, PermissionError) and instance.root.exists(RUN):
+            raise _not_yours(instance.at(RUN), exc) from exc
         raise UsageError(
             "the directory of the writable layer cannot be made",
-            subject=path,
+            subject=instance.at(RUN),
             expected="a directory that can be written",
             found=os.strerror(exc.errno or 0),
             hint="an instance must be writable by whoever runs it: unpack or copy it as that user, "
             f"or let root make {RUN}/ for them",
         ) from exc
-    started = time.monotonic()
-    while True:
-        try:
-            lock = _lock(path, "the instance is in use")
-        except BusyError:
-            waited = time.monotonic() - started
-            if waited > (_USED_PATIENCE_S if _is_used(path) else _CLOSING_PATIENCE_S):
-                raise
-            if not is_wanted():
-                raise
-            if on_wait is not None and waited > _QUIET_S:
-                on_wait(f"{path}: waiting for the last run to finish writing")
-                on_wait = None
-            time.sleep(_POLL_S)
-        else:
-            try:
-                lock.use_fd = _mark_used(path)
-                if is_switch_cut_off(instance):
-                    from serdab.instance.switch import settle
-
-                    settle(instance, keep_undecided=resume_rekey)
-            except BaseException:
-                lock.close()
-                raise
-            return lock
 
 
 def wait_until_closed(instance: Instance, *, on_wait: Callable[[str], None]) -> None:
@@ -147,24 +155,29 @@ def wait_until_closed(instance: Instance, *, on_wait: Callable[[str], None]) -> 
     try:
         lock_run(instance, on_wait=on_wait).close()
     except BusyError:
-        if not _is_used(instance.at(RUN)):
-            raise
+        with instance.root.directory(RUN) as run:
+            if not _is_used(run):
+                raise
 
 
 def is_in_use(instance: Instance) -> bool:
     """Return whether somebody holds the lock of ``run/`` at this moment."""
+    instance.root.require_plain(RUN, "a directory")
     try:
-        _lock(instance.at(RUN), "the instance is in use").close()
+        with instance.root.directory(RUN) as run:
+            _lock(run, "the instance is in use").close()
     except BusyError:
         return True
     except FileNotFoundError:
         pass  # whoever uses it makes it first
+    except PermissionError as exc:
+        raise _not_yours(instance.at(RUN), exc) from exc
     return False
 
 
 def is_switch_cut_off(instance: Instance) -> bool:
     """Return whether something of a change of the key lies about."""
-    return any(map(os.path.lexists, map(instance.at, REKEY_PATHS)))
+    return any(map(instance.root.exists, REKEY_PATHS))
 
 
 def settle_switch(instance: Instance) -> None:
@@ -178,9 +191,9 @@ def settle_switch(instance: Instance) -> None:
             pass  # whoever holds it settled first
 
 
-def _mark_used(path: str) -> int:
-    """Return a descriptor that says, as long as any process has it, that ``path`` is in use."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _mark_used(run: DirFd) -> int:
+    """Return a descriptor that says, as long as any process has it, that it is in use."""
+    fd = _open_again(run)
     try:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0))
     except OSError:
@@ -191,8 +204,8 @@ def _mark_used(path: str) -> int:
     return fd
 
 
-def _is_used(path: str) -> bool:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _is_used(run: DirFd) -> bool:
+    fd = _open_again(run)
     try:
         wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
         kind: int = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, wanted))[0]
@@ -205,20 +218,16 @@ def _is_used(path: str) -> bool:
 
 def lock_build(instance: Instance) -> DirectoryLock:
     """Lock the sealed side of an instance against other builds."""
-    return _lock(instance.path, "another build is at work")
+    return _lock(instance.root, "another build is at work")
 
 
-def _lock(path: str, message: str) -> DirectoryLock:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except PermissionError as exc:
-        raise UsageError(
-            "the instance is another user's",
-            subject=path,
-            expected=f"a directory that user id {os.geteuid()} may use",
-            found=os.strerror(exc.errno or 0),
-            hint="be the user who made it, or make an instance of your own",
-        ) from exc
+def _open_again(directory: DirFd) -> int:
+    """Return a descriptor of its own: locks belong to what open(2) made, not to the directory."""
+    return directory.open("", os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _lock(directory: DirFd, message: str) -> DirectoryLock:
+    fd = _open_again(directory)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -226,7 +235,7 @@ def _lock(path: str, message: str) -> DirectoryLock:
         os.close(fd)
         raise BusyError(
             message,
-            subject=path,
+            subject=directory.path,
             expected="no other user",
             found=_holder(status),
             hint="wait for it, or end it; a killed holder leaves no lock behind",
@@ -237,12 +246,24 @@ def _lock(path: str, message: str) -> DirectoryLock:
     return DirectoryLock(fd)
 
 
+def _not_yours(path: str, exc: OSError) -> UsageError:
+    return UsageError(
+        "the instance is another user's",
+        subject=path,
+        expected=f"a directory that user id {os.geteuid()} may use",
+        found=os.strerror(exc.errno or 0),
+        hint="be the user who made it, or make an instance of your own",
+    )
+
+
 def run_holder(instance: str) -> str | None:
     """Return who holds the writable side of an instance, None if nobody is known to."""
     try:
-        return _find_holder(os.stat(os.path.join(instance, RUN)))
+        with DirFd.at(instance) as root:
+            status = root.status(RUN)
     except OSError:
         return None
+    return None if status is None else _find_holder(status)
 
 
 def _holder(status: os.stat_result) -> str:

@@ -14,70 +14,70 @@ Above: ``bomsteps``, ``build``. Below: ``config.strict``.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from typing import Final
 
-from serdab.config.dirs import write_durably
 from serdab.config.strict import load_object
 from serdab.errors import Error, UsageError
 from serdab.instance.layout import OWNERS_SUFFIX
+from serdab.linux.dirfd import DirFd
 
 MAX_ID: Final = (1 << 32) - 2
 _MAX_FILE_BYTES: Final = 1 << 20
 Owner = tuple[int, int]
 
 
-def load_owners(tree: str) -> dict[str, Owner]:
+def load_owners(beside: DirFd, tree: str) -> dict[str, Owner]:
     """Return declared owners by path in the tree, without the leading slash.
+
+    ``beside`` is the directory that the tree is in, under the name ``tree``.
 
     Raises:
         UsageError: the file beside the tree is malformed.
     """
-    path = tree + OWNERS_SUFFIX
+    name = tree + OWNERS_SUFFIX
 
     def fail(field: str, expected: str, found: str, hint: str) -> Error:
         return UsageError(
             "the owners beside the tree are malformed",
             stage="build",
-            subject=path,
+            subject=beside.name(name),
             expected=f"{field}: {expected}" if field else expected,
             found=found,
             hint=hint or "remove the file and run copy-bom again",
         )
 
     try:
-        with open(path, "rb") as file:
-            raw = file.read(_MAX_FILE_BYTES + 1)
+        raw = beside.read(name, _MAX_FILE_BYTES)
     except FileNotFoundError:
         return {}
     top = load_object(raw, fail)
     top.integer("format", low=1, high=1)
     out = {}
     for entry in top.sections("owners"):
-        name = entry.text("path").lstrip("/")
-        out[name] = (entry.integer("uid", high=MAX_ID), entry.integer("gid", high=MAX_ID))
+        path = entry.text("path").lstrip("/")
+        out[path] = (entry.integer("uid", high=MAX_ID), entry.integer("gid", high=MAX_ID))
         entry.close()
     top.close()
     return out
 
 
-def store_owners(tree: str, changes: Mapping[str, Owner | None]) -> None:
+def store_owners(beside: DirFd, tree: str, changes: Mapping[str, Owner | None]) -> None:
     """Note owners of paths (without the leading slash); None is 0:0 again."""
-    before = load_owners(tree)
+    before = load_owners(beside, tree)
     after: dict[str, Owner | None] = {**before, **changes}
     kept = {path: owner for path, owner in after.items() if owner is not None and any(owner)}
     if kept == before:
         return
-    path = tree + OWNERS_SUFFIX
     if not kept:
-        os.unlink(path)
+        beside.remove(tree + OWNERS_SUFFIX)
         return
     value = {
         "format": 1,
         "owners": [
-            {"path": f"/{name}", "uid": owner[0], "gid": owner[1]}
-            for name, owner in sorted(kept.items())
+            {"path": f"/{path}", "uid": owner[0], "gid": owner[1]}
+            for path, owner in sorted(kept.items())
         ],
     }
-    write_durably(path, json.dumps(value, indent=1).encode("ascii") + b"\n", mode=0o644)
+    raw = json.dumps(value, indent=1).encode("ascii") + b"\n"
+    beside.replace_whole(tree + OWNERS_SUFFIX, raw, mode=0o644)

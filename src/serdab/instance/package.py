@@ -34,11 +34,9 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from serdab.config.boot import ENCRYPTED, BootConfig
-from serdab.config.dirs import create_durably
 from serdab.errors import SignerMismatch, UsageError, VerificationError
 from serdab.instance import carried
 from serdab.instance.check import check_image_at, check_image_header
@@ -59,6 +57,7 @@ from serdab.instance.locks import lock_build
 from serdab.instance.packageoutput import Written, require_place, write_package
 from serdab.instance.tarball import Member
 from serdab.keys import Key
+from serdab.linux.outside import Walk
 from serdab.sefs.imageformat import IMAGE_NAME
 from serdab.trust import platform
 from serdab.trust.chain import BootChain
@@ -105,8 +104,9 @@ def package(instance: Instance, request: PackageRequest, *, say: Say) -> Package
         UsageError: something is at the output's place, or something may not travel unasked.
         VerificationError: ``build/`` would not boot, or another key signed it.
     """
-    require_place(request.output)
-    with lock_build(instance), ExitStack() as stack:
+    directory, name = Walk().parent(request.output)
+    with directory, lock_build(instance), ExitStack() as stack:
+        require_place(directory, name)
         raw = {name: instance.read(name) for name in (DESCRIPTOR, PROTECTED_CONFIG)}
         descriptor, config = _verify(raw, request)
         _require_asked_for(descriptor, config, request)
@@ -136,7 +136,7 @@ def package(instance: Instance, request: PackageRequest, *, say: Say) -> Package
         _require_same_code(descriptor)
         if request.public_key is not None:
             _write_public_key(request.public_key, request.signer)
-        written = write_package(request.output, request.signer, members, source_date_epoch() or 0)
+        written = write_package(directory, name, request.signer, members, source_date_epoch() or 0)
         return Packaged(request.output, written, _words(runtime), descriptor)
 
 
@@ -144,10 +144,11 @@ def _write_public_key(path: str, signer: Signer) -> None:
     """Write the signer's public key, unless just that is there already."""
     content = signer.public.pem()
     try:
-        if create_durably(path, content, mode=0o644):
-            return
-        with open(path, "rb") as file:
-            found = file.read(1 << 16)
+        directory, name = Walk().parent(path)
+        with directory:
+            if directory.create_whole(name, content, mode=0o644):
+                return
+            found = directory.read(name, 1 << 16)
     except OSError as exc:
         raise UsageError(
             "the public key cannot be written",
@@ -225,19 +226,20 @@ def _verify_images(
     instance: Instance, config: BootConfig, request: PackageRequest, say: Say
 ) -> None:
     checks: list[tuple[str, Key | None, bytes]] = [(INITFS, None, config.init_mac)]
-    image = Path(instance.at(IMAGE))
     if config.image_type != ENCRYPTED:
         checks.append((IMAGE, None, config.root_mac))
     elif request.image_key is not None:
         checks.append((IMAGE, request.image_key, config.root_mac))
     else:
-        check_image_header(image, config.root_mac)
+        with instance.root.directory(IMAGE) as image:
+            check_image_header(image, config.root_mac)
         say(
             "the image is encrypted, so only its header was verified: "
             "--image-key FILE verifies every byte"
         )
     for relative, key, mac in checks:
-        damaged = check_image_at(Path(instance.at(relative)), key, mac).report.damaged
+        with instance.root.directory(relative) as image:
+            damaged = check_image_at(image, key, mac).report.damaged
         for path, problem in sorted(damaged.items()):
             raise VerificationError(
                 f"{path} is damaged: {problem}",
@@ -292,8 +294,6 @@ def _manifest(
 
 
 def _image_member(instance: Instance, relative: str, stack: ExitStack) -> Member:
-    # build/ is untrusted: a link there must not make us pack a file of the host.
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    file = stack.enter_context(os.fdopen(os.open(instance.at(relative), flags), "rb"))
+    file = stack.enter_context(os.fdopen(instance.root.open_file(relative), "rb"))
     size = os.fstat(file.fileno()).st_size
     return Member(f"{PACKAGE_INSTANCE}/{relative}", file, size)

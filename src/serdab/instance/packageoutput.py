@@ -19,11 +19,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final
 
-from serdab.config.dirs import sync_directory
 from serdab.errors import EnvironmentRefused, Error, UsageError
 from serdab.instance.layout import Instance
 from serdab.instance.pendingfile import PendingFile, require_free
 from serdab.instance.tarball import Member, write_tarball
+from serdab.linux.dirfd import DirFd
+from serdab.linux.outside import Walk
 from serdab.sefs.segment import FULL
 from serdab.trust.signing import MODULUS_BYTES, Signer
 
@@ -69,32 +70,39 @@ def output_path(instance: Instance, name: str | None) -> str:
             hint="its top folder is named as the package is",
         )
     parent = os.path.dirname(stem) or "."
-    if not os.path.isdir(parent):
+    try:
+        directory = Walk().directory(parent)
+    except UsageError as exc:
+        if not isinstance(exc.__cause__, FileNotFoundError | NotADirectoryError):
+            raise
         raise UsageError(
             "the package cannot be written",
             subject=stem + SUFFIX,
             expected="a path in a directory that can be written",
             found=f"no directory {parent}",
             hint="make the directory first, or name a path elsewhere",
-        )
-    if not os.access(parent, os.W_OK | os.X_OK):
-        # Said here, before everything is verified and packed; the kernel has the last word.
-        raise _not_writable(stem + SUFFIX, f"no right to write in {parent}")
+        ) from exc
+    with directory:
+        if not os.access(".", os.W_OK | os.X_OK, dir_fd=directory.fd):
+            # Said here, before everything is verified and packed; the kernel has the last word.
+            raise _not_writable(stem + SUFFIX, f"no right to write in {parent}")
     return stem + SUFFIX
 
 
-def require_place(output: str) -> None:
-    """Refuse a path where a package, or the signature of one, cannot come.
+def require_place(directory: DirFd, name: str) -> None:
+    """Refuse a name where a package, or the signature of one, cannot come.
 
     Raises:
         UsageError: something is there already.
     """
-    require_free(output)
-    if not _may_be_left_over(output + SIGNATURE_SUFFIX):
-        require_free(output + SIGNATURE_SUFFIX)
+    require_free(directory, name)
+    if not _may_be_left_over(directory, name + SIGNATURE_SUFFIX):
+        require_free(directory, name + SIGNATURE_SUFFIX)
 
 
-def write_package(output: str, signer: Signer, members: list[Member], mtime_s: int) -> Written:
+def write_package(
+    directory: DirFd, name: str, signer: Signer, members: list[Member], mtime_s: int
+) -> Written:
     """Write the tarball of a package, all below its top folder, and the signature beside it.
 
     Raises:
@@ -102,22 +110,24 @@ def write_package(output: str, signer: Signer, members: list[Member], mtime_s: i
         EnvironmentRefused: there is no room.
     """
     try:
-        return _write(output, signer, members, mtime_s)
+        return _write(directory, name, signer, members, mtime_s)
     except OSError as exc:
-        told = _told(exc, output)
+        told = _told(exc, directory.name(name))
         if told is None:
             raise
         raise told from exc
 
 
-def _write(output: str, signer: Signer, members: list[Member], mtime_s: int) -> Written:
-    top = os.path.basename(output).removesuffix(SUFFIX)
+def _write(
+    directory: DirFd, name: str, signer: Signer, members: list[Member], mtime_s: int
+) -> Written:
+    top = name.removesuffix(SUFFIX)
     members = [
         Member(f"{top}/{one.path}", one.content, one.size_bytes, one.executable) for one in members
     ]
-    signature_path = output + SIGNATURE_SUFFIX
+    signature_name = name + SIGNATURE_SUFFIX
     with ExitStack() as stack:
-        file = PendingFile(output, stack)
+        file = PendingFile(directory, name, stack)
         write_tarball(file.file, members, mtime_s)
         file.file.flush()
         size = file.file.tell()
@@ -126,41 +136,37 @@ def _write(output: str, signer: Signer, members: list[Member], mtime_s: int) -> 
             signature = signer.sign(content)
             signer.public.verify(content, signature)
             digest = hashlib.sha256(content).hexdigest()
-        detached = PendingFile(signature_path, stack)
+        detached = PendingFile(directory, signature_name, stack)
         detached.file.write(signature)
-        is_new = _publish_signature(detached, signature_path, signature)
+        is_new = _publish_signature(detached, directory, signature_name, signature)
         try:
             file.publish()
         except BaseException:
             if is_new:
-                os.unlink(signature_path)
+                directory.remove(signature_name)
             raise
-    sync_directory(os.path.dirname(output))
-    return Written(signature_path, digest, size)
+    directory.sync()
+    return Written(directory.name(signature_name), digest, size)
 
 
-def _may_be_left_over(signature_path: str) -> bool:
+def _may_be_left_over(directory: DirFd, signature_name: str) -> bool:
     """Return whether a signature may be what a run left that was killed before its tarball."""
-    try:
-        status = os.lstat(signature_path)
-    except OSError:
-        return False
-    return stat.S_ISREG(status.st_mode) and status.st_size == MODULUS_BYTES
+    status = directory.status(signature_name)
+    return status is not None and stat.S_ISREG(status.st_mode) and status.st_size == MODULUS_BYTES
 
 
-def _publish_signature(pending: PendingFile, path: str, signature: bytes) -> bool:
+def _publish_signature(pending: PendingFile, directory: DirFd, name: str, signature: bytes) -> bool:
     """Give the signature its name; return False if just that is there already."""
     try:
         pending.publish()
     except UsageError:
-        if not _may_be_left_over(path):
+        if not _may_be_left_over(directory, name):
             raise
-        with open(path, "rb") as file:
-            if file.read() == signature:
-                return False
+        if directory.read(name, MODULUS_BYTES) == signature:
+            return False
         raise UsageError(
             "a signature is there already, of another package",
-            subject=path,
+            subject=directory.name(name),
             expected="no file, or the signature of this very package",
             found="another one, without its package",
             hint="remove it first, or name another; a run that was killed may have left it",

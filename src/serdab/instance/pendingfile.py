@@ -12,21 +12,22 @@ from contextlib import ExitStack
 from typing import BinaryIO
 
 from serdab.errors import UsageError
+from serdab.linux.dirfd import DirFd
 
 
-def require_free(*paths: str) -> None:
-    """Refuse a path where something is.
+def require_free(directory: DirFd, *names: str) -> None:
+    """Refuse a name where something is.
 
     Raises:
         UsageError: something is there, if only a dangling link.
     """
-    for path in paths:
-        if os.path.lexists(path):
+    for name in names:
+        if directory.exists(name):
             raise UsageError(
                 "something is there already",
-                subject=path,
+                subject=directory.name(name),
                 expected="a path where nothing is",
-                found="a file" if os.path.isfile(path) else "something",
+                found="a file" if directory.is_file(name) else "something",
                 hint="remove it first, or name another",
             )
 
@@ -38,18 +39,18 @@ class PendingFile:
     that cannot do that.
     """
 
-    def __init__(self, path: str, stack: ExitStack) -> None:
-        self._path = path
-        flags = os.O_RDWR | os.O_CLOEXEC
+    def __init__(self, directory: DirFd, name: str, stack: ExitStack) -> None:
+        self._directory = directory
+        self._name = name
+        self._source = ""
         try:
-            fd = os.open(os.path.dirname(path) or ".", flags | os.O_TMPFILE, 0o644)
-            self._source = f"/proc/self/fd/{fd}"
+            fd = directory.open("", os.O_RDWR | os.O_TMPFILE, mode=0o644)
         except OSError as exc:
             if exc.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
                 raise
-            self._source = f"{path}.new-{os.getpid()}"
-            fd = os.open(self._source, flags | os.O_CREAT | os.O_EXCL, 0o644)
-            stack.callback(os.unlink, self._source)
+            self._source = f"{name}.new-{os.getpid()}"
+            fd = directory.open(self._source, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode=0o644)
+            stack.callback(directory.remove, self._source)
         self.file: BinaryIO = stack.enter_context(os.fdopen(fd, "w+b"))
 
     def publish(self) -> None:
@@ -60,10 +61,13 @@ class PendingFile:
         """
         self.file.flush()
         os.fsync(self.file.fileno())
+        # Of the file that was written, whatever bears the name that it had: linkat(2) with
+        # AT_SYMLINK_FOLLOW, which Python does where a descriptor for a directory is given.
+        written = f"/proc/self/fd/{self.file.fileno()}"
         try:
-            # A descriptor for the directory makes it linkat(2) with AT_SYMLINK_FOLLOW, which the
-            # link below /proc needs; for an absolute path it means nothing else.
-            os.link(self._source, self._path, src_dir_fd=self.file.fileno())
+            os.link(
+                written, self._name, src_dir_fd=self._directory.fd, dst_dir_fd=self._directory.fd
+            )
         except FileExistsError:
-            require_free(self._path)
+            require_free(self._directory, self._name)
             raise

@@ -5,97 +5,108 @@ Everything is written into a staging directory beside it, made durable, and swap
 renameat2(2). The image that a writable layer refers to is kept in ``build/previous/<root MAC>/``
 until ``reset``. Leftovers of killed builds are cleared by the next one, under its lock.
 
-Security: the storage may have put anything at these names. No link is followed out of the instance,
-and only what is named as an image, by a root MAC, is moved.
+Security: the storage may have put anything at these names, and a program that sees the instance
+directory may rename them at any moment.
+    1. All that is written goes through the descriptor of the directory that was made here. Nobody
+       but its owner can enter it until it is whole.
+    2. That its name still means it is looked at before it is swapped in, and that ``build`` means
+       it afterwards: else what was swapped is swapped back, and refused.
+    3. No link is followed, and only what is named as an image, by a root MAC, is moved.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import shutil
-import stat
 from collections.abc import Callable
 from typing import Final
 
-from serdab.config.dirs import sync_directory
 from serdab.errors import UsageError
 from serdab.instance.layout import BUILD, BUILD_STAGING, IMAGE, PREVIOUS, Instance
-from serdab.linux.rename import exchange
+from serdab.libos.caller import current_umask
+from serdab.linux import dirtree
+from serdab.linux.dirfd import DirFd, word_for
 from serdab.sefs.imageformat import IMAGE_NAME
 
 _NOTE: Final = ".image-root"
+_MAC_DIGITS: Final = 64
 ASIDE: Final = "-old"
 """Ends the name of what was in use where two directories cannot be exchanged."""
 
 
-def begin(instance: Instance) -> str:
+def begin(instance: Instance) -> DirFd:
     """Return a fresh, empty staging directory. Caller holds the build lock.
 
     Raises:
         UsageError: ``build/`` is something else than a directory.
     """
-    build, staging = instance.at(BUILD), instance.at(BUILD_STAGING)
-    aside = staging + ASIDE
+    root, aside = instance.root, BUILD_STAGING + ASIDE
     # Killed between the two renames of swap_in: put back what was in use.
-    if is_directory(aside) and not os.path.lexists(build):
-        os.rename(aside, build)
-    if os.path.lexists(build) and not is_directory(build):
+    if root.is_directory(aside) and not root.exists(BUILD):
+        root.rename(aside, BUILD)
+    if root.exists(BUILD) and not root.is_directory(BUILD):
+        status = root.status(BUILD)
         raise UsageError(
             "the place of what is built is taken",
-            subject=build,
+            subject=instance.at(BUILD),
             expected="a directory",
-            found="a symbolic link" if os.path.islink(build) else "something else",
+            found="something that changes" if status is None else word_for(status.st_mode),
             hint="move it away; `serdab build` makes the directory anew",
         )
-    for left in (aside, staging):
-        _rescue_previous(instance, left)
-        remove(left)
-    os.mkdir(staging, 0o755)
-    return staging
+    for left in (aside, BUILD_STAGING):
+        _rescue_previous(root, left)
+        root.remove(left)
+    return take_up_staging(root, BUILD_STAGING)
 
 
-def remove(path: str) -> None:
-    """Remove whatever is at ``path``, if anything is; of a link, the link."""
-    if is_directory(path):
-        shutil.rmtree(path)
-    elif os.path.lexists(path):
-        os.unlink(path)
+def take_up_staging(root: DirFd, name: str) -> DirFd:
+    """Open the directory ``name``, made if missing, which nobody else can enter from here on.
 
-
-def is_directory(path: str) -> bool:
-    """Return whether there is a directory at ``path``, and not a link to one."""
+    A key that is built in lies in clear in it before anybody decides that it may be published.
+    """
+    made = root.make(name)
     try:
-        return stat.S_ISDIR(os.lstat(path).st_mode)
-    except OSError:
-        return False
+        os.fchmod(made.fd, 0o700)
+    except BaseException:
+        made.close()
+        raise
+    return made
 
 
-def abandon(staging: str) -> None:
+def require_same(root: DirFd, name: str, made: DirFd) -> None:
+    """Refuse if a name does not mean the directory that was written to.
+
+    Raises:
+        UsageError: somebody renamed it, or put something else in its place.
+    """
+    if not made.is_at(root, name):
+        raise _exchanged(root, name)
+
+
+def _exchanged(root: DirFd, name: str) -> UsageError:
+    return UsageError(
+        "what was made here was exchanged for something else",
+        subject=root.name(name),
+        expected="the directory that was written to",
+        found="another, or none",
+        hint="somebody renames in the instance: end that, and try again",
+    )
+
+
+def abandon(instance: Instance) -> None:
     """Remove what a failed build left."""
-    shutil.rmtree(staging, ignore_errors=True)
+    instance.root.remove(BUILD_STAGING)
 
 
-def write_file(path: str, content: bytes) -> None:
-    """Write one output file durably; its directory is made if missing."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def copy_sealed(source: str, target: str) -> None:
+def copy_sealed(source: DirFd, relative: str, target: DirFd) -> None:
     """Copy a sealed image, sharing blocks where the file system can.
 
     Not a hard link: a sealed file with a second name is refused by whoever opens it.
     """
-    os.makedirs(target)
-    # build/ is untrusted: a link there must not make us copy a file of the host.
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     with (
-        open(os.open(os.path.join(source, IMAGE_NAME), flags), "rb") as reader,
-        open(os.path.join(target, IMAGE_NAME), "xb") as writer,
+        open(source.open_file(f"{relative}/{IMAGE_NAME}"), "rb") as reader,
+        open(target.open(IMAGE_NAME, flags, mode=0o666), "wb") as writer,
     ):
         left = os.fstat(reader.fileno()).st_size
         while left > 0:
@@ -107,84 +118,94 @@ def copy_sealed(source: str, target: str) -> None:
 
 
 def swap_in(
-    instance: Instance, staging: str, *, old_image: str | None, is_needed: Callable[[], bool]
+    instance: Instance, staging: DirFd, *, old_image: str | None, is_needed: Callable[[], bool]
 ) -> bool:
     """Make the staging directory ``build/``; return whether the old image was kept.
 
     ``old_image`` is the root MAC (hex) of an image that goes. ``is_needed`` says whether a writable
     layer refers to it, or may yet: it is asked when nobody can open it any more as the newest one.
     """
-    build = instance.at(BUILD)
-    if old_image is not None and os.path.lexists(build):
+    root = instance.root
+    if old_image is not None and root.is_directory(BUILD):
         # Named before the swap, so that a kill right after it loses nothing (see begin).
-        note = os.path.join(build, _NOTE)
-        remove(note)
-        write_file(note, old_image.encode("ascii"))
-    put_in_place(instance, staging)
+        with root.directory(BUILD) as build:
+            build.remove(_NOTE)
+            build.write_new(_NOTE, old_image.encode("ascii"))
+    put_in_place(instance, BUILD_STAGING, staging)
     kept = old_image is not None and is_needed()
-    if os.path.lexists(staging):
+    if root.exists(BUILD_STAGING):
         if not kept:
-            remove(os.path.join(staging, _NOTE))
-        _rescue_previous(instance, staging)
-        remove(staging)
+            root.remove(f"{BUILD_STAGING}/{_NOTE}")
+        _rescue_previous(root, BUILD_STAGING)
+        root.remove(BUILD_STAGING)
     return kept
 
 
-def put_in_place(instance: Instance, staging: str) -> None:
-    """Make a directory beside ``build/`` that one, durably; it holds the old one afterwards."""
-    for directory, _, _ in os.walk(staging, topdown=False):
-        sync_directory(directory)
-    build = instance.at(BUILD)
-    if os.path.lexists(build):
-        try:
-            exchange(staging, build)
-        except OSError as exc:
-            if exc.errno not in (errno.EINVAL, errno.ENOSYS):
-                raise
-            # No exchange on this file system: two renames, and a moment without build/.
-            aside = staging + ASIDE
-            os.rename(build, aside)
-            os.rename(staging, build)
-            os.rename(aside, staging)
+def put_in_place(instance: Instance, name: str, made: DirFd) -> None:
+    """Make the directory ``name`` beside ``build/`` that one, durably.
+
+    The name means the old one afterwards. ``made``: what was written to.
+
+    Raises:
+        UsageError: somebody exchanged it for something else; ``build/`` is what it was.
+    """
+    root = instance.root
+    for fd, _ in dirtree.walk(made):
+        os.fsync(fd)
+    require_same(root, name, made)
+    os.fchmod(made.fd, 0o755 & ~current_umask())
+    os.fsync(made.fd)
+    if root.exists(BUILD):
+        _swap(root, name)
+        if not made.is_at(root, BUILD):
+            # The name was exchanged between the look and the swap.
+            _swap(root, name)
+            raise _exchanged(root, name)
     else:
-        os.rename(staging, build)
-    sync_directory(instance.path)
+        root.rename(name, BUILD)
+        if not made.is_at(root, BUILD):
+            root.rename(BUILD, name)
+            raise _exchanged(root, name)
+    root.sync()
 
 
-def _rescue_previous(instance: Instance, old: str) -> None:
+def _swap(root: DirFd, name: str) -> None:
+    try:
+        root.exchange(name, BUILD)
+    except OSError as exc:
+        if exc.errno not in (errno.EINVAL, errno.ENOSYS):
+            raise
+        # No exchange on this file system: two renames, and a moment without build/.
+        aside = name + ASIDE
+        root.rename(BUILD, aside)
+        root.rename(name, BUILD)
+        root.rename(aside, name)
+
+
+def _rescue_previous(root: DirFd, old: str) -> None:
     """Move the images that writable layers may refer to from a replaced build to the new one."""
-    if not is_directory(old):
+    if not root.is_directory(old):
         return
-    keep = instance.at(PREVIOUS)
-    folder = os.path.join(old, "previous")
-    moves = [(os.path.join(folder, mac), mac) for mac in _listing(folder)]
-    name = _noted(os.path.join(old, _NOTE))
-    image = os.path.join(old, os.path.relpath(IMAGE, BUILD))
-    if is_directory(os.path.dirname(image)):
-        moves.append((image, name))
+    moves = [(f"{old}/previous/{mac}", mac) for mac in root.names(f"{old}/previous")]
+    image = f"{old}/{IMAGE.removeprefix(BUILD + '/')}"
+    moves.append((image, _noted(root, f"{old}/{_NOTE}")))
     for source, mac in moves:
-        target = os.path.join(keep, mac)
-        if _is_root_mac(mac) and is_directory(source) and not os.path.lexists(target):
-            if not is_directory(keep):
-                remove(keep)
-            os.makedirs(keep, exist_ok=True)
-            os.rename(source, target)
-            sync_directory(keep)
+        target = f"{PREVIOUS}/{mac}"
+        if _is_root_mac(mac) and root.is_directory(source) and not root.exists(target):
+            if not root.is_directory(PREVIOUS):
+                root.remove(PREVIOUS)
+            root.make(PREVIOUS).close()
+            root.rename(source, target)
+            root.sync(PREVIOUS)
 
 
 def _is_root_mac(name: str) -> bool:
-    return len(name) == 64 and all(c in "0123456789abcdef" for c in name)
+    return len(name) == _MAC_DIGITS and all(c in "0123456789abcdef" for c in name)
 
 
-def _noted(path: str) -> str:
+def _noted(root: DirFd, path: str) -> str:
     """Return what a note says, nothing if it is none."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        with open(os.open(path, flags), encoding="ascii") as file:
-            return file.read(65)
-    except (OSError, UnicodeDecodeError):
+        return root.read(path, _MAC_DIGITS).decode("ascii")
+    except (OSError, UsageError, UnicodeDecodeError):
         return ""
-
-
-def _listing(path: str) -> list[str]:
-    return sorted(os.listdir(path)) if is_directory(path) else []

@@ -27,7 +27,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 from serdab.config.boot import ENCRYPTED, BootConfig
 from serdab.config.occlum import parse
@@ -99,7 +98,7 @@ def rekey(
         )
     with lock_build(instance), ExitStack() as stack:
         stack.enter_context(lock_run(instance, on_wait=say, resume_rekey=True))
-        instance = Instance.open_built(instance.path)
+        instance.require_built()
         chain = verified_chain(instance)
         signer = prove_owner(chain, request.signer)
         _require_encrypted(chain.config)
@@ -111,6 +110,7 @@ def rekey(
         layer = find_writable(instance, chain, keys, image, stack, say=say)
         check_room(instance, image, layer)
         staging = Staging(instance, chain, signer, request.new, progress)
+        stack.callback(staging.close)
         try:
             staged = _stage(instance, staging, image, layer)
         except OSError as exc:
@@ -118,7 +118,8 @@ def rekey(
                 raise no_room("room for a copy of what is sealed", "none left") from exc
             raise
         try:
-            switch.decide(instance, staged.raw_config, None if layer is None else layer.path)
+            path = None if layer is None else layer.path
+            switch.decide(instance, staged.raw_config, staged.build, path)
             if layer is not None:
                 _remember(instance, layer, staged, request.new)
             if recorded_signer(instance.path) is None:
@@ -149,11 +150,11 @@ def _stage(
 
 def _remember(instance: Instance, layer: WritableLayer, staged: Staged, key: Key) -> None:
     """Open what the layer became, and remember its state."""
-    path = Path(instance.at(staged.lower))
-    image = open_image(path, key=key, expected_mac=staged.lower_mac)
+    with instance.root.directory(staged.lower) as lower:
+        image = open_image(lower, key=key, expected_mac=staged.lower_mac)
     try:
         remember(
-            layer.path, image, Key(staged.volume_key.key),
+            instance, layer.path, image, Key(staged.volume_key.key),
             policy=staged.config.freshness, descriptor=staged.descriptor,
         )  # fmt: skip
     finally:
@@ -175,17 +176,18 @@ def _open_image(
     instance: Instance, chain: BootChain, request: RekeyRequest, stack: ExitStack
 ) -> Image | None:
     """Return the image under the old key; None if it has the new one."""
-    path, mac = Path(instance.at(IMAGE)), chain.config.root_mac
-    try:
-        image = open_image(path, key=request.old, expected_mac=mac)
-    except WrongKeyError:
+    mac = chain.config.root_mac
+    with instance.root.directory(IMAGE) as path:
         try:
-            open_image(path, key=request.new, expected_mac=mac).close()
+            image = open_image(path, key=request.old, expected_mac=mac)
         except WrongKeyError:
-            pass
-        else:
-            return None
-        raise
+            try:
+                open_image(path, key=request.new, expected_mac=mac).close()
+            except WrongKeyError:
+                pass
+            else:
+                return None
+            raise
     stack.callback(image.close)
     return image
 
@@ -193,7 +195,8 @@ def _open_image(
 def _done_before(instance: Instance, chain: BootChain, key: Key, say: Say) -> RekeyResult:
     """A switch was decided before, and is complete by now but for what is remembered."""
     with ExitStack() as stack:
-        image = open_image(Path(instance.at(IMAGE)), key=key, expected_mac=chain.config.root_mac)
+        with instance.root.directory(IMAGE) as sealed:
+            image = open_image(sealed, key=key, expected_mac=chain.config.root_mac)
         stack.callback(image.close)
         layer = find_writable(instance, chain, layer_keys(chain, key), image, stack, say=say)
     switch.remove_staged(instance)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from posixpath import dirname
 
 from serdab.config.mounts import IMAGE as IMAGE_KEY
 from serdab.errors import Error, UsageError, WrongKeyError
@@ -20,6 +21,7 @@ from serdab.instance.switch import find_layer
 from serdab.keys import Key
 from serdab.libos.keysource import explaining
 from serdab.libos.mountrules import derive_named
+from serdab.linux.dirfd import DirFd
 from serdab.sefs.anchor import ANCHOR_NAME, Anchor, load_anchor
 from serdab.sefs.hostdir import HostDir
 from serdab.sefs.image import Image, open_image
@@ -34,7 +36,10 @@ from serdab.trust.freshness import OFF, Guard, Watch, Watched, open_watched
 
 @dataclass(frozen=True, slots=True)
 class WritableLayer:
-    """A layer that was admitted, open for reading, and the image it belongs to."""
+    """A layer that was admitted, open for reading, and the image it belongs to.
+
+    ``path`` is relative to the instance.
+    """
 
     path: str
     volume: Volume
@@ -69,22 +74,25 @@ def find_writable(
         return None
     path = find_layer(instance, upper.source)
     if path is None:
-        raise _misplaced(upper.source, "a symbolic link on the way to it")
+        raise _misplaced(upper.source, "a symbolic link on the way to it, or outside of it")
+    if instance.root.exists(path) and not instance.root.is_directory(path):
+        raise instance.root.not_ours(path, "a directory")
     watch = Watch(
         chain.config.freshness,
         conf_mac=chain.descriptor.conf_mac.value,
         version_number=chain.descriptor.security_version,
     )
-    if not os.path.lexists(os.path.join(path, ANCHOR_NAME)):
-        Guard(os.path.realpath(path), watch).check_existence()
+    if not instance.root.exists(f"{path}/{ANCHOR_NAME}"):
+        Guard(os.path.realpath(instance.at(path)), watch).check_existence()
         return None
-    _check_place(instance, path)
+    place = stack.enter_context(instance.root.directory(path))
+    _check_place(instance, path, place)
     volume_key = Key(keys.volume.key)
     try:
-        with explaining(Path(path), keys.volume.source):
-            lower = _lower_image(instance, path, volume_key, keys.image, image, stack)
+        with explaining(place, keys.volume.source):
+            lower = _lower_image(instance, place, volume_key, keys.image, image, stack)
             watched = open_watched(
-                Path(path), watch, key=volume_key, lower=lower, source=keys.volume.source
+                Path(place.path), watch, key=volume_key, lower=lower, source=keys.volume.source
             )
     except WrongKeyError as exc:
         if chain.config.builtin_image_key:
@@ -99,7 +107,7 @@ def find_writable(
         ) from exc
     stack.callback(watched.guard.close)
     _close(watched, say)
-    volume = open_volume(Path(path), key=volume_key, lower=lower, read_only=True)
+    volume = open_volume(place, key=volume_key, lower=lower, read_only=True)
     stack.callback(volume.close)
     return WritableLayer(path, volume, lower)
 
@@ -114,12 +122,13 @@ def _close(watched: Watched, say: Callable[[str], None]) -> None:
         raise
 
 
-def _check_place(instance: Instance, path: str) -> None:
+def _check_place(instance: Instance, path: str, place: DirFd) -> None:
     """Refuse a layer that no rename can replace."""
-    if os.path.ismount(path):
-        raise _misplaced(path, "a mount point")
-    if os.stat(os.path.dirname(path)).st_dev != os.stat(instance.at(RUN)).st_dev:
-        raise _misplaced(path, f"a place on another file system than {RUN}/")
+    with instance.root.directory(RUN) as run, instance.root.directory(dirname(path)) as above:
+        if os.fstat(place.fd).st_dev != os.fstat(above.fd).st_dev:
+            raise _misplaced(path, "a mount point")
+        if os.fstat(above.fd).st_dev != os.fstat(run.fd).st_dev:
+            raise _misplaced(path, f"a place on another file system than {RUN}/")
 
 
 def _misplaced(path: str, found: str) -> UsageError:
@@ -128,7 +137,7 @@ def _misplaced(path: str, found: str) -> UsageError:
         subject=path,
         expected=f"a directory on the file system of {RUN}/",
         found=found,
-        hint=f"make {RUN}/ itself what lies elsewhere, or a link to it",
+        hint=f"mount what lies elsewhere at {RUN}/ itself",
     )
 
 
@@ -198,44 +207,49 @@ def _left_behind(message: str, path: str) -> UsageError:
 
 def _lower_image(
     instance: Instance,
-    path: str,
+    place: DirFd,
     volume_key: Key,
     image_key: Key | None,
     image: Image,
     stack: ExitStack,
 ) -> Image:
     """Return the image that the layer belongs to: the present one, or one that `build` kept."""
-    bound = bound_lower(Path(path), volume_key)
+    bound = bound_lower(place, volume_key)
     if bound == image.root_mac:
         return image
-    kept = os.path.join(instance.at(PREVIOUS), bound.hex())
-    if not os.path.lexists(os.path.join(kept, IMAGE_NAME)):
+    kept = f"{PREVIOUS}/{bound.hex()}"
+    if not instance.root.exists(f"{kept}/{IMAGE_NAME}"):
         return image  # a layer that holds nothing is taken over; any other one is refused
-    previous = open_image(Path(kept), key=image_key, expected_mac=bound)
+    with instance.root.directory(kept) as sealed:
+        previous = open_image(sealed, key=image_key, expected_mac=bound)
     stack.callback(previous.close)
     return previous
 
 
-def remember(path: str, lower: Image, key: Key, *, policy: str, descriptor: Descriptor) -> None:
+def remember(
+    instance: Instance, path: str, lower: Image, key: Key, *, policy: str, descriptor: Descriptor
+) -> None:
     """Open what the layer became, and remember its state: the one before is refused from now on.
 
     Raises:
         Error: it does not open, which nothing explains but the storage.
     """
-    volume = open_volume(Path(path), key=key, lower=lower, read_only=True)
+    with instance.root.directory(path) as place:
+        volume = open_volume(place, key=key, lower=lower, read_only=True)
     position, root_mac = volume.position, volume.durable_mac
     volume.close()
     if policy == OFF or position is None:
         return
-    here = records.shown(os.path.realpath(path))
+    here = instance.at(path)
+    shown = records.shown(os.path.realpath(here))
     records.store_record(
         records.Record(
             position,
             root_mac=root_mac,
             conf_mac=descriptor.conf_mac.value,
-            path=here,
+            path=shown,
             version_number=descriptor.security_version,
         )
     )
-    if records.volume_at(path) != position.uuid:
-        records.remember_path(path, position.uuid)
+    if records.volume_at(here) != position.uuid:
+        records.remember_path(here, position.uuid)

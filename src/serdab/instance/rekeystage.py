@@ -11,10 +11,9 @@ Above: ``rekey``. Below: ``switch`` (where), ``sefs`` (sealing), ``publish``.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
 from serdab.config.boot import BootConfig, dump_boot_config
@@ -37,6 +36,8 @@ from serdab.instance.rekeylayer import WritableLayer
 from serdab.instance.rekeynote import RekeyNote
 from serdab.keys import Key
 from serdab.libos.volumekey import VolumeKey, volume_key
+from serdab.linux import dirtree
+from serdab.linux.dirfd import DirFd
 from serdab.sefs.image import Image, open_image
 from serdab.sefs.imagebuild import reseal_image
 from serdab.sefs.imageformat import IMAGE_NAME
@@ -53,11 +54,15 @@ _SLACK_BYTES: Final = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """What was written. ``lower``: where the image will lie that the layer belongs to."""
+    """What was written, and the directory that is to be ``build/``, which stays the staging's.
+
+    ``lower``: where the image will lie that the layer belongs to.
+    """
 
     config: BootConfig
     raw_config: bytes
     descriptor: Descriptor
+    build: DirFd
     lower: str
     lower_mac: bytes
     volume_key: VolumeKey
@@ -80,6 +85,7 @@ class Staging:
         self._key = key
         self._progress = progress
         self._note = RekeyNote(instance.path)
+        self._stack = ExitStack()
 
     def write(self, image: Image, layer: WritableLayer | None) -> Staged:
         """Write all that is new, durably but for the names.
@@ -89,23 +95,25 @@ class Staging:
             OSError: the host refused.
         """
         build, volume = switch.take_up(self._instance, with_layer=layer is not None)
+        self._stack.enter_context(build)
+        if volume is not None:
+            self._stack.enter_context(volume)
         previous = None if layer is None or layer.image is image else layer.image
-        image_path = os.path.join(build, _within(IMAGE))
-        _clear(build, but=os.path.dirname(image_path))
-        if not publish.is_directory(image_path):
-            _clear(build, but="")  # a link there would lead out of the instance
+        image_path = _within(IMAGE)
+        # Of an earlier attempt the image may be of use, if that is what lies there.
+        _clear(build, but=image_path.partition("/")[0] if build.is_directory(image_path) else "")
         old = self._chain.config
-        root_mac = self._reseal("image", image, image_path)
+        root_mac = self._reseal("image", image, build, image_path)
         lower, lower_mac = IMAGE, root_mac
         if previous is not None:
             lower, lower_mac = self._reseal_previous(previous, build)
-        init_mac = self._init_fs(old, os.path.join(build, _within(INITFS)))
+        init_mac = self._init_fs(old, build)
         config = replace(old, root_mac=root_mac, init_mac=init_mac)
         raw = dump_boot_config(config)
         descriptor = replace(self._chain.descriptor, conf_mac=Digest.of(raw))
-        publish.write_file(os.path.join(build, _within(PROTECTED_CONFIG)), raw)
+        build.write_new(_within(PROTECTED_CONFIG), raw)
         signed = sign(descriptor, self._signer)
-        publish.write_file(os.path.join(build, _within(DESCRIPTOR)), signed)
+        build.write_new(_within(DESCRIPTOR), signed)
         chosen = volume_key(
             config,
             self._key.raw(),
@@ -113,59 +121,67 @@ class Staging:
             mrsigner=self._chain.signer,
             mrenclave=descriptor.mrenclave(),
         )
-        staged = Staged(config, raw, descriptor, lower, lower_mac, chosen)
-        if layer is not None:
-            self._copy_layer(layer, staged, os.path.join(build, _within(lower)), volume)
-            switch.stage_layer(self._instance, raw)
+        staged = Staged(config, raw, descriptor, build, lower, lower_mac, chosen)
+        if layer is not None and volume is not None:
+            with build.directory(_within(lower)) as sealed:
+                self._copy_layer(layer, staged, sealed, volume)
+            switch.stage_layer(self._instance, raw, volume)
         return staged
+
+    def close(self) -> None:
+        """Let go of what was written to."""
+        self._stack.close()
 
     def forget(self) -> None:
         """The switch is complete: nobody goes on with this."""
         self._note.remove()
 
-    def _reseal(self, label: str, image: Image, out: str) -> bytes:
+    def _reseal(self, label: str, image: Image, build: DirFd, path: str) -> bytes:
         """Seal an image under the new key, or take what an earlier attempt made of it."""
         mac = self._note.sealed(image.root_mac)
-        if mac is None or not self._opens(out, mac):
-            progress = self._labelled(label)
-            mac = reseal_image(image, Path(out), key=self._key, progress=progress).root_mac
-            self._note.add(image.root_mac, mac)
+        with build.make(path) as out:
+            if mac is None or not self._opens(out, mac):
+                progress = self._labelled(label)
+                mac = reseal_image(image, out, key=self._key, progress=progress).root_mac
+                self._note.add(image.root_mac, mac)
         return mac
 
-    def _opens(self, path: str, mac: bytes) -> bool:
+    def _opens(self, place: DirFd, mac: bytes) -> bool:
         try:
-            open_image(Path(path), key=self._key, expected_mac=mac).close()
+            open_image(place, key=self._key, expected_mac=mac).close()
         except (Error, OSError):
             return False
         return True
 
-    def _reseal_previous(self, image: Image, build: str) -> tuple[str, bytes]:
+    def _reseal_previous(self, image: Image, build: DirFd) -> tuple[str, bytes]:
         """Seal the image that the layer belongs to, which is not the present one."""
-        folder = os.path.join(build, _within(PREVIOUS))
-        mac = self._reseal("previous image", image, os.path.join(folder, "new"))
-        os.rename(os.path.join(folder, "new"), os.path.join(folder, mac.hex()))
-        return os.path.join(PREVIOUS, mac.hex()), mac
+        folder = _within(PREVIOUS)
+        mac = self._reseal("previous image", image, build, f"{folder}/new")
+        build.rename(f"{folder}/new", f"{folder}/{mac.hex()}")
+        return f"{PREVIOUS}/{mac.hex()}", mac
 
-    def _init_fs(self, config: BootConfig, out: str) -> bytes:
+    def _init_fs(self, config: BootConfig, build: DirFd) -> bytes:
         """Take the init FS over; one that holds the image key gets the new one instead."""
-        source = self._instance.at(INITFS)
-        if not config.builtin_image_key:
-            publish.copy_sealed(source, out)
-            return config.init_mac
-        init_fs = open_image(Path(source), key=None, expected_mac=config.init_mac)
-        try:
-            content = self._key.dump().encode("ascii") + b"\n"
-            info = reseal_image(init_fs, Path(out), key=None, replaced={IMAGE_KEY: content})
-        finally:
-            init_fs.close()
-        return info.root_mac
+        root = self._instance.root
+        with build.make(_within(INITFS)) as out:
+            if not config.builtin_image_key:
+                publish.copy_sealed(root, INITFS, out)
+                return config.init_mac
+            with root.directory(INITFS) as sealed:
+                init_fs = open_image(sealed, key=None, expected_mac=config.init_mac)
+            try:
+                content = self._key.dump().encode("ascii") + b"\n"
+                info = reseal_image(init_fs, out, key=None, replaced={IMAGE_KEY: content})
+            finally:
+                init_fs.close()
+            return info.root_mac
 
-    def _copy_layer(self, layer: WritableLayer, staged: Staged, lower: str, out: str) -> None:
-        image = open_image(Path(lower), key=self._key, expected_mac=staged.lower_mac)
+    def _copy_layer(self, layer: WritableLayer, staged: Staged, lower: DirFd, out: DirFd) -> None:
+        image = open_image(lower, key=self._key, expected_mac=staged.lower_mac)
         try:
             copy_volume(
                 layer.volume,
-                Path(out),
+                out,
                 key=Key(staged.volume_key.key),
                 lower=image,
                 source=staged.volume_key.source,
@@ -181,17 +197,14 @@ class Staging:
 
 def _within(path: str) -> str:
     """Return a path below ``build/`` as one relative to it."""
-    return os.path.relpath(path, BUILD)
+    return path.removeprefix(f"{BUILD}/")
 
 
-def _clear(folder: str, *, but: str) -> None:
+def _clear(folder: DirFd, *, but: str) -> None:
     """Remove what a directory holds, but for the directory ``but``."""
-    for name in os.listdir(folder):
-        path = os.path.join(folder, name)
-        if not publish.is_directory(path):
-            os.unlink(path)
-        elif path != but:
-            shutil.rmtree(path)
+    for name in folder.names():
+        if name != but or not folder.is_directory(name):
+            folder.remove(name)
 
 
 def check_room(instance: Instance, image: Image, layer: WritableLayer | None) -> None:
@@ -200,36 +213,42 @@ def check_room(instance: Instance, image: Image, layer: WritableLayer | None) ->
     Raises:
         EnvironmentRefused: the host has no room.
     """
-    init_fs = os.stat(os.path.join(instance.at(INITFS), IMAGE_NAME)).st_size
-    build_bytes = image.stored_bytes() + init_fs + _SLACK_BYTES - _taken(instance.at(REKEY_BUILD))
+    root = instance.root
+    init_fs = root.status(f"{INITFS}/{IMAGE_NAME}")
+    build_bytes = image.stored_bytes() + _SLACK_BYTES - _taken(root, REKEY_BUILD)
+    build_bytes += 0 if init_fs is None else init_fs.st_size
     layer_bytes = 0
     if layer is not None:
         if layer.image is not image:
             build_bytes += layer.image.stored_bytes()
-        layer_bytes = layer.live_bytes() + _SLACK_BYTES - _taken(instance.at(REKEY_VOLUME))
-    build, run = instance.path, instance.at(RUN)
-    if os.stat(build).st_dev == os.stat(run).st_dev:
-        _require_free(build, build_bytes + layer_bytes)
-    else:
-        _require_free(build, build_bytes)
-        _require_free(run, layer_bytes)
+        layer_bytes = layer.live_bytes() + _SLACK_BYTES - _taken(root, REKEY_VOLUME)
+    with root.directory(RUN) as run:
+        if os.fstat(root.fd).st_dev == os.fstat(run.fd).st_dev:
+            _require_free(root, build_bytes + layer_bytes)
+        else:
+            _require_free(root, build_bytes)
+            _require_free(run, layer_bytes)
 
 
-def _taken(folder: str) -> int:
+def _taken(root: DirFd, folder: str) -> int:
     """Return how many bytes the files below a directory take."""
-    return sum(
-        os.lstat(os.path.join(path, name)).st_blocks * 512
-        for path, _, names in os.walk(folder)
-        for name in names
-    )
+    if not root.is_directory(folder):
+        return 0
+    with root.directory(folder) as top:
+        return sum(
+            entry.stat(follow_symlinks=False).st_blocks * 512
+            for _, entries in dirtree.walk(top)
+            for entry in entries
+            if not entry.is_dir(follow_symlinks=False)
+        )
 
 
-def _require_free(path: str, size: int) -> None:
-    status = os.statvfs(path)
+def _require_free(directory: DirFd, size: int) -> None:
+    status = os.fstatvfs(directory.fd)
     blocks = status.f_bfree if os.geteuid() == 0 else status.f_bavail
     free = blocks * status.f_frsize
     if free < size:
-        raise no_room(f"{size} bytes free at {path}", f"{free}")
+        raise no_room(f"{size} bytes free at {directory.path}", f"{free}")
 
 
 def no_room(expected: str, found: str) -> EnvironmentRefused:

@@ -8,31 +8,33 @@ new. Above: ``cli``. Below: ``layout``, ``locks``, ``trust.records``.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 from serdab.config.occlum import parse
 from serdab.errors import Error, UsageError
-from serdab.instance.layout import CONFIG, PREVIOUS, UPPER, Instance, is_packaged
+from serdab.instance import outer
+from serdab.instance.layout import CONFIG, PREVIOUS, UPPER, Instance
 from serdab.instance.locks import lock_build, lock_run
 from serdab.instance.measurements import read_measurements
+from serdab.linux.dirfd import DirFd
 from serdab.sefs.anchor import ANCHOR_NAME
-from serdab.sefs.hostdir import HostDir
+from serdab.sefs.hostplace import open_place
 from serdab.trust.records import discard, missing_below
 
 Say = Callable[[str], None]
 
 
-def _upper(instance: Instance) -> str:
-    """Return where the writable layer lies."""
+def _layout(instance: Instance) -> tuple[str, tuple[str, ...]]:
+    """Return where the writable layer lies, and which host directories programs are shown."""
     try:
-        if is_packaged(instance.path):
-            return read_measurements(instance).config.upper.source
-        return parse(instance.read(CONFIG)).upper.source
+        if instance.is_packaged():
+            config = read_measurements(instance).config
+            return config.upper.source, outer.shown_by(config)
+        written = parse(instance.read(CONFIG))
+        return written.upper.source, outer.shown_by(written)
     except Error:
         # Resetting must be possible with a broken configuration too.
-        return UPPER
+        return UPPER, ()
 
 
 def reset_volume(instance: Instance, volume: str, *, say: Say) -> list[str]:
@@ -43,39 +45,38 @@ def reset_volume(instance: Instance, volume: str, *, say: Say) -> list[str]:
 
     Raises:
         BusyError: the instance, or the volume, is in use.
-        UsageError: the directory holds something that is no volume.
+        UsageError: the directory holds something that is no volume, or the way to it is a link's.
     """
-    path = os.path.realpath(os.path.join(instance.path, volume))
+    path = os.path.join(instance.path, volume)
     removed = []
     with lock_build(instance), lock_run(instance, on_wait=say):
-        if os.path.lexists(os.path.join(path, ANCHOR_NAME)):
-            _empty(path)
-            removed.append(volume)
-        elif os.path.isdir(path) and os.listdir(path):
-            raise UsageError(
-                "reset: there is no volume",
-                subject=path,
-                expected="a directory that a program has mounted, or an empty one",
-                found="something else in it",
-            )
+        directory = outer.find(instance, volume, _layout(instance)[1])
+        if directory is not None:
+            with directory:
+                if directory.exists(ANCHOR_NAME):
+                    _empty(directory)
+                    removed.append(volume)
+                elif directory.names():
+                    raise UsageError(
+                        "reset: there is no volume",
+                        subject=path,
+                        expected="a directory that a program has mounted, or an empty one",
+                        found="something else in it",
+                    )
         if discard(path):
             removed.append(f"the record of {volume}")
     return removed
 
 
-def _empty(path: str) -> None:
-    directory = HostDir.at(Path(path))
+def _empty(volume: DirFd) -> None:
+    lock = open_place(volume)
     try:
-        directory.lock(exclusive=True)
+        lock.lock(exclusive=True)
         # The anchor last: a reset that was cut off leaves a damaged volume, not a new one.
-        for name in sorted(directory.names(), key=lambda name: name == ANCHOR_NAME):
-            entry = os.path.join(path, name)
-            if os.path.isdir(entry) and not os.path.islink(entry):
-                shutil.rmtree(entry)
-            else:
-                directory.unlink(name)
+        for name in sorted(volume.names(), key=lambda name: name == ANCHOR_NAME):
+            volume.remove(name)
     finally:
-        directory.close()
+        lock.close()
 
 
 def reset(instance: Instance, *, say: Say) -> list[str]:
@@ -85,14 +86,13 @@ def reset(instance: Instance, *, say: Say) -> list[str]:
 
     Raises:
         BusyError: the instance is in use.
+        UsageError: the way to the layer leads through a link.
     """
-    upper = _upper(instance)
+    upper, shown = _layout(instance)
     removed = []
     with lock_build(instance), lock_run(instance, on_wait=say):
         for relative in (upper, PREVIOUS):
-            path = instance.at(relative)
-            if os.path.isdir(path) and not os.path.islink(path):
-                shutil.rmtree(path)
+            if _remove(instance, relative, shown):
                 removed.append(relative)
         if discard(instance.at(upper)) and upper not in removed:
             removed.append(f"the record of {upper}")
@@ -103,3 +103,17 @@ def reset(instance: Instance, *, say: Say) -> list[str]:
                 f"the record of {os.path.relpath(path, os.path.realpath(instance.path))}"
             )
     return removed
+
+
+def _remove(instance: Instance, source: str, shown: tuple[str, ...]) -> bool:
+    place = outer.parent(instance, source, shown)
+    if place is None:
+        return False
+    above, name = place
+    with above:
+        if not above.exists(name):
+            return False
+        if not above.is_directory(name):
+            raise above.not_ours(name, "a directory")
+        above.remove(name)
+    return True

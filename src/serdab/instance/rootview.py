@@ -14,7 +14,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
+from serdab.config.boot import BootConfig
 from serdab.errors import Error, LayerMismatch, UsageError, WrongKeyError
+from serdab.instance import outer
 from serdab.instance.layout import IMAGE, PREVIOUS, Instance
 from serdab.instance.sealedroot import layer_keys
 from serdab.keys import Key
@@ -85,7 +87,7 @@ def _open(instance: Instance, chain: BootChain, image_key: Key | None, view: Vie
         return _open_image(orders)
     _refuse_bound_key(chain, image_key)
     volume = instance.at(config.upper.source)
-    exists = os.path.lexists(os.path.join(volume, ANCHOR_NAME)) and not config.upper.temporary
+    exists = _is_begun(instance, config) and not config.upper.temporary
     if not exists and (view.layer is Layer.UPPER or view.previous):
         raise UsageError(
             "there is no writable layer",
@@ -127,6 +129,19 @@ def _open(instance: Instance, chain: BootChain, image_key: Key | None, view: Vie
         if view.previous:
             raise
         return _open_over_previous(instance, orders, key, view.layer)
+
+
+def _is_begun(instance: Instance, config: BootConfig) -> bool:
+    """Return whether there is a writable layer.
+
+    Raises:
+        UsageError: a link stands where it should be, or on the way to it.
+    """
+    upper = outer.find(instance, config.upper.source, outer.shown_by(config))
+    if upper is None:
+        return False
+    with upper:
+        return upper.exists(ANCHOR_NAME)
 
 
 def _open_image(orders: Orders) -> Opened:
@@ -173,7 +188,7 @@ def _open_over_previous(instance: Instance, orders: Orders, key: VolumeKey, laye
         LayerMismatch: that image was not kept.
     """
     former = _over_previous(instance, orders, key)
-    if not os.path.isdir(former.image):
+    if not instance.root.is_directory(f"{PREVIOUS}/{(former.expected_mac or b'').hex()}"):
         raise LayerMismatch(
             "the writable layer belongs to an image that was not kept",
             subject=orders.volume,

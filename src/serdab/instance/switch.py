@@ -23,6 +23,7 @@ Above: ``locks``, ``rekey``, ``rekeystage``. Below: ``layout``, ``publish``.
 
 Security: nothing here is verified, and nothing needs to be: the storage could have moved and
 removed these directories as well. So no path is followed out of the instance: a link is left alone.
+What was written here gets its place only as the directory that it was written into (``publish``).
 """
 
 from __future__ import annotations
@@ -34,7 +35,6 @@ import posixpath
 from typing import Final
 
 from serdab.config.boot import parse_boot_config
-from serdab.config.dirs import sync_directory
 from serdab.errors import Error
 from serdab.instance import publish
 from serdab.instance.layout import (
@@ -47,10 +47,11 @@ from serdab.instance.layout import (
     RUN,
     Instance,
 )
-from serdab.instance.publish import is_directory, remove
+from serdab.linux.dirfd import DirFd
 
 _NEW: Final = "new"
-_OLD: Final = "old"
+_WORK: Final = f"{REKEY_VOLUME}/{_NEW}"
+_MOVED_ASIDE: Final = f"{REKEY_VOLUME}/old"
 
 
 def settle(instance: Instance, *, keep_undecided: bool = False) -> None:
@@ -58,120 +59,117 @@ def settle(instance: Instance, *, keep_undecided: bool = False) -> None:
 
     ``keep_undecided``: leave what is no more than work for who is to go on with it.
     """
-    _put_build_back(instance)
+    root = instance.root
+    _put_build_back(root)
     try:
         raw = instance.read(PROTECTED_CONFIG)
         source = parse_boot_config(raw).upper.source
     except Error:
         return  # what was decided cannot be told: everything stays as it is
     layer = find_layer(instance, source)
-    waiting = _waiting(instance, raw)
-    if is_directory(instance.at(REKEY_VOLUME)) and is_directory(waiting):
+    waiting = _waiting(raw)
+    if root.is_directory(waiting):
         if layer is None:
             return
-        _move_in(instance, waiting, layer)
+        _move_in(root, waiting, layer)
     else:
-        _put_layer_back(instance, layer)
+        _put_layer_back(root, layer)
         if keep_undecided:
             return
     remove_staged(instance)
 
 
-def take_up(instance: Instance, *, with_layer: bool) -> tuple[str, str]:
+def take_up(instance: Instance, *, with_layer: bool) -> tuple[DirFd, DirFd | None]:
     """Return two directories to write to: for ``build/`` and, on its file system, for the layer.
 
     They hold what an earlier attempt left, of which nothing is known. Caller holds both locks.
     """
-    build, staged = instance.at(REKEY_BUILD), instance.at(REKEY_VOLUME)
-    volume = os.path.join(staged, _NEW)
-    for path in (build, staged):
-        if not is_directory(path):
-            remove(path)
-    remove(instance.at(REKEY_ASIDE))
-    os.makedirs(build, 0o755, exist_ok=True)
-    if with_layer:
-        os.makedirs(staged, 0o700, exist_ok=True)
-        names = os.listdir(staged)
+    root = instance.root
+    for path in (REKEY_BUILD, REKEY_VOLUME):
+        if not root.is_directory(path):
+            root.remove(path)
+    root.remove(REKEY_ASIDE)
+    build = publish.take_up_staging(root, REKEY_BUILD)
+    if not with_layer:
+        return build, None
+    try:
+        root.make(REKEY_VOLUME, mode=0o700).close()
+        names = root.names(REKEY_VOLUME)
         if len(names) == 1 and names != [_NEW]:
-            os.rename(os.path.join(staged, names[0]), volume)  # it was waiting already
+            root.rename(f"{REKEY_VOLUME}/{names[0]}", _WORK)  # it was waiting already
         elif names != [_NEW]:
-            remove(staged)
-        if not is_directory(volume):
-            remove(volume)
-        os.makedirs(volume, 0o700, exist_ok=True)
-    return build, volume
+            root.remove(REKEY_VOLUME)
+        if not root.is_directory(_WORK):
+            root.remove(_WORK)
+        return build, root.make(_WORK, mode=0o700)
+    except BaseException:
+        build.close()
+        raise
 
 
-def stage_layer(instance: Instance, raw_config: bytes) -> None:
+def stage_layer(instance: Instance, raw_config: bytes, volume: DirFd) -> None:
     """Give the new layer the name under which it waits.
 
     Preconditions: its files are durable.
+
+    Raises:
+        UsageError: what bears its name is not what was written.
     """
-    staged = instance.at(REKEY_VOLUME)
-    sync_directory(os.path.join(staged, _NEW))
-    os.rename(os.path.join(staged, _NEW), _waiting(instance, raw_config))
-    sync_directory(staged)
-    sync_directory(instance.at(RUN))
+    root = instance.root
+    os.fsync(volume.fd)
+    publish.require_same(root, _WORK, volume)
+    waiting = _waiting(raw_config)
+    root.rename(_WORK, waiting)
+    publish.require_same(root, waiting, volume)
+    root.sync(REKEY_VOLUME)
+    root.sync(RUN)
 
 
-def decide(instance: Instance, raw_config: bytes, layer: str | None) -> None:
+def decide(instance: Instance, raw_config: bytes, build: DirFd, layer: str | None) -> None:
     """Make what was staged the instance. ``layer``: where the writable layer goes; None: none."""
-    publish.put_in_place(instance, instance.at(REKEY_BUILD))
+    publish.put_in_place(instance, REKEY_BUILD, build)
     if layer is not None:
-        _move_in(instance, _waiting(instance, raw_config), layer)
+        _move_in(instance.root, _waiting(raw_config), layer)
 
 
 def remove_staged(instance: Instance) -> None:
     """Remove what a switch leaves: its work before it was decided, the old data afterwards."""
-    for path in map(instance.at, REKEY_PATHS):
-        remove(path)
+    for path in REKEY_PATHS:
+        instance.root.remove(path)
 
 
 def find_layer(instance: Instance, source: str) -> str | None:
-    """Return where the writable layer lies; None if that is not plainly inside the instance.
-
-    ``run`` itself may be a link: what waits lies behind the same one.
-    """
+    """Return where the writable layer lies, relative; None if that is not plainly inside."""
     path = posixpath.normpath(source)
-    parts = path.split("/")
-    if path.startswith("/") or parts[0] in ("", ".", "..") or path == RUN:
+    if path.startswith("/") or path.split("/")[0] in ("", ".", "..") or path == RUN:
         return None
-    here = instance.path
-    for number, part in enumerate(parts):
-        here = os.path.join(here, part)
-        if os.path.islink(here) and not (number == 0 and part == RUN):
-            return None
-    return here
+    return path if instance.root.is_plain(path) else None
 
 
-def _waiting(instance: Instance, raw_config: bytes) -> str:
-    return os.path.join(instance.at(REKEY_VOLUME), hashlib.sha256(raw_config).hexdigest())
+def _waiting(raw_config: bytes) -> str:
+    return f"{REKEY_VOLUME}/{hashlib.sha256(raw_config).hexdigest()}"
 
 
-def _put_build_back(instance: Instance) -> None:
+def _put_build_back(root: DirFd) -> None:
     """Where directories cannot be exchanged: undo the first of two renames (``publish``)."""
-    aside = instance.at(REKEY_ASIDE)
-    if is_directory(aside) and not os.path.lexists(instance.at(BUILD)):
-        os.rename(aside, instance.at(BUILD))
-        sync_directory(instance.path)
+    if root.is_directory(REKEY_ASIDE) and not root.exists(BUILD):
+        root.rename(REKEY_ASIDE, BUILD)
+        root.sync()
 
 
-def _put_layer_back(instance: Instance, layer: str | None) -> None:
+def _put_layer_back(root: DirFd, layer: str | None) -> None:
     """Nothing waits for the place of the layer that was moved aside: it was its own."""
-    aside = os.path.join(instance.at(REKEY_VOLUME), _OLD)
-    if layer is None or os.path.lexists(layer):
+    if layer is None or root.exists(layer) or not root.is_directory(_MOVED_ASIDE):
         return
-    if is_directory(instance.at(REKEY_VOLUME)) and is_directory(aside):
-        os.rename(aside, layer)
-        sync_directory(os.path.dirname(layer))
+    root.rename(_MOVED_ASIDE, layer)
+    root.sync(posixpath.dirname(layer))
 
 
-def _move_in(instance: Instance, waiting: str, layer: str) -> None:
-    staged = instance.at(REKEY_VOLUME)
-    aside = os.path.join(staged, _OLD)
+def _move_in(root: DirFd, waiting: str, layer: str) -> None:
     with contextlib.suppress(FileNotFoundError):
-        os.rename(layer, aside)
-    os.makedirs(os.path.dirname(layer), mode=0o700, exist_ok=True)
-    os.rename(waiting, layer)
-    sync_directory(os.path.dirname(layer))
-    sync_directory(staged)
+        root.rename(layer, _MOVED_ASIDE)
+    above = posixpath.dirname(layer)
+    root.make(above, mode=0o700).close()
+    root.rename(waiting, layer)
+    root.sync(above)
+    root.sync(REKEY_VOLUME)

@@ -24,7 +24,8 @@ from typing import Final, Self, final
 
 from serdab.errors import Error, FormatError, UsageError
 from serdab.linux.dirfd import DirFd, components, word_for
-from serdab.linux.outside import Identity, Walk, identity
+from serdab.linux.dirtree import identity
+from serdab.linux.outside import Identity, Walk
 
 _HERE: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LISTABLE: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC

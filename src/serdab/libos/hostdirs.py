@@ -25,7 +25,8 @@ from serdab.config.names import (
 from serdab.errors import UsageError
 from serdab.libos.ground import Ground, Way
 from serdab.linux.dirfd import DirFd
-from serdab.linux.outside import Identity, identity, is_instance
+from serdab.linux.dirtree import identity
+from serdab.linux.outside import Identity, is_instance
 
 
 @dataclass(frozen=True, slots=True)

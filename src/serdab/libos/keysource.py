@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Final
 from serdab.errors import WrongKeyError
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from serdab.sefs.hostplace import Place
 
 USER: Final = "user"
 NAMED: Final = "named"
@@ -225,7 +225,7 @@ def _of_kind(theirs: KeySource, mine: KeySource) -> _Difference:
 
 
 @contextmanager
-def explaining(path: Path, ours: bytes) -> Iterator[None]:
+def explaining(path: Place, ours: bytes) -> Iterator[None]:
     """Name the difference in a ``WrongKeyError`` about the volume in a host directory.
 
     Raises:
@@ -237,11 +237,11 @@ def explaining(path: Path, ours: bytes) -> Iterator[None]:
         raise wrong_key(_read(path), ours, subject=exc.subject, stage=exc.stage) from None
 
 
-def _read(path: Path) -> bytes | None:
+def _read(path: Place) -> bytes | None:
     from serdab.sefs.anchor import read_source
-    from serdab.sefs.hostdir import HostDir
+    from serdab.sefs.hostplace import open_place
 
-    directory = HostDir.at(path)
+    directory = open_place(path)
     try:
         return read_source(directory)
     finally:

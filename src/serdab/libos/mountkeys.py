@@ -21,7 +21,8 @@ from serdab.libos.ground import Ground, Roots
 from serdab.libos.mountrules import Rules, derive_named
 from serdab.libos.volumekey import volume_key
 from serdab.linux.dirfd import word_for
-from serdab.linux.outside import Walk, identity
+from serdab.linux.dirtree import identity
+from serdab.linux.outside import Walk
 from serdab.trust.chain import BootChain
 from serdab.trust.platform import Platform
 

@@ -11,7 +11,8 @@ from collections.abc import Collection
 
 from serdab.errors import UsageError
 from serdab.linux.dirfd import DirFd
-from serdab.linux.outside import MAX_LINKS, Identity, Walk, identity
+from serdab.linux.dirtree import identity
+from serdab.linux.outside import MAX_LINKS, Identity, Walk
 
 
 def placed_outside(path: str | None, option: str, instance: str) -> str | None:

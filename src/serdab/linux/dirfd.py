@@ -20,10 +20,9 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Final, Self, final
 
@@ -127,11 +126,34 @@ class DirFd:
             return os.open(name, flags | _FOLLOW_NOTHING, mode, dir_fd=fd)
 
     def directory(self, relative: str) -> DirFd:
-        """Open a directory below here; raises as :meth:`open`."""
-        return DirFd(self.open(relative, _LISTABLE), self.name(relative))
+        """Open a directory below here.
+
+        Raises:
+            OSError: there is none, or it cannot be opened.
+            UsageError: something else stands there, or on the way to it.
+        """
+        try:
+            return DirFd(self.open(relative, _LISTABLE), self.name(relative))
+        except OSError as exc:
+            if exc.errno in _OTHER_KIND:
+                raise self.not_ours(relative, "a directory") from exc
+            raise
 
     def make(self, relative: str, *, mode: int = 0o755) -> DirFd:
-        """Make a directory, and those before it, where they are missing; return it open."""
+        """Make a directory, and those before it, where they are missing; return it open.
+
+        Raises:
+            OSError: one cannot be made.
+            UsageError: something else stands there, or on the way to it.
+        """
+        try:
+            return self._make(relative, mode)
+        except OSError as exc:
+            if exc.errno in _OTHER_KIND:
+                raise self.not_ours(relative, "a directory") from exc
+            raise
+
+    def _make(self, relative: str, mode: int) -> DirFd:
         with self._parent(relative, make_mode=mode) as (fd, name):
             try:
                 os.mkdir(name, mode, dir_fd=fd)
@@ -168,10 +190,37 @@ class DirFd:
         found = self.status(relative)
         return found is not None and stat.S_ISREG(found.st_mode)
 
+    def is_plain(self, relative: str) -> bool:
+        """Return whether what stands on the way there, and there itself, is no link.
+
+        Nothing at all is plain; a file on the way is not.
+        """
+        names = components(relative)
+        for length in range(1, len(names) + 1):
+            status = self.status("/".join(names[:length]))
+            if status is None:
+                return True
+            if stat.S_ISLNK(status.st_mode):
+                return False
+            if length < len(names) and not stat.S_ISDIR(status.st_mode):
+                return False
+        return True
+
+    def require_plain(self, relative: str, expected: str) -> None:
+        """Refuse a link there, or a link or a file on the way to it; nothing at all passes.
+
+        What is done afterwards still follows no link: this is for the message.
+
+        Raises:
+            UsageError: names what is in the way.
+        """
+        if not self.is_plain(relative):
+            raise self.not_ours(relative, expected)
+
     def names(self, relative: str = "") -> list[str]:
         """Return the sorted names in a directory; none where there is no directory."""
         try:
-            with self.directory(relative) as directory:
+            with DirFd(self.open(relative, _LISTABLE), relative) as directory:
                 return sorted(os.listdir(directory.fd))
         except OSError as exc:
             if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
@@ -240,11 +289,16 @@ class DirFd:
 
     def remove(self, relative: str) -> None:
         """Remove whatever is there, if anything is: a whole tree, of a link the link."""
+        if self.status(relative) is None:
+            return
         try:
             with self._parent(relative) as (fd, name):
                 if stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
-                    # By descriptors, never through a link: shutil.rmtree.avoids_symlink_attacks
-                    shutil.rmtree(name, dir_fd=fd)
+                    from serdab.linux.dirtree import remove
+
+                    # Not shutil.rmtree: it recurses and keeps a descriptor per level, and whoever
+                    # writes here decides how deep it is.
+                    remove(fd, name, self.name(relative))
                 else:
                     os.unlink(name, dir_fd=fd)
         except FileNotFoundError:
@@ -265,6 +319,47 @@ class DirFd:
 
         with self._parent(first) as (fd, name), self._parent(second) as (other_fd, other):
             renameat2(fd, os.fsencode(name), other_fd, os.fsencode(other), 2)
+
+    def create_whole(self, name: str, content: bytes, *, mode: int = 0o600) -> bool:
+        """Make the file ``name`` whole and durably, or not at all; False if something was there.
+
+        Whoever was there first keeps the name: link(2) fails as O_EXCL does, but nobody ever sees
+        half a file.
+        """
+        temporary = f"{name}.new-{os.getpid()}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FOLLOW_NOTHING
+        try:
+            with open(self.open(temporary, flags, mode=mode), "wb") as file:
+                os.fchmod(file.fileno(), mode)
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                os.link(temporary, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+            except FileExistsError:
+                return False
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary, dir_fd=self.fd)
+        self.sync()
+        return True
+
+    def replace_whole(self, name: str, content: bytes, *, mode: int = 0o644) -> None:
+        """Replace the file ``name`` in one step; on disk, with its name, on return."""
+        temporary = f"{name}.new-{os.getpid()}"
+        self.remove(temporary)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FOLLOW_NOTHING
+        try:
+            with open(self.open(temporary, flags, mode=mode), "wb") as file:
+                os.fchmod(file.fileno(), mode)
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            self.rename(temporary, name)
+        except BaseException:
+            self.remove(temporary)
+            raise
+        self.sync()
 
     def sync(self, relative: str = "") -> None:
         """Make the names in a directory durable."""
@@ -295,6 +390,16 @@ class DirFd:
             found=found or "something that changes",
             hint="no link is followed below an instance: put the real one in its place",
         )
+
+    def again(self) -> DirFd:
+        """Return the same directory by a descriptor of its own, for another owner."""
+        return DirFd(os.open(".", _LISTABLE, dir_fd=self.fd), self.path)
+
+    def is_at(self, parent: DirFd, relative: str) -> bool:
+        """Return whether it is what stands at ``relative`` below ``parent`` at this moment."""
+        there = parent.status(relative)
+        here = os.fstat(self.fd)
+        return there is not None and os.path.samestat(there, here)
 
     def close(self) -> None:
         """Close it; harmless afterwards."""

@@ -22,6 +22,7 @@ from typing import Final
 
 from serdab.errors import UsageError
 from serdab.linux.dirfd import DirFd, word_for
+from serdab.linux.dirtree import identity
 
 MAX_LINKS: Final = 40  # as path_resolution(7)
 _PROC_SUPER_MAGIC: Final = 0x9FA0
@@ -29,12 +30,6 @@ _HERE: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 
 Identity = tuple[int, int]
-
-
-def identity(fd: int) -> Identity:
-    """Return (st_dev, st_ino) of what a descriptor stands for."""
-    status = os.fstat(fd)
-    return status.st_dev, status.st_ino
 
 
 def is_instance(fd: int) -> bool:
@@ -61,7 +56,10 @@ class Walk:
         Raises:
             UsageError: there is none, or the way to it leads through a link where others write.
         """
-        fd = self._open(path, base)
+        try:
+            fd = self._open(path, base)
+        except OSError as exc:
+            raise _refused(path, "a path to something", os.strerror(exc.errno or 0)) from exc
         try:
             opened = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as exc:
@@ -78,14 +76,50 @@ class Walk:
         Raises:
             UsageError: as :meth:`directory`.
         """
-        return self._walk(path, base)
+        try:
+            return self._walk(path, base)
+        except OSError as exc:
+            raise _refused(path, "a path to something", os.strerror(exc.errno or 0)) from exc
+
+    def make(self, path: str, *, base: DirFd | None = None, mode: int = 0o755) -> DirFd:
+        """Open a directory, made with those before it where they are missing.
+
+        Raises:
+            UsageError: as :meth:`directory`.
+            OSError: one cannot be made.
+        """
+        try:
+            return self.directory(path, base=base)
+        except UsageError as exc:
+            above, name = os.path.split(path.rstrip("/"))
+            is_missing = isinstance(exc.__cause__, FileNotFoundError)
+            if not is_missing or name in ("", ".", ".."):
+                raise
+        with self.make(above or ".", base=base, mode=mode) as parent:
+            made = parent.make(name, mode=mode)
+        made.path = path
+        return made
+
+    def parent(self, path: str, *, base: DirFd | None = None) -> tuple[DirFd, str]:
+        """Open the directory that a path names something in; return it and the name.
+
+        Raises:
+            UsageError: as :meth:`directory`, or the path ends in no name.
+        """
+        above, name = os.path.split(path.rstrip("/"))
+        if name in ("", ".", ".."):
+            raise _refused(path, "a path that ends in a name", name or "none")
+        directory = self.directory(above or ".", base=base)
+        directory.path = above  # so that messages say what the user said
+        return directory, name
 
     def file(self, path: str, flags: int = os.O_RDONLY) -> int:
         """Open a file that the command line names; it may be a pipe, so its kind is not judged.
 
         Raises:
-            OSError: the file cannot be opened.
-            UsageError: as :meth:`directory`.
+            OSError: there is none, or it cannot be opened.
+            UsageError: the way to it leads through a link where others write, or it is a FIFO or
+                device that others put there.
         """
         fd = self._open(path, None, last_may_be_magic=True)
         try:
@@ -103,6 +137,7 @@ class Walk:
     def _walk(self, path: str, base: DirFd | None, *, last_may_be_magic: bool = False) -> list[int]:
         if "\0" in path or not path:
             raise _refused(path.replace("\0", "?"), "a path", "none")
+        self._links = 0
         stack: list[int] = []
         try:
             if path.startswith("/"):
@@ -110,12 +145,10 @@ class Walk:
             else:
                 stack += _way_to(os.curdir if base is None else base.fd)
             self._follow(stack, path, path, last_may_be_magic=last_may_be_magic)
-        except BaseException as exc:
+        except BaseException:
             for fd in stack:
                 os.close(fd)
-            if not isinstance(exc, OSError):
-                raise
-            raise _refused(path, "a path to something", os.strerror(exc.errno or 0)) from exc
+            raise
         return stack
 
     def _follow(self, stack: list[int], way: str, path: str, *, last_may_be_magic: bool) -> None:
@@ -130,10 +163,12 @@ class Walk:
             mode = os.fstat(fd).st_mode
             is_last = number == len(names) - 1
             if not stat.S_ISLNK(mode):
-                if not is_last and not stat.S_ISDIR(mode):
-                    os.close(fd)
-                    raise _refused(path, "directories on the way", f"{word_for(mode)} at {name}")
+                # Owned by the stack before it is judged: whatever is raised, it is closed.
                 stack.append(fd)
+                if not is_last and not stat.S_ISDIR(mode):
+                    raise _refused(path, "directories on the way", f"{word_for(mode)} at {name}")
+                if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                    self._check_special(stack, name, path)
                 continue
             try:
                 self._check_link(stack, name, path)
@@ -154,15 +189,31 @@ class Walk:
         self._links += 1
         if self._links > MAX_LINKS:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-        status = os.fstat(stack[-1])
-        if status.st_uid not in (0, os.geteuid()) or status.st_mode & _OTHERS_WRITE:
+        if _others_write(os.fstat(stack[-1])):
             raise _refused(
                 path, "no link where others than root and the caller can write", f"one at {name}"
             )
-        if any(identity(fd) in self._closed or is_instance(fd) for fd in stack):
+        if self._is_closed(stack):
             raise _refused(
                 path, "no link in an instance or in what programs are shown", f"one at {name}"
             )
+
+    def _check_special(self, stack: list[int], name: str, path: str) -> None:
+        """Refuse a FIFO, socket or device on top of the stack that others may have put there.
+
+        It would let them say how long this takes, and what is read when.
+        """
+        status = os.fstat(stack[-1])
+        is_ours = status.st_uid in (0, os.geteuid())
+        if self._is_closed(stack[:-1]) or not (is_ours or not _others_write(os.fstat(stack[-2]))):
+            raise _refused(path, "a file", f"{word_for(status.st_mode)} at {name}")
+
+    def _is_closed(self, stack: list[int]) -> bool:
+        return any(identity(fd) in self._closed or is_instance(fd) for fd in stack)
+
+
+def _others_write(status: os.stat_result) -> bool:
+    return status.st_uid not in (0, os.geteuid()) or bool(status.st_mode & _OTHERS_WRITE)
 
 
 def _way_to(start: str | int) -> list[int]:

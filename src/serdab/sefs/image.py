@@ -16,7 +16,6 @@ from __future__ import annotations
 import hmac
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Final, final
 
 import zstandard
@@ -34,7 +33,8 @@ from serdab.errors import (
 from serdab.keys import Key
 from serdab.sefs import keyspace as ks
 from serdab.sefs.cache import ByteCache
-from serdab.sefs.hostdir import Dir, File, HostDir, read_exact
+from serdab.sefs.hostdir import Dir, File, read_exact
+from serdab.sefs.hostplace import Place, open_place
 from serdab.sefs.imageformat import (
     FLAG_ZSTD,
     HEADER_BYTES,
@@ -363,7 +363,7 @@ class Image:
             self._directory.close()
 
 
-def open_image(path: Path, *, key: Key | None, expected_mac: bytes | None) -> Image:
+def open_image(path: Place, *, key: Key | None, expected_mac: bytes | None) -> Image:
     """Open the image in a host directory, under a shared lock.
 
     Raises:
@@ -373,7 +373,7 @@ def open_image(path: Path, *, key: Key | None, expected_mac: bytes | None) -> Im
         WrongKeyError: the key does not open it.
         BusyError: somebody holds it for writing.
     """
-    directory = HostDir.at(path)
+    directory = open_place(path)
     try:
         directory.lock(exclusive=False)
         image = open_image_in(directory, key=key, expected_mac=expected_mac)

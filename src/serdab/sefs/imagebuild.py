@@ -12,15 +12,17 @@ import struct
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
 import zstandard
 
 from serdab.crypto.hashes import HashAlgorithm, content_id
 from serdab.crypto.kdf import KeySchedule
+from serdab.errors import UsageError
 from serdab.keys import Key
+from serdab.linux.dirfd import DirFd
 from serdab.sefs import keyspace as ks
+from serdab.sefs.hostplace import Place, writable_place
 from serdab.sefs.image import Image, image_keys, key_check
 from serdab.sefs.imageformat import (
     HEADER_BYTES,
@@ -85,8 +87,8 @@ class _Content:
 
 
 def build_image(
-    source: Path,
-    out: Path,
+    source: Place,
+    out: Place,
     *,
     key: Key | None,
     options: ImageOptions | None = None,
@@ -102,13 +104,26 @@ def build_image(
         UsageError: the tree holds what cannot be sealed, or changed while it was read.
     """
     options = options or ImageOptions()
-    walk = Walk(source, additions or Additions(), clamp_s=options.clamp_s, owner=options.owner)
-    return _write_image(walk, out, key, options, progress)
+    with _source_tree(source) as tree:
+        walk = Walk(tree, additions or Additions(), clamp_s=options.clamp_s, owner=options.owner)
+    try:
+        return _write_image(walk, out, key, options, progress)
+    finally:
+        walk.close()
+
+
+def _source_tree(source: Place) -> DirFd:
+    if isinstance(source, DirFd):
+        return source.again()
+    try:
+        return DirFd.at(str(source))
+    except NotADirectoryError:
+        raise UsageError("not a directory", subject=str(source)) from None
 
 
 def reseal_image(
     image: Image,
-    out: Path,
+    out: Place,
     *,
     key: Key | None,
     replaced: Mapping[bytes, bytes] | None = None,
@@ -135,29 +150,42 @@ def reseal_image(
 
 def _write_image(
     source: Source,
-    out: Path,
+    out: Place,
     key: Key | None,
     options: ImageOptions,
     progress: Callable[[int], None] | None,
 ) -> ImageInfo:
-    out.mkdir(mode=0o755, parents=True, exist_ok=True)
-    final = out / IMAGE_NAME
-    part = out / (IMAGE_NAME + ".part")
-    part.unlink(missing_ok=True)
-    try:
-        with part.open("xb") as file, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            info = _Builder(file.fileno(), pool, key, options, progress).run(source)
-            os.fsync(file.fileno())
-        part.rename(final)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    fd = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    part = IMAGE_NAME + ".part"
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+    with writable_place(out) as directory:
+        directory.remove(part)
+        try:
+            with (
+                open(directory.open(part, flags, mode=0o666), "wb") as file,
+                ThreadPoolExecutor(os.cpu_count() or 1) as pool,
+            ):
+                info = _Builder(file.fileno(), pool, key, options, progress).run(source)
+                os.fsync(file.fileno())
+                _rename_own(directory, part, file.fileno())
+        except BaseException:
+            directory.remove(part)
+            raise
+        directory.sync()
     return info
+
+
+def _rename_own(directory: DirFd, part: str, fd: int) -> None:
+    """Give the file its name, if it still has the one that it was written under."""
+    there = directory.status(part)
+    if there is None or not os.path.samestat(there, os.fstat(fd)):
+        raise UsageError(
+            "the image that was being written was exchanged for something else",
+            subject=directory.name(part),
+            expected="the file that was written",
+            found="another, or none",
+            hint="somebody renames there: end that, and try again",
+        )
+    directory.rename(part, IMAGE_NAME)
 
 
 class _Builder:

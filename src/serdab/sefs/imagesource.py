@@ -59,7 +59,7 @@ class ImageSource:
             raise FormatError("name of an inode that the image does not have", found=str(ino))
         self._seen.add(ino)
         inode.flags = 0  # whether content is inline is decided by who writes
-        entry = SourceEntry(inode, path, b"", content=self._replaced.get(path))
+        entry = SourceEntry(inode, path, None, content=self._replaced.get(path))
         if entry.content is not None:
             inode.size = len(entry.content)
         if stat.S_ISLNK(inode.mode):

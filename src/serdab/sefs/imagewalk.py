@@ -5,33 +5,44 @@ Entries of a directory are sorted by their bytes; all of a directory's entries g
 numbers before the walk goes down into its first subdirectory. Hard links are one inode, at the
 first visit. Nothing of the host gets in: no owner, inode number, directory time or order.
 
+Security: the tree is a descriptor, and others may rename in it. A directory is gone into, and a
+file is read, only as what was listed: same device and inode number, a file a regular one. A hard
+link to a file elsewhere is content like any other.
+
 Above: ``imagebuild``, which takes a tree from whoever is a :class:`Source`: from the host here,
 from another image in ``imagesource``. Below: the source tree on the host.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final, Protocol
 
 from serdab.errors import UsageError
+from serdab.linux.dirfd import DirFd
+from serdab.linux.dirtree import Descent, identity, listing
 from serdab.vfs.api import ROOT_INO, Inode
 
 _SECOND: Final = 1_000_000_000
 _DTYPE_SHIFT: Final = 12
+_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+_CHANGED: Final = frozenset({errno.ELOOP, errno.ENOENT, errno.ENXIO, errno.EISDIR})
 
 
 @dataclass(slots=True)
 class SourceEntry:
-    """One inode of the image to be. ``content`` replaces the file at ``host_path``."""
+    """One inode of the image to be. ``content`` replaces the file at ``path`` on the host.
+
+    ``host``: (st_dev, st_ino) of what stands there, None for what is added.
+    """
 
     inode: Inode
     path: bytes
-    host_path: bytes
+    host: tuple[int, int] | None
     content: bytes | None = None
     target: bytes = b""
     xattrs: list[tuple[bytes, bytes]] = field(default_factory=list)
@@ -104,12 +115,15 @@ Owner = Callable[[bytes], tuple[int, int]]
 
 
 class Walk:
-    """Produces entries and names. ``clamp_s`` is the latest mtime in seconds, or None."""
+    """Produces entries and names. ``clamp_s`` is the latest mtime in seconds, or None.
+
+    ``close`` it: it holds a descriptor of the directory where it is.
+    """
 
     def __init__(
-        self, source: Path, additions: Additions, *, clamp_s: int | None, owner: Owner
+        self, source: DirFd, additions: Additions, *, clamp_s: int | None, owner: Owner
     ) -> None:
-        self._source = os.fsencode(source)
+        self._here = Descent(source)
         self._additions = additions
         self._clamp_s = clamp_s
         self._owner = owner
@@ -117,12 +131,14 @@ class Walk:
         self._seen: dict[tuple[int, int], SourceEntry] = {}
         self.names: list[Name] = []
 
+    def close(self) -> None:
+        """Let go of the tree."""
+        self._here.close()
+
     def entries(self) -> Iterator[SourceEntry]:
         """Yield each inode once. ``nlink`` is final when the walk is over."""
-        root_stat = os.stat(self._source)
-        if not stat.S_ISDIR(root_stat.st_mode):
-            raise UsageError("not a directory", subject=os.fsdecode(self._source))
-        root = self._new(b"", self._source, root_stat.st_mode, 0)
+        status = os.fstat(self._here.fd)
+        root = self._new(b"", _identity(status), status.st_mode, 0)
         root.inode.nlink = 2
         yield from in_order(root, self._directory)
 
@@ -137,27 +153,69 @@ class Walk:
             for start in range(0, size, unit):
                 yield entry.content[start : start + unit]
             return
-        fd = os.open(entry.host_path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = self._open(entry)
         with open(fd, "rb", buffering=0):
             for start in range(0, size, unit):
-                yield _read(fd, min(unit, size - start), entry)
+                yield self._read(fd, min(unit, size - start), entry)
             if os.fstat(fd).st_size != size:
-                raise _changed(entry)
+                raise self._changed(entry)
 
-    def _new(self, path: bytes, host_path: bytes, mode: int, mtime_s: int) -> SourceEntry:
+    def _open(self, entry: SourceEntry) -> int:
+        """Open the file that was listed, and nothing else that may have got its name since."""
+        above, _, name = entry.path.rpartition(b"/")
+        directory = self._here.go(os.fsdecode(above))
+        try:
+            fd = os.open(name, _READ, dir_fd=directory)
+        except PermissionError as exc:
+            label = self._here.label(os.fsdecode(name))
+            raise PermissionError(exc.errno, exc.strerror, label) from exc
+        except OSError as exc:
+            if exc.errno in _CHANGED:
+                raise self._changed(entry) from exc
+            raise
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or _identity(status) != entry.host:
+            os.close(fd)
+            raise self._changed(entry)
+        return fd
+
+    def _read(self, fd: int, length: int, entry: SourceEntry) -> bytes:
+        parts = []
+        while length:
+            part = os.read(fd, length)
+            if not part:
+                raise self._changed(entry)
+            parts.append(part)
+            length -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _changed(self, entry: SourceEntry) -> UsageError:
+        name = entry.path.rpartition(b"/")[2]
+        return UsageError(
+            "the file changed while it was being sealed",
+            stage="build",
+            subject=self._here.label(os.fsdecode(name)),
+            hint="build again when nothing writes to the tree",
+        )
+
+    def _new(
+        self, path: bytes, host: tuple[int, int] | None, mode: int, mtime_s: int
+    ) -> SourceEntry:
         uid, gid = self._owner(path)
         inode = Inode(self._next_ino, mode, uid, gid)
         self._next_ino += 1
         if self._clamp_s is not None:
             mtime_s = min(mtime_s, self._clamp_s)
         inode.atime_ns = inode.mtime_ns = inode.ctime_ns = inode.btime_ns = mtime_s * _SECOND
-        return SourceEntry(inode, path, host_path)
+        return SourceEntry(inode, path, host)
 
     def _directory(self, parent: SourceEntry) -> Iterator[SourceEntry]:
-        found: dict[bytes, os.DirEntry[bytes]] = {}
-        if parent.host_path:
-            with os.scandir(parent.host_path) as listing:
-                found = {entry.name: entry for entry in listing}
+        found: dict[bytes, os.DirEntry[str]] = {}
+        if parent.host is not None:
+            fd = self._here.go(os.fsdecode(parent.path))
+            if identity(fd) != parent.host:
+                raise self._changed(parent)
+            found = {os.fsencode(entry.name): entry for entry in listing(fd)}
         added = self._additions.below(parent.path)
         for name in sorted({*found, *added}):
             path = parent.path + b"/" + name if parent.path else name
@@ -171,80 +229,75 @@ class Walk:
             if fresh:
                 yield entry
 
-    def _child(self, path: bytes, found: os.DirEntry[bytes] | None) -> tuple[SourceEntry, bool]:
+    def _child(self, path: bytes, found: os.DirEntry[str] | None) -> tuple[SourceEntry, bool]:
         content = self._additions.files.get(path)
         if content is not None:
-            entry = self._new(path, b"", stat.S_IFREG | 0o644, 0)
+            entry = self._new(path, None, stat.S_IFREG | 0o644, 0)
             entry.content = content
             entry.inode.size = len(content)
             return entry, True
         if found is None:
             mode = self._additions.directories.get(path, 0o755)
-            return self._new(path, b"", stat.S_IFDIR | mode, 0), True
-        status = found.stat(follow_symlinks=False)
+            return self._new(path, None, stat.S_IFDIR | mode, 0), True
+        # Of the name as it is in the open directory; what it means later is compared with this.
+        status = os.stat(found.name, dir_fd=self._here.fd, follow_symlinks=False)
         kind = stat.S_IFMT(status.st_mode)
         if kind not in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO):
             raise UsageError(
                 "cannot be sealed: neither file, directory, symlink nor FIFO",
                 stage="build",
-                subject=os.fsdecode(found.path),
+                subject=self._here.label(found.name),
                 hint="remove it from the tree; devices and sockets are made at run time",
             )
         if path in self._additions.directories and kind != stat.S_IFDIR:
             raise UsageError(
                 "a mount point must be a directory",
                 stage="build",
-                subject=os.fsdecode(found.path),
+                subject=self._here.label(found.name),
             )
-        identity = (status.st_dev, status.st_ino)
-        if status.st_nlink > 1 and kind == stat.S_IFREG and identity in self._seen:
-            entry = self._seen[identity]
+        host = _identity(status)
+        if status.st_nlink > 1 and kind == stat.S_IFREG and host in self._seen:
+            entry = self._seen[host]
             entry.inode.nlink += 1
             return entry, False
         regular = kind == stat.S_IFREG
         mtime_s = int(status.st_mtime_ns // _SECOND) if regular else 0
-        entry = self._new(path, found.path, kind | (status.st_mode & 0o7777), mtime_s)
+        entry = self._new(path, host, kind | (status.st_mode & 0o7777), mtime_s)
         if kind == stat.S_IFLNK:
             entry.inode.mode = stat.S_IFLNK | 0o777
-            entry.target = os.readlink(found.path)
+            try:
+                entry.target = os.fsencode(os.readlink(found.name, dir_fd=self._here.fd))
+            except OSError as exc:
+                if exc.errno == errno.EINVAL:
+                    raise self._changed(entry) from exc  # no link any more
+                raise
             entry.inode.size = len(entry.target)
         elif regular:
             entry.inode.size = status.st_size
             if status.st_nlink > 1:
-                self._seen[identity] = entry
+                self._seen[host] = entry
         if kind != stat.S_IFLNK:
-            entry.xattrs = _user_xattrs(found.path)
+            entry.xattrs = _user_xattrs(self._here.fd, found.name)
         return entry, True
 
 
-def _user_xattrs(path: bytes) -> list[tuple[bytes, bytes]]:
-    """Return the ``user.*`` attributes; the others speak of the host, not of the program."""
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _user_xattrs(directory: int, name: str) -> list[tuple[bytes, bytes]]:
+    """Return the ``user.*`` attributes; the others speak of the host, not of the program.
+
+    There is no getxattrat(2) before Linux 6.13, and a file that may not be read has attributes too:
+    so by the magic link of the directory, and of the name itself, which may be a link by now.
+    """
+    path = f"/proc/self/fd/{directory}/{name}"
     try:
         names = os.listxattr(path, follow_symlinks=False)
     except OSError:
         return []  # the file system has no attributes
     return sorted(
-        (os.fsencode(name), os.getxattr(path, name, follow_symlinks=False))
-        for name in names
-        if name.startswith("user.")
-    )
-
-
-def _read(fd: int, length: int, entry: SourceEntry) -> bytes:
-    parts = []
-    while length:
-        part = os.read(fd, length)
-        if not part:
-            raise _changed(entry)
-        parts.append(part)
-        length -= len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _changed(entry: SourceEntry) -> UsageError:
-    return UsageError(
-        "the file changed while it was being sealed",
-        stage="build",
-        subject=os.fsdecode(entry.host_path),
-        hint="build again when nothing writes to the tree",
+        (os.fsencode(attribute), os.getxattr(path, attribute, follow_symlinks=False))
+        for attribute in names
+        if attribute.startswith("user.")
     )

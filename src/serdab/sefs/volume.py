@@ -14,7 +14,6 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Final, final
 
 from msgspec import structs
@@ -25,7 +24,8 @@ from serdab.sefs import keyspace as ks
 from serdab.sefs.anchor import ANCHOR_NAME, Anchor, AnchorState, load_anchor, volume_keys
 from serdab.sefs.anchorfile import NEW_ANCHOR
 from serdab.sefs.boundeddir import BoundedDir, limits_for, whole_size
-from serdab.sefs.hostdir import Dir, HostDir
+from serdab.sefs.hostdir import Dir
+from serdab.sefs.hostplace import Place, open_place
 from serdab.sefs.journal import Journal
 from serdab.sefs.limits import DEFAULT_LIMITS, VolumeLimits, fitted
 from serdab.sefs.memorydir import MemoryDir
@@ -367,7 +367,7 @@ class Volume:
 
 
 def open_volume(
-    path: Path,
+    path: Place,
     *,
     key: Key,
     lower: Layer | None = None,
@@ -394,7 +394,7 @@ def open_volume(
         LayerMismatch: the volume belongs to another lower layer.
     """
     return open_volume_in(
-        HostDir.at(path), key=key, lower=lower, create=create, read_only=read_only,
+        open_place(path), key=key, lower=lower, create=create, read_only=read_only,
         source=source, chunk_size=chunk_size, page_size=page_size, limits=limits,
         tolerant=tolerant, heir_of=heir_of,
     )  # fmt: skip
@@ -470,14 +470,14 @@ def _bind(anchor: Anchor, lower: Layer | None, label: str) -> Anchor:
     )
 
 
-def bound_lower(path: Path, key: Key) -> bytes:
+def bound_lower(path: Place, key: Key) -> bytes:
     """Return the root MAC of the lower layer that the volume in a host directory belongs to.
 
     Raises:
         UsageError: there is no volume, or it has no lower layer.
         FormatError, WrongKeyError, AuthenticationError.
     """
-    directory = HostDir.at(path)
+    directory = open_place(path)
     try:
         return bound_lower_in(directory, key)
     finally:

@@ -21,16 +21,15 @@ Security: the copy's key is another one, so the same uuid brings no pair of key 
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 from serdab.errors import AuthenticationError, Error, FormatError
 from serdab.keys import Key
+from serdab.linux.dirfd import DirFd
 from serdab.sefs import keyspace as ks
 from serdab.sefs.anchor import ANCHOR_NAME
+from serdab.sefs.hostplace import Place, writable_place
 from serdab.sefs.position import Position
 from serdab.sefs.segment import POINTER_BYTES
 from serdab.sefs.tree import Tree, load_child
@@ -93,7 +92,7 @@ def close_for_copy(original: Volume) -> None:
 
 def copy_volume(
     original: Volume,
-    into: Path,
+    into: Place,
     *,
     key: Key,
     lower: Layer | None,
@@ -114,10 +113,25 @@ def copy_volume(
         raise FormatError(
             "a volume that was not closed cannot be copied", expected="no commit after its tree"
         )
+    with writable_place(into) as place:
+        _copy_into(original, position, place, key=key, lower=lower, source=source,
+                   progress=progress)  # fmt: skip
+
+
+def _copy_into(
+    original: Volume,
+    position: Position,
+    into: DirFd,
+    *,
+    key: Key,
+    lower: Layer | None,
+    source: bytes,
+    progress: Progress | None,
+) -> None:
     copy = _take_up(original, position, into, key=key, lower=lower)
     if copy is None:
-        shutil.rmtree(into)
-        into.mkdir(0o700)
+        for name in into.names():
+            into.remove(name)
         copy = open_volume(
             into,
             key=key,
@@ -140,10 +154,10 @@ def copy_volume(
 
 
 def _take_up(
-    original: Volume, position: Position, into: Path, *, key: Key, lower: Layer | None
+    original: Volume, position: Position, into: DirFd, *, key: Key, lower: Layer | None
 ) -> Volume | None:
     """Return a copy of just this state that was cut off, if there is one worth going on with."""
-    if not os.path.lexists(into / ANCHOR_NAME):
+    if not into.exists(ANCHOR_NAME):
         return None
     try:
         copy = open_volume(into, key=key, lower=lower)

@@ -13,6 +13,7 @@ Above: ``descriptor``, ``instance.build``. Below: ``measurement``, ``config.dirs
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import os
@@ -210,8 +211,10 @@ def load_signer(key_path: str, tool: str | None = None) -> Signer:
     Raises:
         UsageError: no such file, no RSA-3072 key, another exponent, or the private half is missing.
     """
+    from serdab.linux.outside import Walk  # a boot verifies, and loads no signer
+
     try:
-        with open(key_path, "rb") as file:
+        with open(Walk().file(key_path), "rb") as file:
             pem = file.read(1 << 16)
     except OSError as exc:
         raise UsageError(
@@ -223,6 +226,7 @@ def load_signer(key_path: str, tool: str | None = None) -> Signer:
         ) from exc
     private, public = _parse_pem(pem, key_path)
     if tool is not None:
+        _check_way(tool)
         return ToolSigner(tool, key_path, public)
     if private is None:
         raise UsageError(
@@ -233,6 +237,22 @@ def load_signer(key_path: str, tool: str | None = None) -> Signer:
             hint="name the tool that holds the private key with --sign-tool",
         )
     return FileSigner(private, public, key_path)
+
+
+def _check_way(tool: str) -> None:
+    """Refuse a sign tool behind a link that others may have put there.
+
+    What is missing, or cannot be run, is said by whoever runs it.
+
+    Raises:
+        UsageError: there is such a link.
+    """
+    if "/" not in tool:
+        return  # looked for on the PATH, which is the caller's
+    from serdab.linux.outside import Walk
+
+    with contextlib.suppress(OSError):
+        os.close(Walk().file(tool, os.O_PATH))
 
 
 def _parse_pem(

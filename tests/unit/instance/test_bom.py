@@ -16,6 +16,7 @@ from serdab.errors import Error, MeasurementMismatch, UsageError
 from serdab.instance import ldcache
 from serdab.instance.bom import Summary, copy_bom
 from serdab.instance.owners import load_owners
+from serdab.linux.dirfd import DirFd
 
 
 class Workshop:
@@ -215,10 +216,12 @@ class TestCopying:
         text = "targets:\n- target: /home/me\n{}  mkdirs: [d]\n  copy:\n  - files: [one]\n"
         shop.copy(text.format("  owner: 1000:100\n"))
         owned = {"home/me", "home/me/d", "home/me/one"}
-        assert load_owners(str(shop.root)) == dict.fromkeys(owned, (1000, 100))
+        beside = DirFd.at(str(shop.root.parent))
+        assert load_owners(beside, shop.root.name) == dict.fromkeys(owned, (1000, 100))
         shop.copy(text.format(""))
-        assert load_owners(str(shop.root)) == {}
+        assert load_owners(beside, shop.root.name) == {}
         assert not (shop.path / "image.owners").exists()
+        beside.close()
         for bad in ("me:me", "1", "-1:0", "4294967295:0"):
             with pytest.raises(UsageError, match="owner"):
                 shop.copy(text.format(f"  owner: '{bad}'\n"))

@@ -34,9 +34,8 @@ class TestOpening:
 
     def test_a_file_is_read_only_when_it_is_one(self, instance: Instance) -> None:
         os.mkfifo(instance.at("fifo"))
-        assert instance.read("fifo") == b""
         os.symlink("Occlum.json", instance.at("link"))
-        for name in ("link", "none", "."):
+        for name in ("fifo", "link", "none", "."):
             with pytest.raises(UsageError):
                 instance.read(name)
         Path(instance.at("large")).write_bytes(bytes((1 << 20) + 1))

@@ -12,6 +12,7 @@ import pytest
 
 from serdab.errors import UsageError
 from serdab.instance.pendingfile import PendingFile
+from serdab.linux.dirfd import DirFd
 
 
 @pytest.fixture(params=["nameless", "named"])
@@ -20,10 +21,10 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     if request.param == "named":
         real = os.open
 
-        def open_(path: str, flags: int, mode: int = 0o777) -> int:
+        def open_(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
             if flags & os.O_TMPFILE == os.O_TMPFILE:
                 raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), path)
-            return real(path, flags, mode)
+            return real(path, flags, mode, dir_fd=dir_fd)
 
         monkeypatch.setattr(os, "open", open_)
     return tmp_path
@@ -31,8 +32,8 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 
 def test_it_appears_when_it_is_published(folder: Path) -> None:
     target = folder / "file"
-    with ExitStack() as stack:
-        pending = PendingFile(str(target), stack)
+    with DirFd.at(str(folder)) as place, ExitStack() as stack:
+        pending = PendingFile(place, target.name, stack)
         pending.file.write(b"content")
         assert not target.exists()
         pending.publish()
@@ -42,8 +43,8 @@ def test_it_appears_when_it_is_published(folder: Path) -> None:
 
 def test_what_is_there_stays(folder: Path) -> None:
     target = folder / "file"
-    with ExitStack() as stack:
-        pending = PendingFile(str(target), stack)
+    with DirFd.at(str(folder)) as place, ExitStack() as stack:
+        pending = PendingFile(place, target.name, stack)
         target.write_bytes(b"mine")
         with pytest.raises(UsageError, match="there already"):
             pending.publish()
@@ -52,6 +53,6 @@ def test_what_is_there_stays(folder: Path) -> None:
 
 
 def test_what_was_not_published_is_gone(folder: Path) -> None:
-    with ExitStack() as stack:
-        PendingFile(str(folder / "file"), stack).file.write(b"content")
+    with DirFd.at(str(folder)) as place, ExitStack() as stack:
+        PendingFile(place, "file", stack).file.write(b"content")
     assert list(folder.iterdir()) == []
