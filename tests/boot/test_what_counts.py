@@ -175,6 +175,16 @@ def test_a_bomb_in_a_temporary_layer_is_stopped(temporary: Box) -> None:
         assert shell.is_usable()
 
 
+def test_a_fork_bomb_leaves_others_their_servers(limited: Box) -> None:
+    with inside(limited) as shell:
+        before = shell.processes()
+        assert shell.bomb("mounts", "1", "sefs", "dir=v%d") == (1, "ok")
+        assert int(shell.say("/bin/probe forks 500")) <= 60
+        assert shell.say("echo kept >/tmp/m0/f; cat /tmp/m0/f") == "kept"
+        assert shell.processes() <= before + 60
+        assert shell.is_usable()
+
+
 def test_a_memory_hog_takes_no_server_with_it(limited: Box) -> None:
     with inside(limited) as shell:
         assert shell.bomb("mounts", "2", "sefs", "dir=v%d") == (2, "ok")
