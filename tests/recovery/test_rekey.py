@@ -191,8 +191,9 @@ def change_again(fs: Union, _: Volume) -> None:
 
 
 def die_at_the_switch(instance: Instance) -> None:
-    vars(publish)["exchange"] = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-    do_rekey(instance)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DirFd, "exchange", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        do_rekey(instance)
 
 
 def test_what_was_staged_before_the_layer_went_on_is_refused(place: Place, tmp_path: Path) -> None:
