@@ -31,6 +31,7 @@ PROGRAMS = {
         "errands.c",
         "sync.c",
         "sessions.c",
+        "lending.c",
         "worker.c",
     ),
     "init": ("init.c",),

@@ -196,6 +196,12 @@ def _stat(pid: int) -> list[str] | None:
     return text.rpartition(")")[2].split()
 
 
+def state_of(pid: int) -> str:
+    """Return the letter of a process's state, proc_pid_stat(5); empty once it is gone."""
+    fields = _stat(pid)
+    return "" if fields is None else fields[0]
+
+
 def _group(pid: int) -> str:
     fields = _stat(pid)
     return "" if fields is None else fields[2]

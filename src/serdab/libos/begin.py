@@ -18,12 +18,13 @@ from serdab.libos.interpreter import import_path, start_python
 class Begun:
     """The processes of an instance that is about to boot: children of the caller.
 
-    ``end`` is the caller's end of the kernel process's control channel. The nursery has a session
+    ``end`` is the caller's end of the control channel of the kernel process, whose process id is
+    ``kernel``. The nursery has a session
     of its own: what kills the caller's process group must not keep its servers from writing the
     last pages and closing their volumes.
     """
 
-    __slots__ = ("_pids", "end")
+    __slots__ = ("_pids", "end", "kernel")
 
     def __init__(self) -> None:
         _fill_standard_streams()
@@ -55,6 +56,7 @@ class Begun:
             for end in (theirs, kernel_end, nursery_end):
                 end.close()
             self._pids = pids
+        self.kernel = pids[-1]
         self.end = ours
 
     def wait(self) -> None:

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import _socket
 import os
+import signal
 
 from serdab.errors import EnvironmentRefused
 from serdab.libos.channel import Channel, socket_pair
 from serdab.libos.interpreter import CHANNEL_FD, PYTHON_IGNORES
+from serdab.linux.autogroup import Autogroup
 from serdab.linux.process import sealed_file
 
 TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
@@ -100,7 +102,10 @@ class Started:
                     (os.POSIX_SPAWN_DUP2, inner.fileno(), CHANNEL_FD),
                 ],
                 setsigmask=[],
-                setsigdef=PYTHON_IGNORES,
+                # Programs are stopped for want of the terminal, whoever ignores that: see ``jobs``.
+                setsigdef=(*PYTHON_IGNORES, signal.SIGTTIN, signal.SIGTTOU),
+                # It ends at once and pid 1 stays: in a group of its own, without a leader.
+                setpgroup=0,
             )
         finally:
             os.close(file)
@@ -131,8 +136,9 @@ def launcher_file() -> int:
 class Early:
     """What the kernel process has before it imports the rest of itself."""
 
-    __slots__ = ("launcher", "nursery")
+    __slots__ = ("autogroup", "launcher", "nursery")
 
     def __init__(self, nursery_fd: int) -> None:
         self.nursery = Nursery(Channel(_socket.socket(fileno=nursery_fd)))
         self.launcher = Started()
+        self.autogroup = Autogroup()

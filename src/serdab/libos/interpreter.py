@@ -28,7 +28,7 @@ from serdab.libos.bytecode import has_room
 CHANNEL_FD: Final = 3
 
 #: Held back in our own processes. Signals of the terminal and of process groups are meant for the
-#: programs; blocked ones stay pending, where the kernel process can look for them.
+#: programs; the kernel process takes note of them, see ``jobs``.
 HELD_SIGNALS: Final = frozenset(
     {
         signal.SIGINT,
@@ -39,6 +39,7 @@ HELD_SIGNALS: Final = frozenset(
         signal.SIGUSR2,
         signal.SIGWINCH,
         signal.SIGALRM,
+        signal.SIGCONT,
         signal.SIGTSTP,
         signal.SIGTTIN,
         signal.SIGTTOU,

@@ -4,10 +4,9 @@
 Above: ``pal`` (its peer on the control channel). Below: ``boot``, ``sandbox``, ``notify``.
 
 It never walks a path inside the application's tree: it would wait for an fs server that may wait
-for it. It lives in the caller's session and process group, so that the terminal's job control
-treats programs as if they had been started without us; signals meant for programs are held back,
-see ``signals_of_group``. When the control channel closes, whatever the reason, it takes the
-instance down in order and ends.
+for it. It lives in the caller's session and process group, where it hears what is meant for the
+job that its programs are, see ``jobs``. When the control channel closes, whatever the reason, it
+takes the instance down in order and ends.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ from serdab.libos.fields import byte_strings, number, raw
 from serdab.libos.fsclient import FsServer
 from serdab.libos.ground import Ground
 from serdab.libos.intake import CallError, Look
+from serdab.libos.jobs import Jobs
 from serdab.libos.launcher import SpawnRequest
 from serdab.libos.loop import Loop
 from serdab.libos.messages import Value
@@ -77,9 +77,12 @@ class Kernel:
             Listeners(
                 on_listener=lambda fd: self._notifications.add(fd),
                 on_fuse=self._on_fuse,
+                on_stop=self._on_stop,
+                on_exit=lambda program, status: self._jobs.ended(program, status),
                 on_gone=self._on_gone,
             ),
         )
+        self._jobs = Jobs(loop, self._sandbox, early.autogroup)
         self._mounts = RuntimeMounts(
             loop,
             self._sandbox,
@@ -250,6 +253,9 @@ class Kernel:
             case "kill":
                 close_all(fds)
                 self._kill(record)
+            case "pass_on":
+                close_all(fds)
+                self._pass_on(record)
             case "destroy":
                 close_all(fds)
                 self._is_unwanted = True
@@ -264,6 +270,7 @@ class Kernel:
         try:
             request = BootRequest.parse(record)
             check_streams(stdio)
+            self._jobs.begin(stdio, lends=request.lends_terminal, stands=request.stands_for_program)
             self._boot = Boot(
                 Parts(
                     self._loop,
@@ -322,13 +329,22 @@ class Kernel:
         finally:
             close_all(stdio)
         self._programs[serial] = program
-        program.on_stop = lambda sent: self._tell({"op": "stopped", "id": serial, "signal": sent})
         self._tell({"op": "spawned", "id": serial})
         status = await program.ended
         self._programs.pop(serial, None)
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
             self._explain_kill()
-        self._tell({"op": "exited", "id": serial, "status": status})
+        is_of_terminal = os.WIFSIGNALED(status) and os.WTERMSIG(status) in program.sent
+        self._tell({"op": "exited", "id": serial, "status": status, "of_terminal": is_of_terminal})
+
+    def _on_stop(self, program: Program, number: int, lent: int) -> None:
+        if not program.own_session:
+            self._jobs.stopped(program, number, lent)
+        if not program.is_followed:
+            return
+        for serial, known in self._programs.items():
+            if known is program:
+                self._tell({"op": "stopped", "id": serial, "signal": number})
 
     def _explain_kill(self) -> None:
         """Say so if the memory limit may have been what killed a program."""
@@ -383,14 +399,24 @@ class Kernel:
     def _kill(self, record: dict[str, Value]) -> None:
         which = number(record, "id")
         sent = number(record, "signal")
-        sender = number(record, "sender")
-        if sender >= 0 and signal_of_group(sent, sender):
-            return  # whoever sent it sent it to the whole group: the program has it already
         if which == 0:
             self._sandbox.kill(sent)
         elif which in self._programs:
             group = record.get("group") is True
             self._sandbox.kill(sent, self._programs[which], group=group)
+
+    def _pass_on(self, record: dict[str, Value]) -> None:
+        """Signal a program as the caller, who stands for it, was: alone, or its whole group."""
+        sent = number(record, "signal")
+        is_for_all = self._jobs.has_reached_us(sent, number(record, "sender"))
+        program = self._programs.get(number(record, "id"))
+        if sent == signal.SIGCONT:
+            if not is_for_all:
+                self._jobs.resume()
+        elif program is not None:
+            self._sandbox.kill(sent, program, group=is_for_all)
+        elif sent == signal.SIGTSTP:
+            self._jobs.stop_caller(sent)
 
     # Going down -----------------------------------------------------------------------------
 
@@ -421,6 +447,7 @@ class Kernel:
             if not await self._loop.first(self._sandbox.gone, timeout_s=_QUIET_S):
                 self._log("notice", "waiting for the last process inside: an fs server is silent")
                 await self._sandbox.gone
+            self._jobs.end()
             self._mounts.end()
             self._streams.take_back()
             for server in list(self._all_servers):
@@ -448,24 +475,6 @@ class Kernel:
 
 def _not_running() -> Error:
     return Error("the instance is not running", stage="app")
-
-
-def signal_of_group(sent: int, sender: int) -> bool:
-    """Return whether the signal that was forwarded to us also reached us directly.
-
-    A signal sent to a process group reaches all of it in one call. So when the caller forwards one,
-    and the same from the same sender is pending here, the program, which is in the group too, has
-    it already. Terminal signals never come this way: the caller can tell those by themselves.
-
-    The sender may be 0 on both sides: the kernel fills in one record for the whole group, and once
-    it has told a process inside that the sender is none it knows, everybody after it hears so too
-    (send_signal_locked() in Linux 6.18).
-    """
-    try:
-        info = signal.sigtimedwait({sent}, 0)
-    except (OSError, ValueError):
-        return False
-    return info is not None and info.si_pid == sender
 
 
 def _raise_read_ahead(device: int) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,13 +26,13 @@ from serdab.libos.loop import Future, Loop
 from serdab.linux.process import sealed_file
 
 HEADER: Final = struct.Struct("<HHIiI")
-SETUP: Final = struct.Struct("<QIIIIII")
+SETUP: Final = struct.Struct("<QIIIIIIII")
 LIMIT: Final = struct.Struct("<IIQQ")
 SPAWN_FAILURE: Final = struct.Struct("<iI")
 
-_SETUP, _PLAN, _SPAWN, _KILL, _SYNC, _TERMINAL = range(1, 7)
+_SETUP, _PLAN, _SPAWN, _KILL, _SYNC, _TERMINAL, _LEND, _WHOSE, _LEAVE = range(1, 10)
 _STARTED, _READY, _FUSE, _DONE, _SPAWNED, _LISTENER, _EXITED, _SYNCED = range(64, 72)
-_TERMINAL_OPEN, _STOPPED, _KILLED = range(72, 75)
+_TERMINAL_OPEN, _STOPPED, _KILLED, _WHOSE_IS = range(72, 76)
 #: Answers that say which request they belong to.
 _NUMBERED: Final = frozenset({_SPAWNED, _SYNCED, _TERMINAL_OPEN})
 
@@ -41,6 +42,16 @@ _KILL_GROUP, _KILL_TELL = 1, 2
 FEATURE_LANDLOCK_SCOPE: Final = 1
 FEATURE_IPC_BOUND: Final = 2
 _MOST_SHM_PAGES: Final = (1 << 31) - 1
+
+#: In what is told of a stop or an end: a group inside has the terminal that was lent.
+LENT_IS_HERE: Final = 1
+#: Likewise: what the terminal sent meanwhile to the group that had it.
+LENT_SIGNALS: Final[dict[int, int]] = {
+    signal.SIGHUP: 2,
+    signal.SIGINT: 4,
+    signal.SIGQUIT: 8,
+    signal.SIGTSTP: 16,
+}
 
 #: What the launcher does between OP_SETUP and OP_READY, by the number it reports.
 _SETUP_STEPS: Final = (
@@ -52,6 +63,7 @@ _SETUP_STEPS: Final = (
     "hiding its memory",
     "asking for the parent's death signal",
     "no_new_privs",
+    "an own session",
     "an own network namespace",
     "making mounts private",
     "a session keyring",
@@ -71,7 +83,8 @@ class StepFailed(Exception):
 class Setup:
     """What the sandbox is given once. ``limits``: (resource, soft, hard).
 
-    ``shm_bytes``: of System V shared memory; 0: as the kernel has it.
+    ``shm_bytes``: of System V shared memory; 0: as the kernel has it. ``own_session``: not the
+    caller's.
     """
 
     capabilities: int
@@ -80,14 +93,15 @@ class Setup:
     filter: bytes
     drop_groups: bool
     own_network: bool
-    shm_bytes: int = 0
+    shm_bytes: int
+    own_session: bool
 
 
 @dataclass(frozen=True, slots=True)
 class SpawnRequest:
     """A program to start: strings as bytes, three descriptors, a status pipe.
 
-    ``own_session``: not in the session and process group of whoever started the instance.
+    ``own_session``: not in that of the other programs.
     ``terminal``: which of ``fds`` controls that session (-1: none).
     """
 
@@ -112,6 +126,8 @@ def dump_setup(setup: Setup) -> bytes:
         int(setup.drop_groups),
         int(setup.own_network),
         min(setup.shm_bytes >> 12, _MOST_SHM_PAGES),
+        int(setup.own_session),
+        0,
     )
     return (
         raw
@@ -139,9 +155,9 @@ class Launcher:
     """Speaks with pid 1 of an instance, from the launcher's start on.
 
     ``on_listener(serial, fd)`` takes over the seccomp listener of a program, ``on_fuse(index, fd,
-    device)`` the descriptor of a mount that was just made, ``on_exit(serial, status)`` hears of a
-    program's end, ``on_stop(serial, signal)`` that one with a terminal was stopped, ``on_gone()``
-    that pid 1 is no more.
+    device)`` the descriptor of a mount that was just made, ``on_exit(serial, status, lent)`` hears
+    of a program's end, ``on_stop(serial, signal, lent)`` that one was stopped, both with LENT_*
+    bits, ``on_gone()`` that pid 1 is no more.
     """
 
     def __init__(
@@ -151,12 +167,13 @@ class Launcher:
         *,
         on_listener: Callable[[int, int], None],
         on_fuse: Callable[[int, int, int], None],
-        on_exit: Callable[[int, int], None],
-        on_stop: Callable[[int, int], None],
+        on_exit: Callable[[int, int, int], None],
+        on_stop: Callable[[int, int, int], None],
         on_gone: Callable[[], None],
     ) -> None:
         self._loop = loop
-        self._on = {_LISTENER: on_listener, _EXITED: on_exit, _STOPPED: on_stop}
+        self._on_listener = on_listener
+        self._on = {_EXITED: on_exit, _STOPPED: on_stop}
         self._on_fuse = on_fuse
         self._on_gone = on_gone
         self._waiting: dict[tuple[int, int], Future[Any]] = {}
@@ -183,9 +200,9 @@ class Launcher:
             close_all(fds)
             self._gone()
             return
-        op, _, serial, result, value = HEADER.unpack(payload)
+        op, flags, serial, result, value = HEADER.unpack(payload)
         if op == _LISTENER and len(fds) == 1:
-            self._on[op](serial, fds[0])
+            self._on_listener(serial, fds[0])
         elif op == _FUSE and len(fds) == 1:
             self._on_fuse(serial, fds[0], value)
         elif op == _TERMINAL_OPEN and len(fds) == 1:
@@ -196,8 +213,8 @@ class Launcher:
                 waiting.set_result((serial, 0, fds[0]))
         else:
             close_all(fds)
-            if op in (_EXITED, _STOPPED):
-                self._on[op](serial, value)
+            if op in self._on:
+                self._on[op](serial, value, flags)
                 return
             key = (op, serial if op in _NUMBERED else 0)
             future = self._waiting.pop(key, None)
@@ -297,7 +314,7 @@ class Launcher:
     def kill(self, serial: int, signal_number: int, *, group: bool = False) -> None:
         """Signal a program (0: every process inside); one that has ended is not an error.
 
-        ``group``: its process group, if it was started in a session of its own.
+        ``group``: its whole process group.
         """
         flags = _KILL_GROUP if group else 0
         self._send(_KILL, flags=flags, serial=serial, result=signal_number)
@@ -308,6 +325,21 @@ class Launcher:
         self._send(_KILL, flags=_KILL_TELL)
         _, result, _ = await future
         return int(result) == -errno.ESRCH
+
+    def lend(self, serial: int, terminal: int) -> None:
+        """Give the session's terminal to a program's group, and let that go on."""
+        self._send(_LEND, serial=serial, fds=(terminal,))
+
+    async def has_terminal(self) -> bool:
+        """Return whether a group inside has the terminal that was lent."""
+        future = self._expect(_WHOSE_IS, 0)
+        self._send(_WHOSE)
+        _, _, value = await future
+        return bool(value)
+
+    def leave_session(self) -> None:
+        """Let pid 1 go into a session of its own: programs are an orphaned job from here on."""
+        self._send(_LEAVE)
 
     async def open_terminal(self) -> int:
         """Return the master side of a new pseudo-terminal of the instance.

@@ -129,7 +129,8 @@ class BootRequest:
 
     ``previous`` holds images by their root MAC: the root FS is the one that the writable layer
     belongs to. ``private`` are paths that are never shown inside. ``terminal`` is the path of
-    the caller's terminal, if it has one.
+    the caller's terminal, if it has one. ``lends_terminal`` and ``stands_for_program``: see
+    ``jobs``.
     """
 
     instance: str
@@ -146,6 +147,8 @@ class BootRequest:
     terminal: str | None = None
     previous: str | None = None
     freshness: Freshness = NOTHING_PINNED
+    lends_terminal: bool = False
+    stands_for_program: bool = False
 
     def __repr__(self) -> str:
         return f"BootRequest(instance={self.instance!r})"
@@ -167,6 +170,8 @@ class BootRequest:
             "expect_root": self.expect_root,
             "terminal": self.terminal,
             "previous": self.previous,
+            "lends_terminal": self.lends_terminal,
+            "stands_for_program": self.stands_for_program,
             **self.freshness.dump(),
         }
 
@@ -192,6 +197,8 @@ class BootRequest:
             terminal=optional_text(record, "terminal"),
             previous=optional_text(record, "previous"),
             freshness=Freshness.parse(record),
+            lends_terminal=record.get("lends_terminal") is True,
+            stands_for_program=record.get("stands_for_program") is True,
         )
 
 

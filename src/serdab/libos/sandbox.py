@@ -64,25 +64,48 @@ _NOT_EXECUTABLE: Final = frozenset({errno.EACCES, errno.ENOEXEC, errno.EISDIR, e
 
 @dataclass(frozen=True, slots=True)
 class Listeners:
-    """Who takes over what the sandbox produces."""
+    """Who takes over what the sandbox produces.
+
+    ``on_stop(program, signal, lent)``, ``on_exit(program, status)``, before others hear of it.
+    """
 
     on_listener: Callable[[int], None]
     on_fuse: Callable[[int, int, int], None]
+    on_stop: Callable[[Program, int, int], None]
+    on_exit: Callable[[Program, int], None]
     on_gone: Callable[[], None]
 
 
 class Program:
     """A program that was started. ``ended`` gives its wait status.
 
-    ``on_stop(signal)`` hears that it was stopped; only one with a terminal is watched for that.
+    ``is_followed``: it has a terminal of its own. ``lent`` are the LENT_* bits of its end.
+    ``had_terminal``: when it was stopped, and it has not gone on since. ``sent``: what the terminal sent to our process group and was passed on to it;
+    ``is_to_stop``: SIGTSTP was among it, and it has neither stopped nor gone on since.
     """
 
-    __slots__ = ("ended", "on_stop", "serial")
+    __slots__ = (
+        "ended",
+        "had_terminal",
+        "is_followed",
+        "is_to_stop",
+        "lent",
+        "own_session",
+        "sent",
+        "serial",
+    )
 
-    def __init__(self, serial: int, ended: Future[int]) -> None:
+    def __init__(
+        self, serial: int, ended: Future[int], *, own_session: bool, is_followed: bool
+    ) -> None:
         self.serial = serial
         self.ended = ended
-        self.on_stop: Callable[[int], None] = lambda _: None
+        self.is_followed = is_followed
+        self.own_session = own_session
+        self.lent = 0
+        self.had_terminal = False
+        self.is_to_stop = False
+        self.sent: set[int] = set()
 
 
 class Sandbox:
@@ -101,6 +124,8 @@ class Sandbox:
         self.mount_namespace = ""
         self.ids = idmaps.choose_here(idslots.take)
         self.has_scopes = False
+        #: Decided before set_up: not in the caller's session.
+        self.own_session = True
         self.is_gone = False
         self.gone: Future[None] = loop.future()
         self._launcher = Launcher(
@@ -166,6 +191,7 @@ class Sandbox:
                 drop_groups=self.ids.drop_groups,
                 own_network=own_network,
                 shm_bytes=wanted.shm_bytes,
+                own_session=self.own_session,
             )
         )
         self.has_scopes = bool(features & FEATURE_LANDLOCK_SCOPE)
@@ -229,7 +255,13 @@ class Sandbox:
                 ) from None
             finally:
                 os.close(writer)
-            program = self._programs[serial] = Program(serial, self._loop.future())
+            program = Program(
+                serial,
+                self._loop.future(),
+                own_session=request.own_session,
+                is_followed=request.terminal >= 0,
+            )
+            self._programs[serial] = program
             outcome = await self._read_status(reader)
         finally:
             os.close(reader)
@@ -256,6 +288,27 @@ class Sandbox:
         if not self.is_gone:
             serial = 0 if program is None else program.serial
             self._launcher.kill(serial, signal_number, group=group)
+
+    def programs(self) -> list[Program]:
+        """Return those that were started and have not ended."""
+        return list(self._programs.values())
+
+    def lend(self, program: Program, terminal: int) -> None:
+        """Give the session's terminal to a program's group, and let that go on."""
+        if not self.is_gone:
+            self._launcher.lend(program.serial, terminal)
+
+    async def has_terminal(self) -> bool:
+        """Return whether a group inside has the terminal that was lent."""
+        try:
+            return not self.is_gone and await self._launcher.has_terminal()
+        except Error:
+            return False  # pid 1 has ended
+
+    def leave_session(self) -> None:
+        """Leave the caller's session, for good."""
+        if not self.is_gone:
+            self._launcher.leave_session()
 
     async def is_empty(self) -> bool:
         """Return whether no process is left inside but pid 1."""
@@ -299,14 +352,16 @@ class Sandbox:
             self._launcher.close()
             self._on_gone()
 
-    def _on_exit(self, serial: int, status: int) -> None:
+    def _on_exit(self, serial: int, status: int, lent: int) -> None:
         program = self._programs.pop(serial, None)
         if program is not None:
+            program.lent = lent
+            self._listeners.on_exit(program, status)
             program.ended.set_result(status)
 
-    def _on_stop(self, serial: int, number: int) -> None:
+    def _on_stop(self, serial: int, number: int, lent: int) -> None:
         if serial in self._programs:
-            self._programs[serial].on_stop(number)
+            self._listeners.on_stop(self._programs[serial], number, lent)
 
     def _on_death(self) -> None:
         # First of all: a mount namespace that somebody holds keeps its mounts.

@@ -61,6 +61,8 @@ def init(
     on_started: Callable[[Pal], None] | None = None,
     is_wanted: Callable[[], bool] = lambda: True,
     begun: Begun | None = None,
+    lends_terminal: bool = True,
+    stands_for_program: bool = False,
 ) -> Pal:
     """Boot an instance through the whole chain, the init stage included.
 
@@ -74,7 +76,9 @@ def init(
     ``stdio`` and ``env`` (default: this process's) are init's. ``on_started`` hears of the instance
     before it has booted, so that another thread can end it; ``is_wanted`` is asked before that,
     while the last user of the instance is waited for. ``begun``: processes that were started
-    earlier; they are ours from here on.
+    earlier; they are ours from here on. ``lends_terminal``: programs may use a terminal among
+    ``stdio`` that controls our session, and share our job's signals; without it they are another
+    session's. ``stands_for_program``: we are stopped when a program is (``libos.jobs``).
 
     Raises:
         Error: refused; kind and stage say where and why.
@@ -97,6 +101,8 @@ def init(
             env=env,
             on_started=on_started,
             is_wanted=is_wanted,
+            lends_terminal=lends_terminal,
+            stands_for_program=stands_for_program,
         )
     except BaseException:
         begun.abandon()
@@ -119,6 +125,8 @@ def _init(
     env: Mapping[str, str] | None,
     on_started: Callable[[Pal], None] | None,
     is_wanted: Callable[[], bool],
+    lends_terminal: bool,
+    stands_for_program: bool,
 ) -> Pal:
     place = Instance.open_built(instance)
     freshness = freshness.placed_outside(place.path)
@@ -147,6 +155,8 @@ def _init(
             terminal=terminal(),
             previous=layout.PREVIOUS if previous else None,
             freshness=freshness,
+            lends_terminal=lends_terminal,
+            stands_for_program=stands_for_program,
         )
         pal = Pal(begun, say, lock.hand_use_on())
         descriptors = open_descriptors(stdio)

@@ -33,16 +33,17 @@ def run_foreground(
 ) -> int:
     """Boot, run one program on our own standard streams, shut down; return its exit status.
 
-    Signals that reach this process alone are passed on to the program; see ``libos.signals``.
+    Signals that reach this process are the program's, and it is stopped when that is; where a
+    signal of the terminal killed the program, this process dies of it (``libos.signals``).
 
     Raises:
         Error: Serdab refused or failed before the program was started, or could not close.
     """
-    from serdab.libos.signals import Foreground, start_forwarding
+    from serdab.libos.signals import die_of, restore_foreground, start_forwarding
 
-    foreground = Foreground()
     state = _Foreground()
-    start_forwarding(state.forward, state.on_ending)
+    begun = begun or Begun()
+    start_forwarding(begun.kernel, state)
     try:
         pal = init(
             instance,
@@ -56,24 +57,31 @@ def run_foreground(
             on_started=state.started,
             is_wanted=lambda: not state.ended_by,
             begun=begun,
+            stands_for_program=True,
         )
         try:
             state.program_follows()
             process = pal.create_process(argv)
             state.program_is(process)
             status = process.wait()
+            if pal.is_of_terminal(process):
+                state.died_of = status.signal
         finally:
             state.program_is(None)
             # The program has ended, or never was: nothing inside is worth waiting for.
             pal.destroy(patience_s=0)
     except (Error, InternalError):
-        if state.ended_by:
-            return 128 + state.ended_by
-        raise
+        if not state.ended_by:
+            raise
+        code = 128 + state.ended_by
+    else:
+        # The boot may have been over by the time it was to end: the program was killed for that.
+        code = 128 + state.ended_by if state.ended_by else status.shell
     finally:
-        foreground.restore()
-    # The boot may have been over by the time it was to end: then the program was killed for that.
-    return 128 + state.ended_by if state.ended_by else status.shell
+        restore_foreground()
+    if state.died_of is not None:
+        die_of(state.died_of)
+    return code
 
 
 class _Foreground:
@@ -86,6 +94,8 @@ class _Foreground:
         # A program may run, and say so, before we hear of it: what comes meanwhile waits for that.
         self._is_known = threading.Event()
         self.ended_by = 0
+        #: The signal of the terminal that killed the program, or ended the boot.
+        self.died_of: int | None = None
 
     def started(self, pal: Pal) -> None:
         self._pal = pal
@@ -100,17 +110,20 @@ class _Foreground:
         self._process = process
         self._is_known.set()
 
-    def on_ending(self, number: int) -> bool:
+    def on_ending(self, number: int, *, is_of_terminal: bool) -> bool:
         if not self._is_booting:
             return False
         self.ended_by = number
+        self.died_of = number if is_of_terminal else None
         if self._pal is not None:
             self._pal.abort()
         return True
 
+    def has_begun(self) -> bool:
+        return self._pal is not None
+
     def forward(self, number: int, sender: int) -> None:
-        if self._is_booting:
-            return
-        self._is_known.wait()
-        if self._pal is not None and self._process is not None:
-            self._pal.kill(self._process, number, sender=sender)
+        if not self._is_booting:
+            self._is_known.wait()
+        if self._pal is not None:
+            self._pal.pass_on(self._process, number, sender)

@@ -88,6 +88,7 @@ class Pal:
         self._next = 1
         self._answers: dict[int, Error | None] = {}
         self._statuses: dict[int, int] = {}
+        self._of_terminal: set[int] = set()
         self._boot_answer: Error | None = None
         self._is_booted = False
         self._is_down = False
@@ -123,6 +124,8 @@ class Pal:
                 self._answers[number] = from_dict(record)
             case "exited" if isinstance(number, int):
                 status = record.get("status")
+                if record.get("of_terminal") is True:
+                    self._of_terminal.add(number)
                 self._statuses[number] = status if isinstance(status, int) else 0
             case "down":
                 problems = record.get("problems")
@@ -274,25 +277,19 @@ class Pal:
         self._wait_until(lambda: number in self._statuses)
         return ExitStatus.of_wait_status(self._statuses[number])
 
-    def kill(
-        self,
-        process: Process | None = None,
-        signal_number: int = signal.SIGKILL,
-        *,
-        sender: int = -1,
-    ) -> None:
-        """Signal one program, or every process inside.
+    def kill(self, process: Process | None = None, signal_number: int = signal.SIGKILL) -> None:
+        """Signal one program, or every process inside."""
+        number = 0 if process is None else process.number
+        self._send({"op": "kill", "id": number, "signal": int(signal_number)})
 
-        ``sender``: the process that sent it to us, when it is only passed on.
-        """
-        self._send(
-            {
-                "op": "kill",
-                "id": 0 if process is None else process.number,
-                "signal": int(signal_number),
-                "sender": sender,
-            }
-        )
+    def pass_on(self, process: Process | None, signal_number: int, sender: int) -> None:
+        """Let a program have the signal that ``sender`` sent to us, who stand for it."""
+        number = 0 if process is None else process.number
+        self._send({"op": "pass_on", "id": number, "signal": signal_number, "sender": sender})
+
+    def is_of_terminal(self, process: Process) -> bool:
+        """Return whether the signal that killed a program came from our terminal."""
+        return process.number in self._of_terminal
 
     def destroy(self, *, patience_s: float = _DOWN_PATIENCE_S) -> None:
         """End every program (TERM, then KILL), make everything durable, unmount.

@@ -133,6 +133,7 @@ class Server:
                 on_started=self._is_locked,
                 is_wanted=lambda: not self._is_ending,
                 begun=begun,
+                lends_terminal=False,
             )
         except Error as exc:
             error: Error | InternalError = exc
@@ -192,9 +193,7 @@ class Server:
 
     def signal_program(self, number: int, sent: int, *, group: bool) -> None:
         """Send a program, or its process group, a signal."""
-        self._tell_kernel(
-            {"op": "kill", "id": number, "signal": sent, "sender": -1, "group": group}
-        )
+        self._tell_kernel({"op": "kill", "id": number, "signal": sent, "group": group})
 
     def _tell_kernel(self, record: dict[str, Value], fds: tuple[int, ...] = ()) -> None:
         if self._kernel is None:

@@ -29,7 +29,13 @@ def test_a_pid_1_that_is_gone_already_is_said_to_be() -> None:
     sandbox = Sandbox(
         loop,
         started,
-        Listeners(on_listener=os.close, on_fuse=lambda *_: None, on_gone=lambda: None),
+        Listeners(
+            on_listener=os.close,
+            on_fuse=lambda *_: None,
+            on_stop=lambda *_: None,
+            on_exit=lambda *_: None,
+            on_gone=lambda: None,
+        ),
     )
 
     async def enter() -> None:

@@ -15,13 +15,26 @@
 #define MESSAGE_BYTES 65536
 #define SIGNAL_SET_BYTES 8
 #define SIG_KILL 9
+#define SIG_HUP 1
+#define SIG_INT 2
+#define SIG_QUIT 3
+#define SIG_TERM 15
 #define SIG_CHLD 17
+#define SIG_CONT 18
+#define SIG_TSTP 20
+#define SI_KERNEL_ 0x80
+#define TIOCSPGRP_ 0x5410
 #define PROGRAM_SLOTS 4096
 
 #define NR_MOUNT_SETATTR 442
 #define NR_OPENAT2 437
 #define NR_LANDLOCK_CREATE_RULESET 444
 #define NR_LANDLOCK_RESTRICT_SELF 446
+
+struct signal_info {
+	int number, error, code;
+	int rest[29];
+};
 
 struct message {
 	struct header *header;
@@ -63,6 +76,13 @@ void keep_setup(const struct message *m);
 void spawn(const struct message *m, const u64 *inherited_mask);
 void reap(void);
 void kill_program(const struct header *h);
+int group_of(u32 serial);
+
+/* lending.c */
+void lend(struct message *m);
+void answer_whose(void);
+int take_back(const struct header *h);
+int witness_changed(int pid, int status);
 
 /* sync.c */
 void sync_mounts(const struct message *m);

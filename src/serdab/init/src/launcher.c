@@ -8,6 +8,9 @@
  *
  * Started with an argument it is the worker instead, see worker.c.
  *
+ * It is started in a process group of its own, whose leader is gone at once: a group that nobody
+ * inside can name, and that a process may leave for a session of its own (setsid(2)).
+ *
  * It is executed from a sealed memfd: /proc/1/exe inside is no file of the host. It is not
  * dumpable, so no program inside can open its memory or descriptors. */
 #include <linux/mount.h>
@@ -130,6 +133,8 @@ static void set_up(const struct message *m)
 		r = SYS5(__NR_prctl, PR_SET_PDEATHSIG, SIG_KILL, 0, 0, 0);
 	if (r >= 0 && ++step)
 		r = SYS5(__NR_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+	if (r >= 0 && ++step && given.own_session)
+		r = SYS0(__NR_setsid);
 	if (r >= 0 && ++step && given.own_network)
 		r = separate_network();
 	if (r >= 0 && ++step)
@@ -196,6 +201,15 @@ __attribute__((noreturn)) static void serve(void)
 			break;
 		case OP_TERMINAL:
 			open_terminal(m.header);
+			break;
+		case OP_LEND:
+			lend(&m);
+			break;
+		case OP_WHOSE:
+			answer_whose();
+			break;
+		case OP_LEAVE:
+			SYS0(__NR_setsid);
 			break;
 		default:
 			die("launcher: unknown message\n", 0);

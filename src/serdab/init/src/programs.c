@@ -19,7 +19,7 @@
 #define MAP_PRIVATE_ 2
 #define MAP_ANONYMOUS_ 0x20
 #define PROT_RW 3
-#define WAIT_NOHANG 1
+#define WAIT_NOHANG_UNTRACED 3
 
 struct sock_filter_ {
 	u16 code;
@@ -159,7 +159,7 @@ __attribute__((noreturn)) static void become(const struct message *m, const u64 
 	if (follower)
 		r = lead(m, follower);
 	else
-		r = m->header->flags & SPAWN_SESSION ? SYS0(__NR_setsid) : 0;
+		r = m->header->flags & SPAWN_SESSION ? SYS0(__NR_setsid) : SYS2(__NR_setpgid, 0, 0);
 	if (r < 0)
 		give_up(status, r, SPAWN_SETUP);
 	for (int i = 0; i < 3; i++)
@@ -221,30 +221,48 @@ void spawn(const struct message *m, const u64 *inherited_mask)
 	send(&h, -1);
 }
 
-/* Everything without a parent inside comes here too; only what was started by us is told. */
+/* Everything without a parent inside comes here too; only what was started by us is told. Some of
+ * it only once the witness has said what the terminal sent. */
 void reap(void)
 {
 	struct header h;
 	int status;
 	long pid;
 
-	while ((pid = SYS4(__NR_wait4, -1, &status, WAIT_NOHANG, 0)) > 0) {
-		if (errand_ended((int)pid, status))
+	while ((pid = SYS4(__NR_wait4, -1, &status, WAIT_NOHANG_UNTRACED, 0)) > 0) {
+		int is_stop = (status & 0xff) == 0x7f;
+
+		if (witness_changed((int)pid, status) || (!is_stop && errand_ended((int)pid, status)))
 			continue;
 		for (int i = 0; i < PROGRAM_SLOTS; i++) {
 			struct follower *follower = programs[i].follower;
 
 			if (programs[i].pid != (int)pid)
 				continue;
+			if (is_stop && follower) /* the leader was: it is nobody's program */
+				break;
 			memset(&h, 0, sizeof(h));
-			h.op = OP_EXITED;
+			h.op = is_stop ? OP_STOPPED : OP_EXITED;
 			h.serial = programs[i].serial;
-			h.value = (u32)(follower && follower->is_over ? follower->status : status);
-			programs[i].pid = 0;
-			send(&h, -1);
+			h.value = is_stop ? (u32)status >> 8 & 0xff : (u32)status;
+			if (follower && follower->is_over)
+				h.value = (u32)follower->status;
+			if (!is_stop)
+				programs[i].pid = 0;
+			if (!take_back(&h))
+				send(&h, -1);
 			break;
 		}
 	}
+}
+
+/* Of a program that runs, in the session of all; 0 if there is none. */
+int group_of(u32 serial)
+{
+	for (int i = 0; i < PROGRAM_SLOTS; i++)
+		if (programs[i].pid && programs[i].serial == serial && !programs[i].follower)
+			return programs[i].pid;
+	return 0;
 }
 
 /* A program that ended but was not reaped still owns its process id, so this never hits another.

@@ -30,6 +30,9 @@ enum {
 	OP_KILL = 4,  /* flags: KILL_*; serial 0: every process of the instance */
 	OP_SYNC = 5,  /* write back dirty pages; descriptor: pid 1's mountinfo */
 	OP_TERMINAL = 6, /* a new pseudo-terminal */
+	OP_LEND = 7,     /* the caller's terminal (descriptor) to program `serial`, which goes on */
+	OP_WHOSE = 8,    /* has a group inside the terminal that was lent? */
+	OP_LEAVE = 9,    /* the caller's session, for good */
 };
 
 /* launcher to kernel process */
@@ -40,18 +43,25 @@ enum {
 	OP_DONE = 67,    /* answer to OP_PLAN; serial: the step that failed */
 	OP_SPAWNED = 68, /* answer to OP_SPAWN; value: process id inside */
 	OP_LISTENER = 69, /* descriptor: the seccomp listener of program `serial` */
-	OP_EXITED = 70,  /* program `serial` ended; value: wait status */
+	OP_EXITED = 70,  /* program `serial` ended; value: wait status; flags: LENT_* */
 	OP_SYNCED = 71,  /* answer to OP_SYNC */
 	OP_TERMINAL_OPEN = 72, /* answer to OP_TERMINAL; descriptor: the master side */
-	OP_STOPPED = 73, /* program `serial`, which has a terminal, was stopped; value: the signal */
+	OP_STOPPED = 73, /* program `serial` was stopped; value: the signal; flags: LENT_* */
 	OP_KILLED = 74,  /* answer to OP_KILL with KILL_TELL; result: -ESRCH if nobody is left */
+	OP_WHOSE_IS = 75, /* answer to OP_WHOSE; value: 1 if so */
 };
 
 #define SPAWN_SESSION 1u  /* a session of its own, without a terminal */
 #define SPAWN_TERMINAL 2u /* one with a terminal in control */
 
-#define KILL_GROUP 1u /* the program's process group; only for one in a session of its own */
+#define KILL_GROUP 1u /* the program's process group */
 #define KILL_TELL 2u
+
+#define LENT_IS_HERE 1u /* a group inside has the terminal */
+#define LENT_HUP 2u     /* what the terminal sent to the group that had it */
+#define LENT_INT 4u
+#define LENT_QUIT 8u
+#define LENT_TSTP 16u
 
 /* kernel process to worker; one worker serves one mount(2) or umount2(2) */
 enum {
@@ -96,6 +106,8 @@ struct setup {
 	u32 drop_groups;  /* 0 where setgroups(2) is denied (one-id maps) */
 	u32 own_network;  /* a network namespace with nothing but a loopback device */
 	u32 shm_pages;    /* of System V shared memory, and few message queues; 0: as the kernel has it */
+	u32 own_session;  /* not the caller's: none of its terminals is lent */
+	u32 pad;
 	/* struct limit limits[limit_count]; struct sock_filter filter[filter_count]; */
 };
 

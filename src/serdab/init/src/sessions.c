@@ -16,19 +16,10 @@
 #define MAP_SHARED_ANONYMOUS 0x21
 #define PROT_RW 3
 #define WAIT_NOHANG_UNTRACED 3
-#define SIG_HUP 1
-#define SIG_CONT 18
-#define SI_KERNEL_ 0x80
 #define TIOCSCTTY_ 0x540e
-#define TIOCSPGRP_ 0x5410
 #define TIOCSPTLCK_ 0x40045431
 #define TIOCGPTN_ 0x80045430
 #define O_NOCTTY_ 0400
-
-struct signal_info {
-	int number, error, code;
-	int rest[29];
-};
 
 static struct follower *followers;
 
