@@ -270,7 +270,7 @@ class Boot:
         files = [key.source for key in config.runtime_mounts.keys if os.path.isabs(key.source)]
         private = [mountkeys.key_path(source, self._ground) for source in files]
         if not config.upper.temporary:
-            private.append(self._ground.real(config.upper.source))
+            private.append(self._ground.spelled(config.upper.source))
         return (*self._request.private, *private)
 
     def _served(self, target: str, source: str, index: int) -> HostMount:

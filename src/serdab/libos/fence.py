@@ -54,12 +54,22 @@ class Fence:
             UsageError: there is no such directory.
             NotAllowedError: it lies elsewhere.
         """
+        self._refuse_hidden(ground, path)
         try:
             way = ground.way(path)
         except LedElsewhere as exc:
             raise _not_allowed(exc, exc.subject) from None
         with way:
             return self._check(ground, way, path)
+
+    def _refuse_hidden(self, ground: Ground, path: str) -> None:
+        """Refuse what is hidden by its name alone: the same, whatever is there, or nothing."""
+        if "\0" in path:
+            return  # names nothing, as whoever opens it says
+        try:
+            hostdirs.show(ground.spelled(path), instance=ground.real("."), private=self.private)
+        except UsageError as exc:
+            raise _not_allowed(exc, path) from None
 
     def _check(self, ground: Ground, way: Way, path: str) -> Place:
         real = way.real()

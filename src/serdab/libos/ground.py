@@ -122,6 +122,11 @@ class Ground:
         with way:
             return os.path.join(way.real(), missing).rstrip("/")
 
+    def spelled(self, path: str) -> str:
+        """Return where a path lies by its words alone, for what is judged by name."""
+        own = os.readlink(f"/proc/self/fd/{self.instance.fd}")
+        return os.path.normpath(os.path.join(own, path))
+
     # Ways ----------------------------------------------------------------------------------
 
     def way(self, path: str) -> Way:
