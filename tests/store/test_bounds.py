@@ -17,13 +17,13 @@ from serdab.errors import FormatError, FsError, UsageError
 from serdab.keys import Key
 from serdab.sefs import intentlog, segment
 from serdab.sefs import keyspace as ks
-from serdab.sefs.anchor import MAX_SOURCE, AnchorState, check_slot
+from serdab.sefs.anchor import MAX_SOURCE, AnchorState, check_slot, volume_keys
 from serdab.sefs.intentlog import Commit, LogWriter, log_cipher, read_log, size_of
 from serdab.sefs.limits import DEFAULT_LIMITS, VolumeLimits
 from serdab.sefs.memorydir import MemoryDir, MemoryFile
 from serdab.sefs.page import MAX_LEVEL
 from serdab.sefs.segment import MAX_SEGMENT, MAX_STORED
-from serdab.sefs.volume import Volume, open_volume_in, volume_keys
+from serdab.sefs.volume import Volume, open_volume_in
 from serdab.vfs.api import ROOT_INO, SetAttr
 from serdab.vfs.union import Union
 from tests.property.fsops import picture
