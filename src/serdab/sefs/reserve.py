@@ -27,6 +27,7 @@ from serdab.sefs.segment import FULL
 
 RESERVE_NAME: Final = "reserve"
 _LEAST: Final = 1 << 20
+_STEP: Final = 16 << 20
 LAST_ROOM: Final = 64 << 10
 """The part that only what gives room back may take: a checkpoint of nothing new."""
 
@@ -98,8 +99,9 @@ class Reserve:
         wanted = -(-size // LAST_ROOM) * LAST_ROOM
         if not no_more:
             wanted = _LEAST
-            while wanted < size:
+            while wanted < min(size, _STEP):
                 wanted *= 2
+            wanted = max(wanted, -(-size // _STEP) * _STEP if size > _STEP else 0)
         if self._file is None:
             self._file = self._open()
         try:
