@@ -31,7 +31,7 @@ SOAK_SECONDS = float(os.environ.get("SERDAB_SOAK_SECONDS", "3600"))
 SMALL = VolumeLimits(
     segment_bytes=512 << 10, buffer_bytes=64 << 10, dirty_bytes=512 << 10, items=2000,
     items_bytes=512 << 10, commit_bytes=128 << 10, log_bytes=512 << 10,
-    log_growth_bytes=32 << 10, scattered_bytes=256 << 10, reclaim_bytes=512 << 10,
+    log_growth_bytes=32 << 10, scattered_bytes=1 << 20, reclaim_bytes=512 << 10,
     reclaim_s=0.0,
 )  # fmt: skip
 """As the default ones, for a host a sixteenth as large as those that are small for them."""

@@ -29,7 +29,8 @@ RESERVE_NAME: Final = "reserve"
 _LEAST: Final = 1 << 20
 _STEP: Final = 16 << 20
 LAST_ROOM: Final = 64 << 10
-"""The part that only what gives room back may take: a checkpoint of nothing new."""
+"""The part that only what gives room back may take: a checkpoint of nothing new, and a quarter less
+a checkpoint that found no room without."""
 
 log = logging.getLogger("serdab.sefs")
 
@@ -76,13 +77,11 @@ class Reserve:
         self._kept = LAST_ROOM
 
     @contextlib.contextmanager
-    def spending(self, *, all_of_it: bool = False) -> Iterator[None]:
-        """Within this, writes may use the reserve: what they store was admitted before.
-
-        A last part stays, but for what only gives room back (``all_of_it``).
-        """
+    def spending(self, kept: int) -> Iterator[None]:
+        """Within this, writes may use the reserve but for ``kept`` bytes: what they store was
+        admitted before."""
         before = self._spending, self._kept
-        self._spending, self._kept = True, 0 if all_of_it else LAST_ROOM
+        self._spending, self._kept = True, kept
         try:
             yield
         finally:
