@@ -57,6 +57,48 @@ def test_a_limit_that_is_met_is_said_and_is_no_defect(
     assert run(as_user.command, instance, "/bin/true").returncode == 0
 
 
+WRITES = "i=0; while [ $i -lt 20 ]; do cp /bin/busybox /root/$i || exit 9; i=$((i+1)); done; sync"
+"""More in all than the limit below allows in one file; each file is within it."""
+
+
+def test_a_limit_of_files_is_the_programs_and_not_the_servers(make_instance: MakeInstance) -> None:
+    """The limit is 2 or 4 MiB: sh(1) counts in blocks of 512 or 1024 bytes."""
+    instance = make_instance(encrypted=False)
+    limited = after("ulimit -S -f 4096", instance.command)
+    result = run(limited, instance, "/bin/sh", "-c", f"{WRITES}; ulimit -f")
+    assert result.returncode == 0, describe(result)
+    assert result.stdout.strip() in (b"4096", b"8192"), describe(result)
+    program = ("/bin/sh", "-c", "cat /bin/busybox /root/0 /root/1 /root/2 /root/3 > /root/x")
+    result = run(after("ulimit -S -f 4096", instance.command), instance, *program)
+    assert result.returncode != 0, describe(result)
+    # The volume is as it was: what was met is the program's limit.
+    assert run(instance.command, instance, "/bin/sh", "-c", "echo x > /root/y").returncode == 0
+
+
+def test_a_soft_limit_of_files_is_lifted_for_an_ordinary_users_servers_too(
+    make_instance: MakeInstance, as_user: OrdinaryUser
+) -> None:
+    instance = make_instance(user=as_user, encrypted=False)
+    limited = after("ulimit -S -f 4096", as_user.command)
+    result = run(limited, instance, "/bin/sh", "-c", WRITES)
+    assert result.returncode == 0, describe(result)
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [("ulimit -f 4096", b"RLIMIT_FSIZE"), ("ulimit -t 3000", b"RLIMIT_CPU")],
+    ids=["file size", "cpu time"],
+)
+def test_a_limit_that_cannot_be_lifted_is_refused_by_its_name(
+    make_instance: MakeInstance, as_user: OrdinaryUser, words: str, name: bytes
+) -> None:
+    instance = make_instance(user=as_user, encrypted=False)
+    result = run(after(words, as_user.command), instance, "/bin/true")
+    assert result.returncode == 125, describe(result)
+    assert name in result.stderr, describe(result)
+    assert run(as_user.command, instance, "/bin/true").returncode == 0
+
+
 def test_a_cache_that_cannot_be_made_names_its_own_variable(
     make_instance: MakeInstance, tmp_path: Path
 ) -> None:

@@ -31,7 +31,7 @@ SOAK_SECONDS = float(os.environ.get("SERDAB_SOAK_SECONDS", "3600"))
 SMALL = VolumeLimits(
     segment_bytes=512 << 10, buffer_bytes=64 << 10, dirty_bytes=512 << 10, items=2000,
     items_bytes=512 << 10, commit_bytes=128 << 10, log_bytes=512 << 10,
-    log_growth_bytes=32 << 10, scattered_bytes=256 << 10, reclaim_bytes=512 << 10,
+    log_growth_bytes=32 << 10, scattered_bytes=1 << 20, reclaim_bytes=512 << 10,
     reclaim_s=0.0,
 )  # fmt: skip
 """As the default ones, for a host a sixteenth as large as those that are small for them."""
@@ -305,3 +305,33 @@ def test_a_server_killed_on_a_full_host_leaves_room_for_removing() -> None:
     for _ in range(3):
         place.fs.tick()
     assert place.host.total - place.host.used > 2 << 20
+
+
+def test_random_overwrites_take_no_more_than_promised() -> None:
+    """Promise 10: one and a half times what is live, a segment and what is dirty; two logs; the
+    reserve."""
+    place = Place(1 << 30)
+    ino = place.make(ROOT_INO)
+    live = 4 << 20
+    place.write(ino, 0, bytes(live))
+    rng = random.Random(1)
+    block = rng.randbytes(65536)
+    most = dict.fromkeys(("seg", "log", "reserve"), 0)
+    for number in range(1500):
+        length = rng.choice((100, 4096, 32768, 65536))
+        place.write(ino, rng.randrange(live - length), block[:length])
+        if number % 3 == 0 and number % 300 < 200:
+            place.fs.syncfs()
+        taken: dict[str, int] = {
+            name: sum(map(place.host.taken, place.memory.dirs[name].files.values()))
+            for name in ("seg", "log") if name in place.memory.dirs
+        }  # fmt: skip
+        taken["reserve"] = place.host.taken(place.memory.files["reserve"])
+        most = {name: max(most[name], taken.get(name, 0)) for name in most}
+    limits = place.limits
+    assert most["seg"] <= 1.5 * live + limits.segment_bytes + limits.dirty_bytes
+    longest = limits.log_bytes + limits.commit_bytes
+    assert most["log"] <= 2 * (longest + longest // 2)
+    # What is dirty, twice, and two checkpoints: below 4 MiB here, and held in powers of two.
+    assert most["reserve"] <= 8 << 20
+    assert all(most.values())

@@ -33,6 +33,7 @@ from serdab.errors import Error
 from serdab.fuse.mounting import SUBTYPE, mount_host, raise_read_ahead, unmount
 from serdab.fuse.session import Session, SessionOptions
 from serdab.linux.mounts import mounts_at, mounts_of, syncfs
+from serdab.linux.ownlimits import lift_limits
 from serdab.vfs.api import FileSystem
 
 GRACE_S: Final = 10.0
@@ -110,6 +111,7 @@ def serve_on_host(
     bell = _Bell()
     try:
         try:
+            lift_limits()
             fd = _mount(wanted)
             try:
                 mount = _HostMount(fs, fd, wanted, bell, log)

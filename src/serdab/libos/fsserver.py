@@ -31,6 +31,7 @@ from serdab.libos.limits import join
 from serdab.libos.messages import Value
 from serdab.libos.orders import Opened, Orders
 from serdab.libos.storage import open_file_system
+from serdab.linux.ownlimits import lift_limits
 from serdab.linux.process import name_process
 
 _LEVELS: Final = {logging.ERROR: "error", logging.WARNING: "warning", logging.INFO: "info"}
@@ -98,6 +99,7 @@ class _Server:
         if self._opened is not None:
             raise InternalError("fs server: a second open")
         try:
+            lift_limits()
             self._opened = open_file_system(orders)
         except Error as exc:
             _tell(self._channel, {"op": "refused", **exc.as_dict()})

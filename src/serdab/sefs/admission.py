@@ -186,7 +186,8 @@ class Admission:
         """
         limits = self._limits
         scattered = self._changes.scattered_bytes()
-        self._ask_host_at = scattered + self._segments.appended_bytes + limits.tight_bytes // 64
+        step = min(limits.tight_bytes // 64, limits.scattered_bytes // 2)
+        self._ask_host_at = scattered + self._segments.appended_bytes + step
         is_tight = self._dir.free_bytes()[1] + self._reserve.size < limits.tight_bytes
         self._to_empty_bytes = limits.segment_bytes if is_tight else 0
         if is_tight and scattered > limits.scattered_bytes:

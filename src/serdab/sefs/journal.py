@@ -53,7 +53,7 @@ from serdab.sefs.limits import VolumeLimits
 from serdab.sefs.pagestore import VolumePages, dump_table, parse_table
 from serdab.sefs.position import History, Position
 from serdab.sefs.replay import replay
-from serdab.sefs.reserve import FlushError, HostErrors, Reserve, RoomyDir, is_full
+from serdab.sefs.reserve import LAST_ROOM, FlushError, HostErrors, Reserve, RoomyDir, is_full
 from serdab.sefs.room import Changes
 from serdab.sefs.segment import TABLE_AAD, SegmentStore, file_name, plain_length
 from serdab.sefs.tree import Root, Tree
@@ -257,9 +257,6 @@ class Journal:
     def ensure_anchor(self) -> None:
         self._guarded(self._anchor.ensure)
 
-    def write_checkpoint(self) -> None:
-        self._guarded(self._checkpoint)
-
     def sweep(self) -> bool:
         if not self._first_checkpoint or self._leftovers.is_swept:
             return False
@@ -281,20 +278,39 @@ class Journal:
         if not self._uncommitted and not unannounced:
             return
         if self._log is None:
-            self._guarded(self._checkpoint)
+            self.write_checkpoint()
             return
         try:
             self._guarded(self._append_commit)
         except FsError as exc:
             if exc.errno != errno.ENOSPC or self._failed:
                 raise
-            self._guarded(self._checkpoint)  # which may take less: of what is gone nothing
+            self.write_checkpoint()  # which may take less: of what is gone nothing
 
-    def _guarded(self, step: Callable[[], None]) -> None:
-        """Run a step that writes to the host; a host that fails turns the volume read-only."""
+    def write_checkpoint(self, *, final_one: bool = False) -> None:
+        """Write a checkpoint; the last room that is held is for one that finds no other."""
+
+        def step() -> None:
+            self._checkpoint(final_one=final_one)
+
+        if not self._changes.count() and not self.content.dirty_bytes:
+            self._guarded(step, kept=0)
+            return
         try:
-            only_frees = not self._changes.count() and not self.content.dirty_bytes
-            with self._reserve.spending(all_of_it=only_frees):
+            self._guarded(step)
+        except FsError as exc:
+            if exc.errno != errno.ENOSPC or self._failed or not self._reserve.size:
+                raise
+            # Of what was removed nothing is written: it may fit here, and then it gives much back.
+            self._guarded(step, kept=LAST_ROOM // 4)
+
+    def _guarded(self, step: Callable[[], None], kept: int = LAST_ROOM) -> None:
+        """Run a step that writes to the host; a host that fails turns the volume read-only.
+
+        ``kept``: so much of the reserve it must not take.
+        """
+        try:
+            with self._reserve.spending(kept):
                 step()
             self._reserve.restore()
         except FsError:
@@ -374,7 +390,7 @@ class Journal:
 
     def checkpoint(self) -> None:
         """Write a checkpoint that nothing follows, unless something else changes."""
-        self._guarded(lambda: self._checkpoint(final_one=True))
+        self.write_checkpoint(final_one=True)
 
     def _checkpoint(self, *, final_one: bool = False) -> None:
         """Write the tree and an anchor. Afterwards nothing older is needed."""
@@ -501,7 +517,7 @@ class Journal:
         if left > 0:
             return min(left, soon)
         try:
-            self._guarded(self._checkpoint)
+            self.write_checkpoint()
         except FsError as exc:
             if exc.errno != errno.ENOSPC:
                 return None  # read-only now, and said so
@@ -528,7 +544,7 @@ class Journal:
         has_lost = bool(self._failed) and self._uncommitted
         try:
             if not self.read_only and not self._failed and (self._changed or self.state.log):
-                self._guarded(lambda: self._checkpoint(final_one=True))
+                self.write_checkpoint(final_one=True)
         finally:
             self._end_log()
             self.content.writer.close()

@@ -27,8 +27,10 @@ from serdab.sefs.segment import FULL
 
 RESERVE_NAME: Final = "reserve"
 _LEAST: Final = 1 << 20
+_STEP: Final = 16 << 20
 LAST_ROOM: Final = 64 << 10
-"""The part that only what gives room back may take: a checkpoint of nothing new."""
+"""The part that only what gives room back may take: a checkpoint of nothing new, and a quarter less
+a checkpoint that found no room without."""
 
 log = logging.getLogger("serdab.sefs")
 
@@ -75,13 +77,11 @@ class Reserve:
         self._kept = LAST_ROOM
 
     @contextlib.contextmanager
-    def spending(self, *, all_of_it: bool = False) -> Iterator[None]:
-        """Within this, writes may use the reserve: what they store was admitted before.
-
-        A last part stays, but for what only gives room back (``all_of_it``).
-        """
+    def spending(self, kept: int) -> Iterator[None]:
+        """Within this, writes may use the reserve but for ``kept`` bytes: what they store was
+        admitted before."""
         before = self._spending, self._kept
-        self._spending, self._kept = True, 0 if all_of_it else LAST_ROOM
+        self._spending, self._kept = True, kept
         try:
             yield
         finally:
@@ -98,8 +98,9 @@ class Reserve:
         wanted = -(-size // LAST_ROOM) * LAST_ROOM
         if not no_more:
             wanted = _LEAST
-            while wanted < size:
+            while wanted < min(size, _STEP):
                 wanted *= 2
+            wanted = max(wanted, -(-size // _STEP) * _STEP if size > _STEP else 0)
         if self._file is None:
             self._file = self._open()
         try:

@@ -9,6 +9,7 @@ Threads: one.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -18,10 +19,17 @@ from typing import Final, final
 
 from msgspec import structs
 
-from serdab.errors import Error, FormatError, LayerMismatch, UsageError
+from serdab.errors import Error, FormatError, FsError, LayerMismatch, UsageError
 from serdab.keys import Key
 from serdab.sefs import keyspace as ks
-from serdab.sefs.anchor import ANCHOR_NAME, Anchor, AnchorState, load_anchor, volume_keys
+from serdab.sefs.anchor import (
+    ANCHOR_NAME,
+    MAX_SOURCE,
+    Anchor,
+    AnchorState,
+    load_anchor,
+    volume_keys,
+)
 from serdab.sefs.anchorfile import NEW_ANCHOR
 from serdab.sefs.boundeddir import BoundedDir, limits_for, whole_size
 from serdab.sefs.hostdir import Dir
@@ -222,6 +230,8 @@ class Volume:
 
     def new_ino(self) -> int:
         ino = self._journal.next_ino
+        if ino > ks.MAX_INO:
+            raise FsError(errno.ENOSPC)
         self._journal.next_ino += 1
         self._items.young.add(ino.to_bytes(8, "big"))
         return ino
@@ -416,6 +426,8 @@ def open_volume_in(
 ) -> Volume:
     """Open the volume in an open directory; see :func:`open_volume`."""
     try:
+        if len(source) > MAX_SOURCE:
+            raise UsageError("the key source is too long", found=f"{len(source)} bytes")
         directory.lock(exclusive=not read_only)
         names = set(directory.names())
         anchor = None
