@@ -278,26 +278,31 @@ class Journal:
         if not self._uncommitted and not unannounced:
             return
         if self._log is None:
-            self.write_checkpoint()
+            self._checkpoint_now()
             return
         try:
             self._guarded(self._append_commit)
         except FsError as exc:
             if exc.errno != errno.ENOSPC or self._failed:
                 raise
-            self.write_checkpoint()  # which may take less: of what is gone nothing
+            self._checkpoint_now()  # which may take less: of what is gone nothing
 
-    def write_checkpoint(self, *, final_one: bool = False) -> None:
-        """Write a checkpoint; the last room that is held is for one that finds no other."""
+    def write_checkpoint(self) -> None:
+        """Write a checkpoint before a change, which one that finds no room does not stop."""
+        self._guarded(self._checkpoint, kept=self._kept())
+
+    def _kept(self) -> int:
+        """Return what a checkpoint must leave of the reserve; one of nothing new only frees."""
+        return LAST_ROOM if self._changes.count() or self.content.dirty_bytes else 0
+
+    def _checkpoint_now(self, *, final_one: bool = False) -> None:
+        """Write a checkpoint that somebody waits for: it may take the last room."""
 
         def step() -> None:
             self._checkpoint(final_one=final_one)
 
-        if not self._changes.count() and not self.content.dirty_bytes:
-            self._guarded(step, kept=0)
-            return
         try:
-            self._guarded(step)
+            self._guarded(step, kept=self._kept())
         except FsError as exc:
             if exc.errno != errno.ENOSPC or self._failed or not self._reserve.size:
                 raise
@@ -390,7 +395,7 @@ class Journal:
 
     def checkpoint(self) -> None:
         """Write a checkpoint that nothing follows, unless something else changes."""
-        self.write_checkpoint(final_one=True)
+        self._checkpoint_now(final_one=True)
 
     def _checkpoint(self, *, final_one: bool = False) -> None:
         """Write the tree and an anchor. Afterwards nothing older is needed."""
@@ -517,7 +522,7 @@ class Journal:
         if left > 0:
             return min(left, soon)
         try:
-            self.write_checkpoint()
+            self._checkpoint_now()
         except FsError as exc:
             if exc.errno != errno.ENOSPC:
                 return None  # read-only now, and said so
@@ -544,7 +549,7 @@ class Journal:
         has_lost = bool(self._failed) and self._uncommitted
         try:
             if not self.read_only and not self._failed and (self._changed or self.state.log):
-                self.write_checkpoint(final_one=True)
+                self._checkpoint_now(final_one=True)
         finally:
             self._end_log()
             self.content.writer.close()
