@@ -109,7 +109,7 @@ def build_instance(
 
 
 def make_new(command: Command, path: Path) -> None:
-    """Do as ``serdab new`` does, in this process: what the command's user remembers is forgotten."""
+    """Do as ``serdab new`` does, in this process; the command's user forgets what lay there."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", command.env["XDG_STATE_HOME"])
         new_instance(os.fspath(path))
