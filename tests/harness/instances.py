@@ -81,7 +81,10 @@ def build_instance(
     """
     USED_BEFORE.put_development_key(command.env)
     path = base / name
-    new_instance(os.fspath(path))
+    with pytest.MonkeyPatch.context() as patch:
+        # It forgets what the command's user remembers of this path.
+        patch.setenv("XDG_STATE_HOME", command.env["XDG_STATE_HOME"])
+        new_instance(os.fspath(path))
     image = path / "image"
     busybox = shutil.which("busybox")
     if busybox is None:

@@ -25,6 +25,7 @@ from serdab.sefs.volume import Volume
 from serdab.trust.freshness import Watch, open_watched
 from serdab.trust.signing import load_signer
 from serdab.vfs.union import Union
+from tests.harness.homes import NamedHome
 from tests.property.fsops import picture
 
 PEM = Path(__file__).parents[1] / "vectors" / "signing-key.pem"
@@ -65,7 +66,7 @@ def use(
         image = open_image(Path(instance.at(IMAGE)), key=key, expected_mac=mac)
         stack.callback(image.close)
         watched = open_watched(
-            Path(instance.at(upper)),
+            NamedHome(Path(instance.at(upper))),
             Watch(chain.config.freshness, conf_mac=chain.descriptor.conf_mac.value),
             key=Key(keys.volume.key),
             lower=image,

@@ -197,8 +197,8 @@ class BootRequest:
             terminal=optional_text(record, "terminal"),
             previous=optional_text(record, "previous"),
             freshness=Freshness.parse(record),
-            lends_terminal=record.get("lends_terminal") is True,
-            stands_for_program=record.get("stands_for_program") is True,
+            lends_terminal=flag(record, "lends_terminal"),
+            stands_for_program=flag(record, "stands_for_program"),
         )
 
 
