@@ -102,7 +102,13 @@ def do_rekey(instance: Instance, old: Key = OLD, new: Key = NEW) -> RekeyResult:
     return rekey(instance, request, say=lambda _: None)
 
 
-def make_place(base: Path, saved: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+def make_place(
+    base: Path,
+    saved: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fill: Callable[[Path], None] = lambda _image: None,
+) -> Place:
+    """Make an instance with a writable layer; ``fill`` adds to its image."""
     base.mkdir(exist_ok=True)
     for name in ("STATE", "CONFIG", "CACHE"):
         monkeypatch.setenv(f"XDG_{name}_HOME", str(base / name.lower()))
@@ -110,6 +116,7 @@ def make_place(base: Path, saved: Path, monkeypatch: pytest.MonkeyPatch) -> Plac
     root = Path(instance.at("image/root"))
     (root / "lower").write_bytes(b"lower" * 20_000)
     (root / "gone").write_bytes(b"gone")
+    fill(Path(instance.at("image")))
     do_build(instance, OLD)
     before = use(instance, OLD, change)
     saved.mkdir()
