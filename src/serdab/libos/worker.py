@@ -42,7 +42,8 @@ class Target:
     """What a path of the caller leads to: a directory, maybe the root of a mount.
 
     ``inode``: the directory's, in the mount. ``in_tree``: it lies in a mount of the instance, not
-    in one that was detached or is another mount namespace's. ``is_removed``: it is open somewhere and has no name any more.
+    in one that was detached or is another mount namespace's. ``is_removed``: it is open somewhere
+    and has no name any more.
     ``owner``: the user inside it belongs to.
     """
 
