@@ -20,7 +20,6 @@ from serdab.keys import Key
 from serdab.libos.begin import Begun
 from serdab.libos.caller import current_umask, open_descriptors, require_key, terminal
 from serdab.libos.request import NOTHING_PINNED, BootRequest, Freshness
-from serdab.linux.dirfd import DirFd
 from serdab.pal.running import Pal
 from serdab.trust.codetree import package_root
 
@@ -130,12 +129,7 @@ def _init(
 ) -> Pal:
     place = Instance.open_built(instance)
     freshness = freshness.placed_outside(place.path)
-    root = DirFd.at(place.path)
-    try:
-        lock = lock_run(place, on_wait=lambda line: say("notice", line), is_wanted=is_wanted)
-    except BaseException:
-        root.close()
-        raise
+    lock = lock_run(place, on_wait=lambda line: say("notice", line), is_wanted=is_wanted)
     try:
         request = BootRequest(
             instance=place.path,
@@ -165,7 +159,7 @@ def _init(
                 on_started(pal)
             # The lock is the kernel process's from here on: it lasts as long as the instance.
             record = request.dump()
-            fds: tuple[int, ...] = (*descriptors.fds, root.fd, lock.fd)
+            fds: tuple[int, ...] = (*descriptors.fds, place.root.fd, lock.fd)
             if image_key_fd >= 0:
                 record["key_follows"] = True
                 fds = (*fds, image_key_fd)
@@ -178,7 +172,6 @@ def _init(
         return pal
     finally:
         lock.close()
-        root.close()
 
 
 def _private(named: Sequence[str | os.PathLike[str]], freshness: Freshness) -> tuple[str, ...]:

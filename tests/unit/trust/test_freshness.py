@@ -22,6 +22,7 @@ from serdab.trust import records
 from serdab.trust.freshness import ENFORCE, OFF, open_watched
 from serdab.vfs.api import ROOT_INO
 from serdab.vfs.union import Union
+from tests.harness.homes import NamedHome
 from tests.unit.trust.watched import CONF, KEY, Place, only_record
 
 
@@ -87,7 +88,10 @@ class TestOrdinaryLife:
 
     def test_readers_share_a_volume(self, place: Place) -> None:
         place.write("a")
-        both = [open_watched(place.path, place.watch, key=KEY, read_only=True) for _ in range(2)]
+        both = [
+            open_watched(NamedHome(place.path), place.watch, key=KEY, read_only=True)
+            for _ in range(2)
+        ]
         for watched in both:
             assert watched.notices == []
             watched.volume.close()
