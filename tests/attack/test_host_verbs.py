@@ -104,8 +104,9 @@ def test_a_fifo_where_owners_are_noted_hangs_nobody(attacked: Attacked) -> None:
 
 def test_a_key_behind_a_link_in_the_instance_is_not_read(attacked: Attacked) -> None:
     (attacked.path / "key").symlink_to(attacked.canaries / "secret")
-    assert "link" in refused(attacked, "build", "--image-key", attacked.path / "key")
-    assert "link" in refused(attacked, "build", "--sign-key", attacked.path / "key")
+    for option in ("--image-key", "--sign-key"):
+        told = refused(attacked, "build", option, attacked.path / "key")
+        assert "programs of this instance can read and replace this file" in told
 
 
 @contextmanager
