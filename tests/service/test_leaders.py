@@ -20,9 +20,7 @@ _BOMBS = Path(__file__).parents[1] / "boot/bombs.c"
 
 
 @pytest.fixture(scope="module")
-def service(
-    place: Place, probe_program: Path, compile_c: Callable[..., Path]
-) -> Iterator[Service]:
+def service(place: Place, probe_program: Path, compile_c: Callable[..., Path]) -> Iterator[Service]:
     files = {"/bin/bombs": compile_c(_BOMBS.read_text()).read_bytes()}
     out = Service(place.build(probe_program, files=files))
     out.start()

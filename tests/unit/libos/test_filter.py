@@ -86,7 +86,17 @@ def test_the_known_numbers_are_those_of_the_kernel() -> None:
 
 def test_what_is_singled_out_is_what_it_is_called() -> None:
     found = dict(re.findall(r"^#define __NR_(\w+) (\d+)$", HEADER.read_text(), re.MULTILINE))
-    for name in ("mount", "umount2", "sync", "syncfs", "ioctl", "setns", "prctl", "setpriority", "ioprio_set"):
+    for name in (
+        "mount",
+        "umount2",
+        "sync",
+        "syncfs",
+        "ioctl",
+        "setns",
+        "prctl",
+        "setpriority",
+        "ioprio_set",
+    ):
         assert getattr(X86_64, name) == int(found[name])
     source = Path(filter_module.__file__).read_text()
     named = re.findall(r"^ {12}(\d+),  # (\w+)$", source, re.MULTILINE)

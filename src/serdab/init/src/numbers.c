@@ -49,7 +49,7 @@ long pass_numbers(void)
 	int status;
 	long pid;
 
-	/* /proc/sys may be read-only; then we come past them one by one. */
+	/* Without CONFIG_CHECKPOINT_RESTORE there is no such file; then we come past them one by one. */
 	if (write_text("/proc/sys/kernel/ns_last_pid", decimal(LAST_NUMBER + 1, text)) >= 0)
 		return 0;
 	do {
