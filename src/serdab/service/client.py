@@ -374,15 +374,18 @@ class _Foreground:
             case "exited":
                 self._status = number(record, "status")
             case "stopped":
-                self._suspend()
+                from signal import SIGTSTP
+
+                # Ctrl-Z means the whole job; any other stop is the program's alone.
+                self._suspend(alone=record.get("signal") != SIGTSTP)
         return True
 
-    def _suspend(self) -> None:
-        """Stop as the program did; go on with it."""
+    def _suspend(self, *, alone: bool = False) -> None:
+        """Stop as the program did, with our job or alone; go on with it."""
         from serdab.service.signals import stop_ourselves
 
         self._terminal.leave()
-        stop_ourselves()
+        stop_ourselves(alone=alone)
         self._resume()
 
     def _resume(self) -> None:
