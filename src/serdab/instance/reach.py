@@ -50,11 +50,11 @@ def _names_on_the_way(path: str) -> Iterator[str]:
 
 def _shown_roots(instance: str) -> set[str]:
     """Return the real paths of the directories that programs may write."""
-    place = Instance(instance)
     sources: list[object] = []
     for relative, mounts in ((CONFIG, "mount"), (PROTECTED_CONFIG, "mounts")):
         try:
-            config = json.loads(place.read(relative))
+            with Instance(instance) as place:
+                config = json.loads(place.read(relative))
         except (Error, ValueError, RecursionError):
             continue
         ours = config if isinstance(config, dict) else {}

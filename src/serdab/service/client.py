@@ -184,7 +184,8 @@ def stop(instance: str, patience_s: float, *, on_wait: OnWait) -> None:
                 problems = [str(item) for item in many(record, "problems")]
     finally:
         channel.close()
-    wait_until_closed(Instance(where.instance), on_wait=on_wait)
+    with Instance(where.instance) as built:
+        wait_until_closed(built, on_wait=on_wait)
     if not has_ended:
         problems.append(f"the service was killed; its log is {where.log}")
     if problems:
