@@ -55,7 +55,7 @@ def receive_raw(end: _socket.socket, size: int) -> tuple[bytes, list[int]]:
         try:
             # Descriptors that find no number are left out, as too many are (recvmsg(2)): whether
             # it was our limit is told by the next one.
-            os.close(os.open("/", os.O_PATH | os.O_CLOEXEC))
+            os.close(os.dup(end.fileno()))
         finally:
             close_all(fds)
         raise FormatError("a message between processes was cut off")
