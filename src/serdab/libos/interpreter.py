@@ -46,6 +46,10 @@ HELD_SIGNALS: Final = frozenset(
     }
 )
 
+#: By which the kernel process stops the caller as SIGTSTP does. It is queued (signal(7)): a SIGTSTP
+#: of the terminal's that the caller has not taken yet would swallow another one.
+STOP_AS_TYPED: Final = signal.SIGRTMIN
+
 #: What the interpreter ignores on its own account and a program must not inherit.
 PYTHON_IGNORES: Final = (signal.SIGPIPE, signal.SIGXFSZ)
 

@@ -31,7 +31,7 @@ import os
 import signal
 from typing import Final
 
-from serdab.libos.interpreter import HELD_SIGNALS
+from serdab.libos.interpreter import HELD_SIGNALS, STOP_AS_TYPED
 from serdab.libos.launcher import LENT_IS_HERE, LENT_SIGNALS
 from serdab.libos.loop import Loop
 from serdab.libos.sandbox import Program, Sandbox
@@ -145,7 +145,7 @@ class Jobs:
         """Stop the one that stands for a program."""
         if self._stands and os.getppid() == self._caller:
             self._is_caller_stopped = True
-            os.kill(self._caller, number)
+            os.kill(self._caller, STOP_AS_TYPED if number == signal.SIGTSTP else number)
 
     def _continue_caller(self) -> None:
         if self._is_caller_stopped and os.getppid() == self._caller:

@@ -5,8 +5,8 @@ Above: ``pal``. The caller and the kernel process share a process group, the pro
 What the terminal sends to that group the kernel process passes on by itself, see ``jobs``; the
 caller passes on what it gets from a process: the kernel is the sender of the first (``SI_KERNEL``).
 
-When the program is stopped, the kernel process stops the caller: by SIGSTOP, or by SIGTSTP, which
-the caller holds back and then stops itself by. When the terminal's signal killed the program, the
+When the program is stopped, the kernel process stops the caller: by SIGSTOP, or by a signal of ours
+upon which it stops itself by SIGTSTP. When the terminal's signal killed the program, the
 caller dies of it, too: a shell leaves its loop only if it sees that.
 """
 
@@ -16,6 +16,8 @@ import _thread
 import os
 import signal
 from typing import Final, Protocol
+
+from serdab.libos.interpreter import STOP_AS_TYPED
 
 #: What is passed on.
 FORWARDED: Final = frozenset(
@@ -56,11 +58,12 @@ def start_forwarding(kernel: int, listener: Listener) -> None:
     ``kernel`` is the process id of the kernel process. A signal that was ignored when we started
     stays ignored: the program ignores it too.
     """
-    wanted = {
+    wanted: set[int] = {
         number
         for number in FORWARDED | _JOB_CONTROL
         if signal.getsignal(number) is not signal.SIG_IGN
     }
+    wanted.add(STOP_AS_TYPED)
     # Those for want of the terminal are the kernel process's to judge: it may have lent it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {*wanted, signal.SIGTTIN, signal.SIGTTOU})
 
@@ -69,9 +72,11 @@ def start_forwarding(kernel: int, listener: Listener) -> None:
             info = signal.sigwaitinfo(wanted)
             is_of_terminal = info.si_code == _SI_KERNEL
             if info.si_pid == kernel and not is_of_terminal:
-                if info.si_signo == signal.SIGTSTP:
+                if info.si_signo == STOP_AS_TYPED:
                     _stop_ourselves()
                 continue  # to our whole group: its program knows
+            if info.si_signo == STOP_AS_TYPED:
+                continue  # a stranger's
             if info.si_signo in ENDING and listener.on_ending(
                 info.si_signo, is_of_terminal=is_of_terminal
             ):
