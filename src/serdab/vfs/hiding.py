@@ -35,9 +35,8 @@ from serdab.config.names import (
     fold,
     is_reserved,
 )
-from serdab.linux.files import Resolve, openat2
+from serdab.linux.files import CONFINED, openat2
 
-_CONFINED: Final = Resolve.BENEATH | Resolve.NO_SYMLINKS | Resolve.NO_MAGICLINKS
 _DELETED: Final = b" (deleted)"  # how proc_pid_fd(5) shows what has lost that name
 _MAX_FINE: Final = 1024
 _FILES: Final = tuple(name.encode() for name in FILES)
@@ -106,7 +105,7 @@ def is_instance_at(fd: int) -> bool:
         return True
     try:
         # Confined: a link in place of build/ must not make us look, or wait, elsewhere.
-        os.close(openat2(fd, DESCRIPTOR.encode(), os.O_PATH | os.O_NOFOLLOW, _CONFINED))
+        os.close(openat2(fd, DESCRIPTOR.encode(), os.O_PATH | os.O_NOFOLLOW, CONFINED))
     except OSError:
         return False
     return True
@@ -202,7 +201,7 @@ class Hiding:
 
     def _is_instance(self, path: bytes) -> bool:
         try:
-            fd = openat2(self._root_fd, path or b".", os.O_PATH | os.O_DIRECTORY, _CONFINED)
+            fd = openat2(self._root_fd, path or b".", os.O_PATH | os.O_DIRECTORY, CONFINED)
         except OSError:
             return False
         try:
