@@ -32,6 +32,7 @@ PROGRAMS = {
         "sync.c",
         "sessions.c",
         "lending.c",
+        "numbers.c",
         "worker.c",
     ),
     "init": ("init.c",),

@@ -209,6 +209,22 @@ def fullness_of(exc: OSError, stage: str) -> EnvironmentRefused | None:
     )
 
 
+def swap_of(exc: OSError) -> UsageError | None:
+    """Return what to say if ``exc`` is a link or a file on a way, None if it is something else.
+
+    What stood there before was judged, and its refusal has its own words: this came in between.
+    """
+    if exc.errno not in (errno.ELOOP, errno.ENOTDIR):
+        return None
+    return UsageError(
+        "something was put in the way while this ran",
+        subject=os.fsdecode(exc.filename) if isinstance(exc.filename, str | bytes) else "",
+        expected="the directories and files of the instance to stay what they are",
+        found=os.strerror(exc.errno),
+        hint="no link is followed below an instance: see who writes there, and do it again",
+    )
+
+
 class NotRunningError(Error):
     """The instance is not running as a service."""
 

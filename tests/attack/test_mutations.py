@@ -101,7 +101,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "tags of a run of records": Mutant(
         "sefs/segment.py",
-        """            if not hmac.compare_digest(sealed[length:], tag):
+        """            if not compare(sealed[length:], tag):
                 raise""",
         """            if False:
                 raise""",

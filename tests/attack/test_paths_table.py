@@ -14,6 +14,8 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -28,6 +30,8 @@ from serdab.instance.locks import lock_run
 from serdab.instance.measurements import read_measurements
 from serdab.instance.package import PackageRequest, package
 from serdab.instance.reset import reset, reset_volume
+from serdab.instance.rootview import View, open_view
+from serdab.instance.sealedroot import verified_chain
 from serdab.trust.signing import load_signer
 from tests.harness.canaries import Canaries
 from tests.recovery.rekeying import OLD, PEM, do_build, do_rekey, make_place
@@ -77,6 +81,23 @@ fsck      run/mount/__ROOT                  2    2     2    2      -         2  
 fsck      run/mount/__ROOT/anchor           3    2     3    3      3         -    3
 print     build                             2    -     2    2      -         2    -
 print     build/lib/libserdab.signed.json   2    2     2    2      2         -    ok
+mount     build                             2    -     2    2      -         2    -
+mount     build/mount                       2    2     2    2      -         2    -
+mount     build/mount/__ROOT                2    2     2    2      -         2    -
+mount     build/mount/__ROOT/image.sefs     3    2     3    3      3         -    3
+mount     run                               2    -     2    2      -         2    -
+mount     run/mount                         2    2     2    2      -         2    -
+mount     run/mount/__ROOT                  2    2     2    2      -         2    -
+mount     run/mount/__ROOT/anchor           3    2     3    3      3         -    3
+run       build                             125  -     125  125    -         125  -
+run       build/mount                       125  125   125  125    -         125  -
+run       build/mount/__ROOT                125  125   125  125    -         125  -
+run       build/mount/__ROOT/image.sefs     125  125   125  125    125       -    125
+run       build/initfs/__ROOT               125  125   125  125    -         125  -
+run       run                               125  -     125  125    -         125  -
+run       run/mount                         125  125   125  125    -         125  -
+run       run/mount/__ROOT                  125  125   125  125    -         125  -
+run       run/mount/__ROOT/anchor           125  125   125  125    125       -    125
 lock      run                               2    -     2    2      -         2    -
 lock      run/.rekey                        ok   2     ok   ok     -         ok   -
 """
@@ -118,6 +139,30 @@ def run_print(instance: str) -> None:
     read_measurements(Instance.open_built(instance))
 
 
+class Refused(Error):
+    """What the process of a verb said, with its exit code."""
+
+    def __init__(self, result: subprocess.CompletedProcess[bytes]) -> None:
+        super().__init__(result.stderr.decode())
+        self.exit_code = result.returncode
+
+
+def run_mount(instance: str) -> None:
+    """Open what `mount` shows; the mount itself is the kernel's, and its place the user's."""
+    place = Instance.open_built(instance)
+    with lock_run(place):
+        chain = verified_chain(place)
+        open_view(place, chain, OLD, View()).fs.close()
+
+
+def run_run(instance: str) -> None:
+    command = ("-C", instance, "run", "--image-key", f"{instance}.key", "/bin/true")
+    result = subprocess.run([sys.executable, "-m", "serdab", *command], capture_output=True)
+    assert b"Traceback" not in result.stderr, result.stderr
+    if result.returncode:
+        raise Refused(result)
+
+
 def run_lock(instance: str) -> None:
     lock_run(Instance.open_built(instance)).close()
 
@@ -131,6 +176,8 @@ VERBS: Final[dict[str, Callable[[str], None]]] = {
     "volume": run_reset_volume,
     "fsck": run_fsck,
     "print": run_print,
+    "mount": run_mount,
+    "run": run_run,
     "lock": run_lock,
 }
 
@@ -139,7 +186,9 @@ def make_template(folder: Path) -> Path:
     """Make a built instance with a writable layer, a volume, a BOM, and its state directory."""
     base = folder / "base"
     with pytest.MonkeyPatch.context() as patch:
-        make_place(base, folder / "saved", patch)
+        make_place(base, folder / "saved", patch, fill=_put_true)
+    (base / "instance.key").write_text(OLD.dump() + "\n")
+    (base / "instance.key").chmod(0o600)
     shutil.copytree(base / "instance/run/mount/__ROOT", base / "instance/volumes/one")
     (base / "instance/image.owners").write_text('{"format": 1, "owners": []}')
     (base / "file").write_text("content")
@@ -148,6 +197,13 @@ def make_template(folder: Path) -> Path:
         f"  copy:\n  - files:\n    - name: {base}/file\n"
     )
     return base
+
+
+def _put_true(image: Path) -> None:
+    busybox = shutil.which("busybox")
+    if busybox is None:
+        pytest.skip("no busybox")
+    shutil.copy(busybox, image / "bin/true")
 
 
 def open_copy(template: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -211,6 +267,12 @@ def cases() -> list[tuple[str, str, str, str]]:
         for kind, expected in zip(KINDS, columns, strict=True)
         if expected != "-"
     ]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_is_content_where_nothing_was_put(instance: Path, verb: str) -> None:
+    assert outcome(lambda: VERBS[verb](str(instance))) == "ok"
 
 
 @pytest.mark.root

@@ -139,8 +139,10 @@ static void touch(int pid)
 	touched("sched_setattr", syscall(SYS_sched_setattr, pid, &attr, 0));
 	touched("setpriority", setpriority(PRIO_PROCESS, pid, 19));
 	touched("setpriority-group", setpriority(PRIO_PGRP, pid, 19));
+	touched("setpriority-user", setpriority(PRIO_USER, getuid(), 19));
 	touched("ioprio_set", syscall(SYS_ioprio_set, 1, pid, 3 << 13));
 	touched("ioprio_set-group", syscall(SYS_ioprio_set, 2, pid, 3 << 13));
+	touched("ioprio_set-user", syscall(SYS_ioprio_set, 3, getuid(), 3 << 13));
 	touched("ptrace", ptrace(PTRACE_SEIZE, pid, 0, 0));
 	touched("kcmp", syscall(SYS_kcmp, pid, getpid(), 0, 0, 0));
 	touched("process_vm_readv", process_vm_readv(pid, &mine, 1, &theirs, 1, 0));

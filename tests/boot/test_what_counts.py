@@ -245,7 +245,8 @@ def _map_of(pid: int) -> str:
 
 CALLS = (
     *("prlimit", "sched_setaffinity", "sched_setscheduler", "sched_setparam", "sched_setattr"),
-    *("setpriority", "setpriority-group", "ioprio_set", "ioprio_set-group", "ptrace", "kcmp"),
+    *("setpriority", "setpriority-group", "setpriority-user", "ptrace", "kcmp"),
+    *("ioprio_set", "ioprio_set-group", "ioprio_set-user"),
     *("process_vm_readv", "move_pages", "migrate_pages", "oom_score_adj", "coredump_filter"),
     *("timerslack_ns", "comm", "clear_refs"),
 )

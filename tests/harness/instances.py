@@ -81,7 +81,7 @@ def build_instance(
     """
     USED_BEFORE.put_development_key(command.env)
     path = base / name
-    new_instance(os.fspath(path))
+    make_new(command, path)
     image = path / "image"
     busybox = shutil.which("busybox")
     if busybox is None:
@@ -106,6 +106,13 @@ def build_instance(
     else:
         command.ok("-C", path, "build")
     return BuiltInstance(path, key, command)
+
+
+def make_new(command: Command, path: Path) -> None:
+    """Do as ``serdab new`` does, in this process; the command's user forgets what lay there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", command.env["XDG_STATE_HOME"])
+        new_instance(os.fspath(path))
 
 
 def wait_until_unused(instance: Path) -> None:

@@ -146,7 +146,7 @@ def test_a_key_is_seen_nowhere(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    vault = tmp_path / "inst/vault.key"  # in a directory that programs see, and yet not shown
+    vault = tmp_path / "vault.key"  # one in a directory that programs see is refused
     instance = prepare(make_instance, dump_program, vault, encrypted=kind != "automatic")
     secrets = [Secret.of_file("vault", vault)]
     options: tuple[str | Path, ...] = ()
@@ -186,7 +186,7 @@ _DIRECTORIES: Final = ("STATE_HOME", "CACHE_HOME", "CONFIG_HOME", "RUNTIME_DIR")
 def test_a_program_of_an_ordinary_user_sees_no_key(
     make_instance: MakeInstance, dump_program: Path, as_user: OrdinaryUser
 ) -> None:
-    vault = as_user.home / "inst/vault.key"
+    vault = as_user.home / "vault.key"
     instance = prepare(make_instance, dump_program, vault, encrypted=True, user=as_user)
     assert instance.key is not None
     secrets = [Secret.of_file("vault", vault), Secret.of_file("image key", instance.key)]

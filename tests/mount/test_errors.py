@@ -19,6 +19,7 @@ from typing import Final
 import pytest
 
 from tests.harness.command import Command, describe
+from tests.harness.instances import BuiltInstance
 from tests.mount.conftest import KEY, Mounter, NewMounter, put_files, put_python
 
 pytestmark = [pytest.mark.fuse, pytest.mark.userns]
@@ -255,12 +256,28 @@ def test_a_target_that_was_removed_is_refused_before_anything_is_made(mounter: M
     assert not list(folder.iterdir())
 
 
-@pytest.mark.root
-def test_programs_mount_where_proc_hides_processes_of_others(mounter: Mounter) -> None:
+def hiding(mounter: Mounter) -> BuiltInstance:
+    """Return the instance as run where /proc hides the processes of others (hidepid, proc(5))."""
     script = 'mount -t proc -o hidepid=2 proc /proc && exec "$@"'
     command = mounter.instance.command
     hidden = replace(command, prefix=("unshare", "-m", "sh", "-c", script, "sh", *command.prefix))
-    done = replace(mounter.instance, command=hidden).run(
+    return replace(mounter.instance, command=hidden)
+
+
+@pytest.mark.root
+def test_programs_mount_where_proc_hides_processes_of_others(mounter: Mounter) -> None:
+    done = hiding(mounter).run(
         *("/bin/mounter", "mount", "none", "/mnt", "ramfs", "0", "NULL", "umount", "/mnt", "0")
     )
     assert done.stdout.split() == [b"mount", b"ok", b"umount", b"ok"], describe(done)
+
+
+@pytest.mark.root
+def test_a_target_outside_is_refused_first_where_proc_hides_processes_of_others(
+    mounter: Mounter,
+) -> None:
+    folder = mounter.folder("s")
+    words = ("mount", "none", "/proc/self/fd/9", "sefs", "0", "dir=s")
+    done = hiding(mounter).run("/bin/mounter", "foreign", "/mnt", *words)
+    assert done.stdout.split() == [b"foreign", b"ok", b"mount", b"EINVAL"], describe(done)
+    assert not list(folder.iterdir())

@@ -7,6 +7,7 @@ are counted from outside before and after.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -50,6 +51,10 @@ def racing(make_instance: MakeInstance, compile_c: CompileC) -> BuiltInstance:
     def fill(image: Path) -> None:
         (image / "mnt").mkdir()
         (image / "mnt2").mkdir()
+        config = image.parent / "Occlum.json"
+        value = json.loads(config.read_text())
+        value["serdab"] = {"runtime_mounts": {"max_mounts": MANY + CALLERS}}
+        config.write_text(json.dumps(value))
 
     instance = make_instance(encrypted=False, programs={"/bin/racer": racer}, fill=fill)
     (instance.path / "first").mkdir()

@@ -382,6 +382,7 @@ class TestUnpacked:
     def test_it_runs_with_an_empty_home_and_no_serdab_installed(
         self, receiver: Receiver, publisher: Publisher, made: Path
     ) -> None:
+        shutil.rmtree(receiver.home / "cache", ignore_errors=True)
         receiver.unpack(made)
         assert [path.name for path in receiver.home.iterdir()] == ["app"]
         signer = publisher.command.ok("-C", publisher.instance, "print", "mrsigner").strip()

@@ -25,6 +25,7 @@ from serdab.sefs.volume import Volume
 from serdab.trust.freshness import Watch, open_watched
 from serdab.trust.signing import load_signer
 from serdab.vfs.union import Union
+from tests.harness.homes import NamedHome
 from tests.property.fsops import picture
 
 PEM = Path(__file__).parents[1] / "vectors" / "signing-key.pem"
@@ -65,7 +66,7 @@ def use(
         image = open_image(Path(instance.at(IMAGE)), key=key, expected_mac=mac)
         stack.callback(image.close)
         watched = open_watched(
-            Path(instance.at(upper)),
+            NamedHome(Path(instance.at(upper))),
             Watch(chain.config.freshness, conf_mac=chain.descriptor.conf_mac.value),
             key=Key(keys.volume.key),
             lower=image,
@@ -101,7 +102,13 @@ def do_rekey(instance: Instance, old: Key = OLD, new: Key = NEW) -> RekeyResult:
     return rekey(instance, request, say=lambda _: None)
 
 
-def make_place(base: Path, saved: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+def make_place(
+    base: Path,
+    saved: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fill: Callable[[Path], None] = lambda _image: None,
+) -> Place:
+    """Make an instance with a writable layer; ``fill`` adds to its image."""
     base.mkdir(exist_ok=True)
     for name in ("STATE", "CONFIG", "CACHE"):
         monkeypatch.setenv(f"XDG_{name}_HOME", str(base / name.lower()))
@@ -109,6 +116,7 @@ def make_place(base: Path, saved: Path, monkeypatch: pytest.MonkeyPatch) -> Plac
     root = Path(instance.at("image/root"))
     (root / "lower").write_bytes(b"lower" * 20_000)
     (root / "gone").write_bytes(b"gone")
+    fill(Path(instance.at("image")))
     do_build(instance, OLD)
     before = use(instance, OLD, change)
     saved.mkdir()

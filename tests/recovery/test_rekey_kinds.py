@@ -26,12 +26,14 @@ from serdab.instance.locks import lock_run
 from serdab.instance.rekey import RekeyRequest, rekey
 from serdab.instance.sealedroot import verified_chain
 from serdab.keys import Key
+from serdab.libos.ground import LedElsewhere
 from serdab.libos.mountrules import derive_named
 from serdab.sefs.volume import Volume
 from serdab.trust import records
 from serdab.trust.freshness import Watch, open_watched
 from serdab.trust.signing import development_signer, load_signer
 from serdab.vfs.union import Union
+from tests.harness.homes import NamedHome
 from tests.recovery.rekeying import NEW, OLD, PEM, Place, do_build, do_rekey, make_place, use
 
 THIRD = Key(b"t" * 16)
@@ -220,7 +222,7 @@ def test_a_layer_behind_a_link_is_refused(place: Place, tmp_path: Path) -> None:
     shutil.move(place.instance.at("run/mount"), tmp_path / "elsewhere")
     Path(place.instance.at("run/mount")).symlink_to(tmp_path / "elsewhere")
     before = digest_of(tmp_path / "elsewhere")
-    error = refused(place, UsageError, lambda: do_rekey(place.instance))
+    error = refused(place, LedElsewhere, lambda: do_rekey(place.instance))
     assert "symbolic link" in error.found
     assert digest_of(tmp_path / "elsewhere") == before
 
@@ -240,7 +242,9 @@ def test_a_volume_under_a_key_that_comes_from_the_image_key_is_refused(
     configure(place.instance, lambda config: config.update(serdab={"runtime_mounts": policy}))
     do_build(place.instance, OLD)
     volume = tmp_path / "volume"
-    watched = open_watched(volume, Watch("record"), key=Key(derive_named(OLD.raw(), "data")))
+    watched = open_watched(
+        NamedHome(volume), Watch("record"), key=Key(derive_named(OLD.raw(), "data"))
+    )
     fs = Union(watched.volume, None)
     write(b"file", b"content")(fs, watched.volume)
     fs.close()

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from serdab.instance.create import new_instance
 from tests.harness.command import Command, describe, private_environment
 from tests.harness.installation import Installation
+from tests.harness.instances import make_new
 from tests.harness.usedbefore import USED_BEFORE
 from tests.harness.user import ORDINARY_NAME
 
@@ -104,7 +104,7 @@ def build_box(
     """Make and build an instance; ``change`` edits its configuration."""
     USED_BEFORE.put_development_key(command.env)
     path = base / "box"
-    new_instance(os.fspath(path))
+    make_new(command, path)
     image = path / "image"
     busybox = shutil.which("busybox")
     assert busybox is not None

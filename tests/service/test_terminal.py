@@ -146,6 +146,23 @@ class TestCtrlZ:
         person.type("\x03")
         person.wait_for("done=130")
 
+    def test_a_program_that_stops_itself_stops_its_client_alone(
+        self, running: Service, at_terminal: SitDown
+    ) -> None:
+        exec_ = " ".join(running.words("exec", "/bin/sh", "-c", "'kill -STOP $$; exit 4'"))
+        # Another process of the job; it would stand still too.
+        job = f"(sleep 1000 & echo by=$!; exec {exec_})"
+        outer = f"set -m; {job}; echo stopped=$?; read line; fg; echo done=$?"
+        person = at_terminal(["bash", "-c", outer], running.box.command.env)
+        person.wait_for("by=")
+        bystander = int(person.wait_for("\r\n"))
+        person.wait_for("stopped=148")
+        state = Path(f"/proc/{bystander}/stat").read_text().split()[2]
+        person.type("go\n")
+        person.wait_for("done=4")
+        os.kill(bystander, signal.SIGKILL)
+        assert state == "S"
+
     def test_a_shell_inside_has_jobs_of_its_own(
         self, running: Service, at_terminal: SitDown
     ) -> None:

@@ -153,7 +153,7 @@ def finish(work: Callable[[], int], context: Context, call: Call) -> int:
     """Return what ``work`` returns; tell of its errors, and return their exit code."""
     from serdab.cli import exitcodes
     from serdab.cli.messages import report
-    from serdab.errors import Error, fullness_of, shortage_of
+    from serdab.errors import Error, fullness_of, shortage_of, swap_of
 
     failure: Error
     try:
@@ -177,6 +177,7 @@ def finish(work: Callable[[], int], context: Context, call: Call) -> int:
         failure = (
             shortage_of(exc)
             or fullness_of(exc, call.verb or "")
+            or swap_of(exc)
             or Error(
                 f"the system refused: {words_of_system}",
                 subject=str(exc.filename or ""),

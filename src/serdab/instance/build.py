@@ -61,7 +61,6 @@ from serdab.instance.signedrecord import (
 )
 from serdab.keys import Key
 from serdab.libos import hostdirs
-from serdab.libos.ground import Ground
 from serdab.linux.dirfd import DirFd
 from serdab.sefs.imagebuild import ImageOptions, build_image
 from serdab.sefs.imageformat import IMAGE_NAME
@@ -161,11 +160,12 @@ def _unusable_sources(instance: Instance, config: InstanceConfig) -> Iterator[st
 
     No more than that: the instance may be meant for another machine.
     """
-    for entry in config.mounts:
-        if entry.type == "hostfs":
+    with outer.ground_of(instance, outer.shown_by(config)) as ground:
+        for entry in config.mounts:
+            if entry.type != "hostfs":
+                continue
             try:
-                with Ground(instance.root.again()) as ground:
-                    hostdirs.find(entry.source or ".", ground=ground, private=())[1].close()
+                hostdirs.find(entry.source or ".", ground=ground, private=())[1].close()
             except UsageError as exc:
                 yield f"warning: `run` will refuse the mount at {entry.target}: {exc}"
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from serdab.errors import MeasurementMismatch, RollbackError, UsageError, WrongKeyError
 from serdab.instance import outer
@@ -132,7 +131,7 @@ def check_volume_at(
         volume = open_volume(path, key=Key(key.key), lower=lower, read_only=True, tolerant=True)
     try:
         found = volume.durable_mac
-        rolled_back = refusal_of(Path(path.path), freshness, volume, version_number=version_number)
+        rolled_back = refusal_of(path.real(), freshness, volume, version_number=version_number)
         report = check(
             lambda: Union(volume, lower),
             [volume.tree],
@@ -171,7 +170,7 @@ def check_directory(
             found="neither",
         )
     # Elsewhere it is a copy, which may be as old as it likes.
-    freshness = RECORD if records.volume_at(place.path) is not None else OFF
+    freshness = RECORD if records.volume_at(place.real()) is not None else OFF
     return check_volume_at(place, _named(key, place), _lower_of(lower, key), freshness, progress)
 
 
@@ -235,7 +234,8 @@ def check_instance(
             check_image_at(init_fs, None, config.init_mac, progress),
             check_image_at(image, image_key, config.root_mac, progress),
         ]
-        upper = outer.find(instance, config.upper.source, outer.shown_by(config))
+        shown = outer.shown_by(config)
+        upper = outer.find(instance, config.upper.source, shown)
         if upper is not None:
             with upper:
                 if set(upper.names()) - {NEW_ANCHOR}:  # a boot takes it for a volume
@@ -251,8 +251,10 @@ def check_instance(
                         )
                     )
                     return checked
-    path = instance.at(config.upper.source)
-    if gone := refusal_of(Path(path), config.freshness, None):
+    with outer.ground_of(instance, shown) as ground:
+        gone = refusal_of(ground.real(config.upper.source), config.freshness, None)
+    if gone:
+        path = instance.at(config.upper.source)
         checked.append(Checked(path, Report(), rolled_back=gone))
     return checked
 

@@ -149,7 +149,7 @@ def _fill(instance: Instance, init: str) -> Instance:
     finally:
         os.close(fd)
     # Whoever makes an instance says that nothing is there yet, whatever was here before.
-    forget_path(instance.at(UPPER))
+    forget_path(root.real(UPPER))
     # The configuration comes last: it is what makes the directory an instance.
     with open(os.path.join(templates_dir(), CONFIG), "rb") as file:
         content = file.read()

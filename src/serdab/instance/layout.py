@@ -11,7 +11,8 @@ only, so that a run pays for nothing else.
 from __future__ import annotations
 
 import os
-from typing import Final
+from types import TracebackType
+from typing import Final, Self
 
 from serdab.config.names import (
     BUILD,
@@ -103,7 +104,24 @@ class Instance:
     def __repr__(self) -> str:
         return f"Instance({self.path!r})"
 
+    def close(self) -> None:
+        """Close the directory; harmless afterwards."""
+        self.root.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
     def __del__(self) -> None:
+        # A verb has one until its process ends; whoever lives longer closes it. ``root`` closes
+        # once, so a number that is somebody else's by now is left alone.
         root = getattr(self, "root", None)
         if root is not None:
             root.close()

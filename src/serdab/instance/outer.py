@@ -5,7 +5,7 @@ Relative ones lie below the instance and are opened there (``linux.dirfd``). Abs
 those that begin with ``..``, are walked to (``linux.outside``): no link counts in a directory that
 others write, in an instance, or in what programs are shown.
 
-Above: the verbs. Below: ``layout``, ``linux``.
+Above: the verbs. Below: ``layout``, ``libos.ground``, ``linux``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from serdab.config.boot import BootConfig
 from serdab.config.occlum import InstanceConfig
 from serdab.errors import UsageError
 from serdab.instance.layout import Instance
+from serdab.libos.ground import Ground
 from serdab.linux.dirfd import DirFd
 from serdab.linux.dirtree import identity
 from serdab.linux.outside import Identity, Walk
@@ -34,6 +35,17 @@ def shown_by(config: InstanceConfig | BootConfig) -> tuple[str, ...]:
     """Return the host directories that a configuration lets programs see."""
     sources = (entry.source or "." for entry in config.mounts if entry.type == HOSTFS)
     return (*config.host_directories, *sources)
+
+
+def ground_of(instance: Instance, shown: Iterable[str]) -> Ground:
+    """Return the ground as a boot has it; no link is followed in what programs are ``shown``."""
+    ground = Ground(instance.root.again())
+    try:
+        ground.close_off(dict.fromkeys(shown))
+    except BaseException:
+        ground.close()
+        raise
+    return ground
 
 
 def walk_from(instance: Instance, shown: Iterable[str]) -> Walk:

@@ -5,7 +5,7 @@ What a command line names alone (keys, what signs) must not lie there: a program
 in its place, or read it. Counted are the instance directory, and what the configuration that was
 last edited and the one that was last built show, less what is hidden.
 
-Above: ``cli``. Below: ``libos.hostdirs``. Both configurations are read without being checked: they
+Above: ``cli``. Below: ``libos.reserved``. Both configurations are read without being checked: they
 can only make more places count, and whoever obeys them checks them.
 """
 
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from serdab.config.dirs import cache_dir, config_dir, runtime_dirs, state_dir
 from serdab.errors import Error
 from serdab.instance.layout import CONFIG, PROTECTED_CONFIG, Instance
-from serdab.libos import hostdirs
+from serdab.libos.reserved import is_below, reserved_part
 
 
 def reached_part(instance: str, path: str) -> str | None:
@@ -30,9 +30,9 @@ def reached_part(instance: str, path: str) -> str | None:
     roots = (real, *_shown_roots(real))
     hidden = tuple(map(os.path.realpath, (state_dir(), config_dir(), cache_dir(), *runtime_dirs())))
     for place in (*_names_on_the_way(path), os.path.realpath(path)):
-        is_shown = any(hostdirs.is_below(place, root) and place != root for root in roots)
-        is_hidden = any(hostdirs.is_below(place, item) for item in hidden)
-        if is_shown and not is_hidden and hostdirs.reserved_part(place, real) is None:
+        is_shown = any(is_below(place, root) and place != root for root in roots)
+        is_hidden = any(is_below(place, item) for item in hidden)
+        if is_shown and not is_hidden and reserved_part(place, real) is None:
             return place
     return None
 
@@ -50,11 +50,11 @@ def _names_on_the_way(path: str) -> Iterator[str]:
 
 def _shown_roots(instance: str) -> set[str]:
     """Return the real paths of the directories that programs may write."""
-    place = Instance(instance)
     sources: list[object] = []
     for relative, mounts in ((CONFIG, "mount"), (PROTECTED_CONFIG, "mounts")):
         try:
-            config = json.loads(place.read(relative))
+            with Instance(instance) as place:
+                config = json.loads(place.read(relative))
         except (Error, ValueError, RecursionError):
             continue
         ours = config if isinstance(config, dict) else {}

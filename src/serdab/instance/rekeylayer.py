@@ -10,20 +10,21 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from posixpath import dirname
 
 from serdab.config.mounts import IMAGE as IMAGE_KEY
 from serdab.errors import Error, UsageError, WrongKeyError
+from serdab.instance import outer
 from serdab.instance.layout import PREVIOUS, RUN, Instance
 from serdab.instance.sealedroot import LayerKeys
 from serdab.instance.switch import find_layer
 from serdab.keys import Key
+from serdab.libos.ground import Ground
 from serdab.libos.keysource import explaining
 from serdab.libos.mountrules import derive_named
 from serdab.linux.dirfd import DirFd
 from serdab.sefs.anchor import ANCHOR_NAME, Anchor, load_anchor
-from serdab.sefs.hostdir import HostDir
+from serdab.sefs.hostplace import open_place
 from serdab.sefs.image import Image, open_image
 from serdab.sefs.imageformat import IMAGE_NAME
 from serdab.sefs.volume import Volume, bound_lower, open_volume
@@ -31,7 +32,7 @@ from serdab.sefs.volumecopy import close_for_copy
 from serdab.trust import records
 from serdab.trust.chain import BootChain
 from serdab.trust.descriptor import Descriptor
-from serdab.trust.freshness import OFF, Guard, Watch, Watched, open_watched
+from serdab.trust.freshness import OFF, Guard, OpenedHome, Watch, Watched, open_watched
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ def find_writable(
         version_number=chain.descriptor.security_version,
     )
     if not instance.root.exists(f"{path}/{ANCHOR_NAME}"):
-        Guard(os.path.realpath(instance.at(path)), watch).check_existence()
+        Guard(instance.root.real(path), watch).check_existence()
         return None
     place = stack.enter_context(instance.root.directory(path))
     _check_place(instance, path, place)
@@ -92,7 +93,11 @@ def find_writable(
         with explaining(place, keys.volume.source):
             lower = _lower_image(instance, place, volume_key, keys.image, image, stack)
             watched = open_watched(
-                Path(place.path), watch, key=volume_key, lower=lower, source=keys.volume.source
+                OpenedHome(place),
+                watch,
+                key=volume_key,
+                lower=lower,
+                source=keys.volume.source,
             )
     except WrongKeyError as exc:
         if chain.config.builtin_image_key:
@@ -156,12 +161,19 @@ def refuse_others(
     Raises:
         UsageError: there is one.
     """
-    ours = os.path.realpath(instance.at(chain.config.upper.source))
+    with outer.ground_of(instance, outer.shown_by(chain.config)) as ground:
+        _refuse_others(ground, chain, keys, say)
+
+
+def _refuse_others(
+    ground: Ground, chain: BootChain, keys: LayerKeys, say: Callable[[str], None]
+) -> None:
+    ours = ground.real(chain.config.upper.source)
     layer_key = Key(keys.volume.key)
-    for path in records.known_below(instance.path):
-        anchor = _anchor(path, layer_key)
+    for path in records.known_below(ground.real(".")):
+        anchor = _anchor(ground, path, layer_key)
         is_above = anchor is not None and chain.config.root_mac in anchor.state.lower
-        if is_above and os.path.realpath(path) != ours:
+        if is_above and path != ours:
             raise _left_behind("another writable layer belongs to the image", path)
     named = [entry.name for entry in chain.config.runtime_mounts.keys if entry.source == IMAGE_KEY]
     if not named or keys.image is None:
@@ -169,7 +181,7 @@ def refuse_others(
     for name in named:
         key = Key(derive_named(keys.image.raw(), name))
         for path in records.known_below("/"):
-            if _anchor(path, key) is not None:
+            if _anchor(ground, path, key) is not None:
                 raise _left_behind(
                     f"a volume has the key {name}, which comes from the old one", path
                 )
@@ -179,10 +191,11 @@ def refuse_others(
     )
 
 
-def _anchor(path: str, key: Key) -> Anchor | None:
+def _anchor(ground: Ground, path: str, key: Key) -> Anchor | None:
     """Return the anchor of the volume at a path if the key opens it."""
     try:
-        directory = HostDir.at(Path(path))
+        with ground.directory(path) as place:
+            directory = open_place(place)
         try:
             file = directory.open(ANCHOR_NAME)
         finally:
@@ -236,18 +249,17 @@ def remember(
     """
     with instance.root.directory(path) as place:
         volume = open_volume(place, key=key, lower=lower, read_only=True)
+        here = place.real()
     position, root_mac = volume.position, volume.durable_mac
     volume.close()
     if policy == OFF or position is None:
         return
-    here = instance.at(path)
-    shown = records.shown(os.path.realpath(here))
     records.store_record(
         records.Record(
             position,
             root_mac=root_mac,
             conf_mac=descriptor.conf_mac.value,
-            path=shown,
+            path=records.shown(here),
             version_number=descriptor.security_version,
         )
     )

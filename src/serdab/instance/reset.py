@@ -8,7 +8,7 @@ new. Above: ``cli``. Below: ``layout``, ``locks``, ``trust.records``.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from serdab.config.occlum import parse
 from serdab.errors import Error, UsageError
@@ -19,7 +19,7 @@ from serdab.instance.measurements import read_measurements
 from serdab.linux.dirfd import DirFd
 from serdab.sefs.anchor import ANCHOR_NAME
 from serdab.sefs.hostplace import open_place
-from serdab.trust.records import discard, missing_below
+from serdab.trust.records import discard, known_below
 
 Say = Callable[[str], None]
 
@@ -50,7 +50,8 @@ def reset_volume(instance: Instance, volume: str, *, say: Say) -> list[str]:
     path = os.path.join(instance.path, volume)
     removed = []
     with lock_build(instance), lock_run(instance, on_wait=say):
-        directory = outer.find(instance, volume, _layout(instance)[1])
+        shown = _layout(instance)[1]
+        directory = outer.find(instance, volume, shown)
         if directory is not None:
             with directory:
                 if directory.exists(ANCHOR_NAME):
@@ -63,7 +64,9 @@ def reset_volume(instance: Instance, volume: str, *, say: Say) -> list[str]:
                         expected="a directory that a program has mounted, or an empty one",
                         found="something else in it",
                     )
-        if discard(path):
+        with outer.ground_of(instance, shown) as ground:
+            real = ground.real(volume)
+        if discard(real):
             removed.append(f"the record of {volume}")
     return removed
 
@@ -94,15 +97,24 @@ def reset(instance: Instance, *, say: Say) -> list[str]:
         for relative in (upper, PREVIOUS):
             if _remove(instance, relative, shown):
                 removed.append(relative)
-        if discard(instance.at(upper)) and upper not in removed:
+        with outer.ground_of(instance, shown) as ground:
+            real = ground.real(upper)
+        if discard(real) and upper not in removed:
             removed.append(f"the record of {upper}")
         # Layers that an init named itself and that are gone: nothing else could let them go.
-        for path in missing_below(instance.path, ANCHOR_NAME):
-            discard(path)
-            removed.append(
-                f"the record of {os.path.relpath(path, os.path.realpath(instance.path))}"
-            )
+        for relative in _missing(instance):
+            discard(instance.root.real(relative))
+            removed.append(f"the record of {relative}")
     return removed
+
+
+def _missing(instance: Instance) -> Iterator[str]:
+    """Yield the remembered places below the instance where there is no volume any more."""
+    here = instance.root.real()
+    for path in known_below(here):
+        relative = os.path.relpath(path, here)
+        if not instance.root.exists(f"{relative}/{ANCHOR_NAME}"):
+            yield relative
 
 
 def _remove(instance: Instance, source: str, shown: tuple[str, ...]) -> bool:

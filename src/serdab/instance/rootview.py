@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from pathlib import Path
 from typing import Final
 
 from serdab.config.boot import BootConfig
@@ -21,6 +20,7 @@ from serdab.instance.layout import IMAGE, PREVIOUS, Instance
 from serdab.instance.sealedroot import layer_keys
 from serdab.keys import Key
 from serdab.libos import keysource, layers
+from serdab.libos.ground import Ground
 from serdab.libos.orders import SEALED, UNION, Opened, Orders
 from serdab.libos.owners import OneOwner
 from serdab.libos.request import Freshness, parse_mac
@@ -61,7 +61,8 @@ def open_view(instance: Instance, chain: BootChain, image_key: Key | None, view:
         Error: as ``layers`` says.
     """
     try:
-        opened = _open(instance, chain, image_key, view)
+        with outer.ground_of(instance, outer.shown_by(chain.config)) as ground:
+            opened = _open(instance, ground, chain, image_key, view)
     except Error as exc:
         exc.stage = exc.stage or "rootfs"
         raise
@@ -71,37 +72,39 @@ def open_view(instance: Instance, chain: BootChain, image_key: Key | None, view:
     return opened
 
 
-def _open(instance: Instance, chain: BootChain, image_key: Key | None, view: View) -> Opened:
+def _open(
+    instance: Instance, ground: Ground, chain: BootChain, image_key: Key | None, view: View
+) -> Opened:
     config = chain.config
     raw = None if image_key is None else image_key.raw()
     check_key_fits(config, raw)
     orders = Orders(
         UNION,
-        image=instance.at(IMAGE),
+        image=IMAGE,
         image_key=raw,
         expected_mac=config.root_mac,
         max_bytes=config.upper.max_bytes or 0,
         commit_ms=COMMIT_MS,
+        ground=ground,
     )
     if view.layer is Layer.IMAGE and not view.previous:
         return _open_image(orders)
     _refuse_bound_key(chain, image_key)
-    volume = instance.at(config.upper.source)
     exists = _is_begun(instance, config) and not config.upper.temporary
     if not exists and (view.layer is Layer.UPPER or view.previous):
         raise UsageError(
             "there is no writable layer",
-            subject=volume,
+            subject=instance.at(config.upper.source),
             expected="a volume that a run or a mount wrote",
             found="a writable layer in memory" if config.upper.temporary else "none yet",
             hint="--layer image shows what `build` sealed",
         )
     if exists:
-        _refuse_new_platform(chain, image_key, volume)
+        _refuse_new_platform(chain, image_key, instance.at(config.upper.source))
     key = layer_keys(chain, image_key).volume
     orders = replace(
         orders,
-        volume=volume,
+        volume=config.upper.source,
         volume_key=key.key,
         source=key.source,
         freshness=config.freshness,
@@ -114,7 +117,7 @@ def _open(instance: Instance, chain: BootChain, image_key: Key | None, view: Vie
         read_only=view.read_only or view.layer is Layer.UPPER,
     )
     if view.previous:
-        orders = _over_previous(instance, orders, key)
+        orders = _over_previous(ground, orders, key)
         if view.layer is Layer.IMAGE:
             return _open_image(orders)
     if config.upper.temporary:
@@ -128,7 +131,7 @@ def _open(instance: Instance, chain: BootChain, image_key: Key | None, view: Vie
     except LayerMismatch:
         if view.previous:
             raise
-        return _open_over_previous(instance, orders, key, view.layer)
+        return _open_over_previous(instance, ground, orders, key, view.layer)
 
 
 def _is_begun(instance: Instance, config: BootConfig) -> bool:
@@ -168,18 +171,19 @@ def _open_layers(orders: Orders, layer: Layer) -> Opened:
         raise
 
 
-def _over_previous(instance: Instance, orders: Orders, key: VolumeKey) -> Orders:
+def _over_previous(ground: Ground, orders: Orders, key: VolumeKey) -> Orders:
     from serdab.sefs.volume import bound_lower
 
-    with keysource.explaining(Path(orders.volume), key.source):
-        mac = bound_lower(Path(orders.volume), Key(key.key))
+    with ground.directory(orders.volume) as place, keysource.explaining(place, key.source):
+        mac = bound_lower(place, Key(key.key))
     if mac == orders.expected_mac:
         return orders
-    image = os.path.join(instance.at(PREVIOUS), mac.hex())
-    return replace(orders, image=image, expected_mac=mac)
+    return replace(orders, image=f"{PREVIOUS}/{mac.hex()}", expected_mac=mac)
 
 
-def _open_over_previous(instance: Instance, orders: Orders, key: VolumeKey, layer: Layer) -> Opened:
+def _open_over_previous(
+    instance: Instance, ground: Ground, orders: Orders, key: VolumeKey, layer: Layer
+) -> Opened:
     """Open a writable layer over the image it belongs to, which is not the newest one.
 
     The layer's anchor names that image, sealed under the layer's key, and its MAC is checked.
@@ -187,11 +191,11 @@ def _open_over_previous(instance: Instance, orders: Orders, key: VolumeKey, laye
     Raises:
         LayerMismatch: that image was not kept.
     """
-    former = _over_previous(instance, orders, key)
-    if not instance.root.is_directory(f"{PREVIOUS}/{(former.expected_mac or b'').hex()}"):
+    former = _over_previous(ground, orders, key)
+    if not instance.root.is_directory(former.image):
         raise LayerMismatch(
             "the writable layer belongs to an image that was not kept",
-            subject=orders.volume,
+            subject=instance.at(orders.volume),
             expected=f"image {(former.expected_mac or b'').hex()} below {PREVIOUS}",
             found="none",
             hint="restore that image, or `serdab reset` throws the layer away",

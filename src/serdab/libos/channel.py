@@ -52,7 +52,12 @@ def receive_raw(end: _socket.socket, size: int) -> tuple[bytes, list[int]]:
         if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
             fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
     if flags & (_socket.MSG_TRUNC | _socket.MSG_CTRUNC):
-        close_all(fds)
+        try:
+            # Descriptors that find no number are left out, as too many are (recvmsg(2)): whether
+            # it was our limit is told by the next one.
+            os.close(os.dup(end.fileno()))
+        finally:
+            close_all(fds)
         raise FormatError("a message between processes was cut off")
     return payload, list(fds)
 

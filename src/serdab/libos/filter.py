@@ -11,7 +11,8 @@ Four answers, decided in this order:
 * EPERM: what a container's default profile refuses to a program without privileges, ``setns``
   into a mount namespace, the two terminal requests that type into somebody else's terminal, and
   PR_SET_MM of prctl(2), by which a program would tell us another file as the one it runs;
-  limits and scheduling of process 1, which is ours (in a pid namespace of a program's own, too);
+  limits and scheduling of processes that are ours, which have the numbers up to 299 (in a pid
+  namespace of a program's own, too), and of all processes of a user, ours among them;
 * the kernel process answers: ``MountRootFS``, mount, umount2, sync, syncfs;
 * everything else goes to the kernel.
 
@@ -41,8 +42,11 @@ _TIOCSTI: Final = 0x5412
 _TIOCLINUX: Final = 0x541C
 _PR_SET_MM: Final = 35
 _CLONE_NEWNS: Final = 0x00020000
-#: Ours, and it has the ids of the inner root: nothing but its number tells it apart.
-_INIT_PID: Final = 1
+_PRIO_USER: Final = 2
+_IOPRIO_WHO_USER: Final = 3
+#: Ours have the ids of the inner root: nothing but their numbers tells them apart. No program
+#: gets one of these (init/src/numbers.c), not even as a thread, group or session.
+_LAST_OF_OURS: Final = 299
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,8 @@ class Numbers:
     setns: int
     prctl: int
     first_is_pid: frozenset[int]
-    second_is_pid: frozenset[int]
+    setpriority: int
+    ioprio_set: int
     absent: frozenset[int]
     refused: frozenset[int]
 
@@ -86,12 +91,8 @@ X86_64: Final = Numbers(
             314,  # sched_setattr
         }
     ),
-    second_is_pid=frozenset(
-        {
-            141,  # setpriority
-            251,  # ioprio_set
-        }
-    ),
+    setpriority=141,
+    ioprio_set=251,
     absent=frozenset(
         {
             435,  # clone3
@@ -189,7 +190,8 @@ def _decisions(numbers: Numbers) -> list[tuple[int, str]]:
     ours = (MOUNT_ROOT_FS, numbers.mount, numbers.umount2, numbers.sync, numbers.syncfs)
     answers.update(dict.fromkeys(ours, "notify"))
     answers.update(dict.fromkeys(numbers.first_is_pid, "first-pid"))
-    answers.update(dict.fromkeys(numbers.second_is_pid, "second-pid"))
+    answers[numbers.setpriority] = "setpriority"
+    answers[numbers.ioprio_set] = "ioprio_set"
     answers[numbers.ioctl] = "ioctl"
     answers[numbers.setns] = "setns"
     answers[numbers.prctl] = "prctl"
@@ -228,12 +230,20 @@ def build(options: Options) -> bytes:
     asm.label("prctl")
     asm.load(bpf.argument_low(0))  # an int to the kernel
     asm.jump_if(bpf.JUMP_IF_EQUAL, _PR_SET_MM, "refuse", "allow")
-    asm.label("first-pid")
+    asm.label("setpriority")
     asm.load(bpf.argument_low(0))
-    asm.jump_if(bpf.JUMP_IF_EQUAL, _INIT_PID, "refuse", "allow")
+    asm.jump_if(bpf.JUMP_IF_EQUAL, _PRIO_USER, "refuse", "second-pid")
+    asm.label("ioprio_set")
+    asm.load(bpf.argument_low(0))
+    asm.jump_if(bpf.JUMP_IF_EQUAL, _IOPRIO_WHO_USER, "refuse", "second-pid")
     asm.label("second-pid")
     asm.load(bpf.argument_low(1))
-    asm.jump_if(bpf.JUMP_IF_EQUAL, _INIT_PID, "refuse", "allow")
+    asm.jump("pid")
+    asm.label("first-pid")
+    asm.load(bpf.argument_low(0))
+    asm.label("pid")
+    asm.jump_if(bpf.JUMP_IF_EQUAL, 0, "allow")  # the caller itself, or its group
+    asm.jump_if(bpf.JUMP_IF_GREATER, _LAST_OF_OURS, "allow", "refuse")
     asm.label("absent")
     asm.give(_refuse(errno.ENOSYS))
     asm.label("refuse")

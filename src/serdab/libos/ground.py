@@ -124,8 +124,7 @@ class Ground:
 
     def spelled(self, path: str) -> str:
         """Return where a path lies by its words alone, for what is judged by name."""
-        own = os.readlink(f"/proc/self/fd/{self.instance.fd}")
-        return os.path.normpath(os.path.join(own, path))
+        return os.path.normpath(os.path.join(self.instance.real(), path))
 
     # Ways ----------------------------------------------------------------------------------
 

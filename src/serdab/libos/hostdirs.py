@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which host directories may be shown inside, and what of them is hidden.
 
-Above: ``boot``, ``fence``. Below: ``ground``, ``config.names``. Never reachable through a host
+Above: ``boot``, ``fence``. Below: ``ground``, ``reserved``. Never reachable through a host
 directory: what verbs on the host read or write in an instance directory, this one or another; the
 user's state, cache, configuration and runtime directories (keys, records, signers, sockets), our
 own code, and the files that were named to the command. How it is hidden while programs run:
@@ -14,16 +14,10 @@ import errno
 import os
 from dataclasses import dataclass
 
-from serdab.config.names import (
-    CONFIG,
-    DESCRIPTOR,
-    DIRECTORIES,
-    SHOWN_ON_REQUEST,
-    fold,
-    is_reserved,
-)
+from serdab.config.names import DIRECTORIES, SHOWN_ON_REQUEST, fold, is_reserved
 from serdab.errors import UsageError
 from serdab.libos.ground import Ground, Way
+from serdab.libos.reserved import is_below, reserved_part
 from serdab.linux.dirfd import DirFd
 from serdab.linux.dirtree import identity
 from serdab.linux.outside import Identity, is_instance
@@ -41,11 +35,6 @@ class Shown:
     hidden: tuple[str, ...]
     instance: str = ""
     read_only: bool = False
-
-
-def is_below(path: str, directory: str) -> bool:
-    """Return whether a path is a directory or lies below it."""
-    return path == directory or path.startswith(directory.rstrip("/") + "/")
 
 
 def find(source: str, *, ground: Ground, private: tuple[str, ...]) -> tuple[Shown, DirFd]:
@@ -148,27 +137,7 @@ def show(path: str, *, instance: str, private: tuple[str, ...], read_only: bool 
     return Shown(path, hidden, below, read_only)
 
 
-def reserved_part(path: str, instance: str) -> str | None:
-    """Return the first part of a path that is one of an instance's own names, or None.
-
-    An instance may lie below another's image: what is below ``instance`` is judged by it alone.
-    """
-    at = instance if is_below(path, instance) else "/"
-    rest = os.path.relpath(path, at)
-    for part in [] if rest == "." else rest.split("/"):
-        directory, at = at, os.path.join(at, part)
-        if is_reserved(fold(os.fsencode(part))) and (
-            directory == instance or _is_instance(directory)
-        ):
-            return at
-    return None
-
-
 def _is_reserved(path: str, instance: str) -> bool:
     """Return whether a path is hidden with one of this instance's own names."""
     inside = path.removeprefix(os.path.join(instance, "")) if is_below(path, instance) else ""
     return is_reserved(fold(os.fsencode(inside.partition("/")[0])))
-
-
-def _is_instance(directory: str) -> bool:
-    return any(os.path.lexists(os.path.join(directory, name)) for name in (CONFIG, DESCRIPTOR))

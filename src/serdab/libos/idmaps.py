@@ -13,7 +13,6 @@ caller.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeAlias
@@ -122,6 +121,8 @@ def choose_here(take: Take = _first) -> IdMap:
     user = ""
     has_helpers = False
     if uid != 0:
+        import shutil  # fs servers have no use for it
+
         has_helpers = bool(shutil.which("newuidmap") and shutil.which("newgidmap"))
         if has_helpers:
             import pwd

@@ -67,6 +67,7 @@ _SETUP_STEPS: Final = (
     "an own network namespace",
     "making mounts private",
     "a session keyring",
+    "keeping process ids for itself",
 )
 
 

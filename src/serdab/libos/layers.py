@@ -9,11 +9,9 @@ process pays only for the kind it serves.
 from __future__ import annotations
 
 import errno
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from serdab.errors import (
@@ -28,6 +26,7 @@ from serdab.libos.orders import Opened, Orders
 from serdab.libos.users import require_owner
 
 if TYPE_CHECKING:
+    from serdab.libos.ground import Ground
     from serdab.sefs.hostdir import Dir
     from serdab.sefs.limits import VolumeLimits
     from serdab.sefs.volume import Volume
@@ -63,17 +62,22 @@ def _patiently(orders: Orders, work: Callable[[], T]) -> T:
             time.sleep(_RETRY_S)
 
 
+def _ground(orders: Orders) -> Ground:
+    if orders.ground is None:
+        raise FormatError("orders to an fs server name a directory without its ground")
+    return orders.ground
+
+
 def _directory(orders: Orders, path: str, *, changes: bool = False) -> tuple[Dir, str]:
     """Open a directory; return it and its real path; ``changes``: something will be written."""
     from serdab.sefs.hostdir import HostDir
 
-    if orders.ground is None:
-        return HostDir.at(Path(path)), os.path.realpath(path)
+    ground = _ground(orders)
     if orders.fence is None:
-        with orders.ground.way(path) as way:
-            label = orders.ground.name(path)
+        with ground.way(path) as way:
+            label = ground.name(path)
             return HostDir(way.open(label).fd, label), way.real()
-    place = orders.fence.enter(orders.ground, path)
+    place = orders.fence.enter(ground, path)
     if changes:
         try:
             require_owner(place.directory.fd, orders.owner, path)
@@ -212,13 +216,13 @@ def _check_room(orders: Orders, path: str) -> None:
     Raises:
         NoRoomError: it says which way out there is.
     """
-    if orders.fence is None or orders.ground is None:
+    if orders.fence is None:
         return
     if not orders.max_volumes or orders.freshness == "off":
         return
     from serdab.trust.records import check_room
 
-    roots = tuple(map(orders.ground.real, orders.fence.names))
+    roots = tuple(map(_ground(orders).real, orders.fence.names))
     check_room(path, roots, orders.max_volumes)
 
 
@@ -244,9 +248,9 @@ def check_existence(orders: Orders) -> None:
     Raises:
         RollbackError: refused.
     """
-    from serdab.trust.freshness import Guard, NamedHome, Watch
+    from serdab.trust.freshness import Guard, Watch
 
-    Guard(NamedHome(Path(orders.volume)).path, Watch(orders.freshness)).check_existence()
+    Guard(_ground(orders).real(orders.volume), Watch(orders.freshness)).check_existence()
 
 
 def open_upper(orders: Orders, lower: Layer) -> tuple[Volume, list[str]]:
@@ -277,7 +281,7 @@ def _open_upper(orders: Orders, lower: Layer) -> tuple[Volume, list[str]]:
     )
     with _explaining(orders, orders.volume):
         watched = open_watched(
-            _Home(orders) if orders.ground is not None else Path(orders.volume),
+            _Home(orders),
             watch,
             key=Key(orders.volume_key),
             lower=lower,
@@ -293,9 +297,7 @@ class _Home:
     """Where the writable layer lies, from the ground of the orders (``freshness.Home``)."""
 
     def __init__(self, orders: Orders) -> None:
-        if orders.ground is None:
-            raise FormatError("orders to an fs server name a writable layer without its ground")
-        self._ground = orders.ground
+        self._ground = _ground(orders)
         self._orders = orders
         self.path = self._ground.real(orders.volume)
 

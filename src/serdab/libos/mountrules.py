@@ -18,7 +18,6 @@ from serdab.config.mounts import ANY, MountPolicy
 from serdab.keys import KEY_BYTES
 from serdab.libos.fence import Fence
 from serdab.libos.ground import Ground, Roots
-from serdab.libos.hostdirs import is_below
 from serdab.libos.keysource import NAMED, USER, KeySource
 from serdab.libos.mountcall import (
     MS_NOATIME,
@@ -29,6 +28,7 @@ from serdab.libos.mountcall import (
     MountCall,
 )
 from serdab.libos.orders import HOST, SEALED, UNION, Orders
+from serdab.libos.reserved import is_below
 
 _LABEL: Final = b"serdab named key 1\n"
 _ATTRIBUTES: Final = (

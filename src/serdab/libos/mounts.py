@@ -170,7 +170,7 @@ class RuntimeMounts:
                 if target.is_root:
                     raise CallError(errno.EPERM, "mount: the root is not mounted over")
                 self._check_target(rules, where.user, call, target)
-                if target.in_tree is False:
+                if not target.in_tree:
                     # mount(2) would say so, when a file system had been made for it already.
                     raise CallError(errno.EINVAL, "mount: the target lies outside the instance")
                 if target.is_removed:
@@ -250,7 +250,6 @@ class RuntimeMounts:
                 nofollow=nofollow,
                 fuse=fuse,
                 drop_groups=self._sandbox.ids.drop_groups,
-                tree=self._sandbox.pid,
             )
         except Refused as exc:
             if exc.at_target:
@@ -489,7 +488,7 @@ class RuntimeMounts:
         try:
             there = devices_in(self._sandbox.pid)
         except OSError:
-            return  # see Target.in_tree
+            return  # /proc hides it from us (hidepid, proc(5))
         # A device number is given to the next mount when it is free.
         newest = {mount.device: mount_id for mount_id, mount in self._mounts.items()}
         for mount_id, mount in list(self._mounts.items()):

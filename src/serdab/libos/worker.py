@@ -23,7 +23,7 @@ from serdab.libos.loop import Future, Loop
 
 _RESOLVE, _MOUNT, _UNDO, _WRITE_BACK, _DETACH = range(16, 21)
 _NOFOLLOW, _FUSE, _DROP_GROUPS = 1, 2, 4
-_IS_ROOT, _IS_MOUNT, _NO_LINKS = 1, 2, 4
+_IS_ROOT, _IS_MOUNT, _NO_LINKS, _IN_TREE = 1, 2, 4, 8
 _AT_ENTER: Final = 1
 
 
@@ -42,8 +42,8 @@ class Target:
     """What a path of the caller leads to: a directory, maybe the root of a mount.
 
     ``inode``: the directory's, in the mount. ``in_tree``: it lies in a mount of the instance, not
-    in one that was detached or is another mount namespace's; None where /proc does not tell
-    (``hidepid``, proc(5)). ``is_removed``: it is open somewhere and has no name any more.
+    in one that was detached or is another mount namespace's. ``is_removed``: it is open somewhere
+    and has no name any more.
     ``owner``: the user inside it belongs to.
     """
 
@@ -51,7 +51,7 @@ class Target:
     inode: int
     is_root: bool
     is_mount: bool
-    in_tree: bool | None
+    in_tree: bool
     is_removed: bool
     owner: int
 
@@ -134,11 +134,10 @@ class Worker:
         nofollow: bool,
         fuse: bool,
         drop_groups: bool,
-        tree: int,
     ) -> Target:
         """Find the directory that ``path`` names for the caller.
 
-        ``fuse``: a FUSE file system will be mounted there. ``tree``: the instance's first process.
+        ``fuse``: a FUSE file system will be mounted there.
 
         Raises:
             Refused: there is none, or the worker may not enter.
@@ -158,7 +157,7 @@ class Worker:
                 inode_of(received[0]),
                 is_root=bool(what & _IS_ROOT),
                 is_mount=bool(what & _IS_MOUNT),
-                in_tree=_is_in_tree(received[0], tree),
+                in_tree=bool(what & _IN_TREE),
                 # Some file systems count no links of directories at all.
                 is_removed=bool(what & _NO_LINKS) and _is_unlinked(received[0]),
                 owner=owner,
@@ -227,15 +226,6 @@ class Worker:
             self._loop.unwatch(pidfd)
             os.close(pidfd)
         os.waitpid(pid, 0)
-
-
-def _is_in_tree(fd: int, tree: int) -> bool | None:
-    from serdab.linux.mounts import is_mounted
-
-    try:
-        return is_mounted(fd, tree)
-    except OSError:
-        return None
 
 
 def _is_unlinked(fd: int) -> bool:

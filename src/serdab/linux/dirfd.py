@@ -92,6 +92,17 @@ class DirFd:
         """Return what messages call something below."""
         return os.path.join(self.path, relative) if relative else self.path
 
+    def real(self, relative: str = "") -> str:
+        """Return the path by which records know what lies below, whether it is there or not.
+
+        It is the kernel's, and of this moment. No link counts below, so the rest is as it is.
+
+        Raises:
+            UsageError: the path leads elsewhere.
+        """
+        here = os.readlink(f"/proc/self/fd/{self.fd}")
+        return os.path.join(here, *components(relative))
+
     # Descriptors ---------------------------------------------------------------------------
 
     @contextmanager

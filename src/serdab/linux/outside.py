@@ -20,6 +20,7 @@ import stat
 from collections.abc import Collection
 from typing import Final
 
+from serdab.config.names import CONFIG, DESCRIPTOR
 from serdab.errors import UsageError
 from serdab.linux.dirfd import DirFd, word_for
 from serdab.linux.dirtree import identity
@@ -33,13 +34,17 @@ Identity = tuple[int, int]
 
 
 def is_instance(fd: int) -> bool:
-    """Return whether a directory is an instance's: by its configuration or its descriptor."""
-    for name in ("Occlum.json", "build/lib/libserdab.signed.json"):
+    """Return whether a directory is an instance at this moment: by configuration or descriptor.
+
+    A link in place of ``build/`` does not make us look, or wait, elsewhere.
+    """
+    here = DirFd(fd, "")  # borrowed
+    for name in (CONFIG, DESCRIPTOR):
         try:
-            os.stat(name, dir_fd=fd, follow_symlinks=False)
+            if here.exists(name):
+                return True
         except OSError:
             continue
-        return True
     return False
 
 

@@ -20,7 +20,6 @@ from serdab.keys import Key
 from serdab.libos.begin import Begun
 from serdab.libos.caller import current_umask, open_descriptors, require_key, terminal
 from serdab.libos.request import NOTHING_PINNED, BootRequest, Freshness
-from serdab.linux.dirfd import DirFd
 from serdab.pal.running import Pal
 from serdab.trust.codetree import package_root
 
@@ -128,57 +127,51 @@ def _init(
     lends_terminal: bool,
     stands_for_program: bool,
 ) -> Pal:
-    place = Instance.open_built(instance)
-    freshness = freshness.placed_outside(place.path)
-    root = DirFd.at(place.path)
-    try:
+    with Instance.open_built(instance) as place:
+        freshness = freshness.placed_outside(place.path)
         lock = lock_run(place, on_wait=lambda line: say("notice", line), is_wanted=is_wanted)
-    except BaseException:
-        root.close()
-        raise
-    try:
-        request = BootRequest(
-            instance=place.path,
-            descriptor=place.read(layout.DESCRIPTOR),
-            config=place.read(layout.PROTECTED_CONFIG),
-            initfs=layout.INITFS,
-            rootfs=layout.IMAGE,
-            private=_private(private, freshness),
-            environment=tuple(
-                os.fsencode(f"{name}={value}")
-                for name, value in (os.environ if env is None else env).items()
-            ),
-            umask=current_umask(),
-            image_key=None if image_key is None else image_key.raw(),
-            expect_signer=expect_signer,
-            expect_root=expect_root,
-            terminal=terminal(),
-            previous=layout.PREVIOUS if previous else None,
-            freshness=freshness,
-            lends_terminal=lends_terminal,
-            stands_for_program=stands_for_program,
-        )
-        pal = Pal(begun, say, lock.hand_use_on())
-        descriptors = open_descriptors(stdio)
         try:
-            if on_started is not None:
-                on_started(pal)
-            # The lock is the kernel process's from here on: it lasts as long as the instance.
-            record = request.dump()
-            fds: tuple[int, ...] = (*descriptors.fds, root.fd, lock.fd)
-            if image_key_fd >= 0:
-                record["key_follows"] = True
-                fds = (*fds, image_key_fd)
-            pal.boot(record, fds)
-        except BaseException:
-            pal.destroy(patience_s=0)
-            raise
+            request = BootRequest(
+                instance=place.path,
+                descriptor=place.read(layout.DESCRIPTOR),
+                config=place.read(layout.PROTECTED_CONFIG),
+                initfs=layout.INITFS,
+                rootfs=layout.IMAGE,
+                private=_private(private, freshness),
+                environment=tuple(
+                    os.fsencode(f"{name}={value}")
+                    for name, value in (os.environ if env is None else env).items()
+                ),
+                umask=current_umask(),
+                image_key=None if image_key is None else image_key.raw(),
+                expect_signer=expect_signer,
+                expect_root=expect_root,
+                terminal=terminal(),
+                previous=layout.PREVIOUS if previous else None,
+                freshness=freshness,
+                lends_terminal=lends_terminal,
+                stands_for_program=stands_for_program,
+            )
+            pal = Pal(begun, say, lock.hand_use_on())
+            descriptors = open_descriptors(stdio)
+            try:
+                if on_started is not None:
+                    on_started(pal)
+                # The lock is the kernel process's from here on: it lasts as long as the instance.
+                record = request.dump()
+                fds: tuple[int, ...] = (*descriptors.fds, place.root.fd, lock.fd)
+                if image_key_fd >= 0:
+                    record["key_follows"] = True
+                    fds = (*fds, image_key_fd)
+                pal.boot(record, fds)
+            except BaseException:
+                pal.destroy(patience_s=0)
+                raise
+            finally:
+                descriptors.close()
+            return pal
         finally:
-            descriptors.close()
-        return pal
-    finally:
-        lock.close()
-        root.close()
+            lock.close()
 
 
 def _private(named: Sequence[str | os.PathLike[str]], freshness: Freshness) -> tuple[str, ...]:

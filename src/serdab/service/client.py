@@ -184,7 +184,8 @@ def stop(instance: str, patience_s: float, *, on_wait: OnWait) -> None:
                 problems = [str(item) for item in many(record, "problems")]
     finally:
         channel.close()
-    wait_until_closed(Instance(where.instance), on_wait=on_wait)
+    with Instance(where.instance) as built:
+        wait_until_closed(built, on_wait=on_wait)
     if not has_ended:
         problems.append(f"the service was killed; its log is {where.log}")
     if problems:
@@ -374,15 +375,18 @@ class _Foreground:
             case "exited":
                 self._status = number(record, "status")
             case "stopped":
-                self._suspend()
+                from signal import SIGTSTP
+
+                # Ctrl-Z means the whole job; any other stop is the program's alone.
+                self._suspend(alone=record.get("signal") != SIGTSTP)
         return True
 
-    def _suspend(self) -> None:
-        """Stop as the program did; go on with it."""
+    def _suspend(self, *, alone: bool = False) -> None:
+        """Stop as the program did, with our job or alone; go on with it."""
         from serdab.service.signals import stop_ourselves
 
         self._terminal.leave()
-        stop_ourselves()
+        stop_ourselves(alone=alone)
         self._resume()
 
     def _resume(self) -> None:

@@ -42,15 +42,15 @@ class Signals:
         return read_signals(self._fd)
 
 
-def stop_ourselves() -> None:
-    """Stop this process and the rest of its job, as SIGTSTP does; return when it is continued.
+def stop_ourselves(*, alone: bool) -> None:
+    """Stop this process, or all of its job, as SIGTSTP does; return when it is continued.
 
     The kernel decides, as it does for any program: where nobody could continue us (an orphaned
     process group, setpgid(2)) it returns at once.
     """
     before = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
     # Ours is pending until it is let through, as one with any that came before.
-    os.kill(0, signal.SIGTSTP)
+    os.kill(os.getpid() if alone else 0, signal.SIGTSTP)
     held = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTSTP})
     signal.pthread_sigmask(signal.SIG_SETMASK, held)
     signal.signal(signal.SIGTSTP, before if before is not None else signal.SIG_DFL)

@@ -81,7 +81,8 @@ def _environment(instance: str) -> tuple[bytes, ...]:
     It is not verified yet, so it may ask for too much; but whoever it names the variables to is
     the kernel process, which passes on only what the verified one lists.
     """
-    config = parse_boot_config(Instance(instance).read(PROTECTED_CONFIG))
+    with Instance(instance) as place:
+        config = parse_boot_config(place.read(PROTECTED_CONFIG))
     names = set(map(os.fsencode, config.env_untrusted))
     return tuple(name + b"=" + value for name, value in os.environb.items() if name in names)
 

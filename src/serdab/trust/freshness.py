@@ -44,15 +44,15 @@ from __future__ import annotations
 import errno
 import hmac
 import logging
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Protocol, final
 
 from serdab.errors import Error, FsError, MeasurementMismatch, RollbackError, UsageError
 from serdab.keys import Key
+from serdab.linux.dirfd import DirFd
 from serdab.sefs.anchor import ANCHOR_NAME
-from serdab.sefs.hostdir import Dir, HostDir
+from serdab.sefs.hostdir import Dir
+from serdab.sefs.hostplace import open_place
 from serdab.sefs.limits import DEFAULT_LIMITS, VolumeLimits
 from serdab.sefs.position import Order, Position
 from serdab.sefs.volume import Volume, open_volume_in
@@ -122,25 +122,22 @@ class Home(Protocol):
 
 
 @final
-class NamedHome:
-    """A place that a verb on the host named."""
+class OpenedHome:
+    """A place that is there, by its descriptor, which stays the caller's."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.path = os.path.realpath(path)
+    def __init__(self, directory: DirFd) -> None:
+        self._directory = directory
+        self.path = directory.real()
 
-    def find(self) -> Dir | None:
+    def find(self) -> Dir:
         """See :class:`Home`."""
-        return HostDir.at(self._path) if os.path.lexists(self._path) else None
+        return open_place(self._directory)
 
-    def make(self) -> Dir:
-        """See :class:`Home`."""
-        self._path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return HostDir.at(self._path)
+    make = find
 
 
 def open_watched(
-    where: Path | Home,
+    home: Home,
     watch: Watch,
     *,
     key: Key,
@@ -156,7 +153,6 @@ def open_watched(
     Raises:
         Error: as ``sefs.volume.open_volume`` and :meth:`Guard.admit` say.
     """
-    home = NamedHome(where) if isinstance(where, Path) else where
     guard = Guard(home.path, watch)
     directory = home.find()
     try:
@@ -187,18 +183,18 @@ def open_watched(
 
 
 def refusal_of(
-    path: Path, policy: str, volume: Volume | None, *, version_number: int | None = None
+    path: str, policy: str, volume: Volume | None, *, version_number: int | None = None
 ) -> RollbackError | None:
     """Return why a boot on this machine would refuse what lies in a host directory as rolled back.
 
-    ``volume``: opened for reading; ``None`` where there is none. ``version_number``: of the build
-    that would boot, None if that is nobody's in particular. Nothing is remembered. Pins are
-    named at a boot only, so they are not asked.
+    ``path`` is the real one. ``volume``: opened for reading; ``None`` where there is none.
+    ``version_number``: of the build that would boot, None if that is nobody's in particular.
+    Nothing is remembered. Pins are named at a boot only, so they are not asked.
 
     Raises:
         VerificationError: the record cannot be read.
     """
-    guard = Guard(os.path.realpath(path), Watch(policy, version_number=version_number))
+    guard = Guard(path, Watch(policy, version_number=version_number))
     try:
         if volume is None:
             guard.check_existence()
@@ -245,7 +241,7 @@ class Guard:
             return
         if directory is not None and ANCHOR_NAME in directory.names():
             return
-        uuid = records.volume_at_real(self._path)
+        uuid = records.volume_at(self._path)
         if uuid is None:
             return
         record = records.load_record(uuid)
@@ -365,7 +361,7 @@ class Guard:
         return lines
 
     def _check_path(self, position: Position) -> list[str]:
-        known = records.volume_at_real(self._path)
+        known = records.volume_at(self._path)
         if known is None or known == position.uuid:
             return []
         return [
@@ -505,8 +501,8 @@ class Guard:
             )
         )
         if not self._path_is_noted:
-            if records.volume_at_real(self._path) != position.uuid:
-                records.remember_real_path(self._path, position.uuid)
+            if records.volume_at(self._path) != position.uuid:
+                records.remember_path(self._path, position.uuid)
             self._path_is_noted = True
         for pin in self._pins:
             pin.put(position)

@@ -6,6 +6,9 @@ and that by the host path, so that an emptied directory is not taken for a new o
 cannot be read is a refusal, never "no record". Above: ``freshness``, ``instance.reset``.
 Below: ``sefs.position``, ``config``.
 
+Paths of volumes are real ones here, as the kernel gave them for an open directory, and are names:
+nothing is looked up by them, since something else may lie there by now.
+
 On-disk format (below ``volumes/`` in the state directory, canonical JSON, 0600)::
 
     <uuid>/record.json                  format 2, uuid, epoch, sequence, chain, root_mac, conf_mac,
@@ -134,14 +137,6 @@ def volume_at(path: str) -> bytes | None:
     Raises:
         VerificationError: the note is there and cannot be read.
     """
-    return volume_at_real(os.path.realpath(path))
-
-
-def volume_at_real(path: str) -> bytes | None:
-    """Do as :func:`volume_at` for a path that the kernel gave for an open directory.
-
-    It is not looked up again: what lies there may be another directory by now.
-    """
     top = _load(_note(path))
     if top is None:
         return None
@@ -154,11 +149,6 @@ def volume_at_real(path: str) -> bytes | None:
 
 def remember_path(path: str, uuid: bytes) -> None:
     """Note which volume lies at a host path; durable on return."""
-    remember_real_path(os.path.realpath(path), uuid)
-
-
-def remember_real_path(path: str, uuid: bytes) -> None:
-    """Do as :func:`remember_path` for a path as :func:`volume_at_real` takes it."""
     note = _note(path)
     make_private(os.path.dirname(note))
     value = {"format": _NOTE_FORMAT, "path": shown(path), "uuid": uuid.hex()}
@@ -167,7 +157,7 @@ def remember_real_path(path: str, uuid: bytes) -> None:
 
 def forget_path(path: str) -> None:
     """Let the next volume at a host path be a new one; what lay there stays known by its uuid."""
-    note = _note(os.path.realpath(path))
+    note = _note(path)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(note)
         sync_directory(os.path.dirname(note))
@@ -184,24 +174,16 @@ def discard(path: str) -> bool:
     except VerificationError:
         # What cannot be read names no volume; the user gives it up.
         uuid, record = None, None
-    here = shown(os.path.realpath(path))
-    if record is not None and record.path == here:
+    if record is not None and record.path == shown(path):
         store_record(replace(record, discarded=True))
-    known = os.path.lexists(_note(os.path.realpath(path)))
+    known = os.path.lexists(_note(path))
     forget_path(path)
     return known
 
 
-def missing_below(directory: str, marker: str) -> list[str]:
-    """Return the remembered paths below a directory where there is no file ``marker`` any more."""
-    return [
-        path for path in known_below(directory) if not os.path.lexists(os.path.join(path, marker))
-    ]
-
-
 def known_below(directory: str) -> list[str]:
     """Return the paths below a directory where volumes are remembered."""
-    inside = os.path.join(os.path.realpath(directory), "")
+    inside = os.path.join(directory, "")
     found = []
     with contextlib.suppress(FileNotFoundError):
         for entry in os.scandir(_volumes()):

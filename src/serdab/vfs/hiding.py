@@ -7,7 +7,7 @@ runs is known by its place, any other by the configuration or descriptor that li
 moment. A mount over what is there today could not do it: the host replaces a name by a rename, and
 what was covered went with the old file.
 
-Above: ``hostnodes``, ``hostfs``. Below: ``config.names``, ``linux.files``.
+Above: ``hostnodes``, ``hostfs``. Below: ``config.names``, ``linux``.
 
 Security:
     1. Names are folded before they are compared, on every host (``config.names``).
@@ -27,8 +27,6 @@ from enum import Enum
 from typing import Final
 
 from serdab.config.names import (
-    CONFIG,
-    DESCRIPTOR,
     DIRECTORIES,
     FILES,
     SHOWN_EMPTY,
@@ -36,6 +34,7 @@ from serdab.config.names import (
     is_reserved,
 )
 from serdab.linux.files import CONFINED, openat2
+from serdab.linux.outside import is_instance
 
 _DELETED: Final = b" (deleted)"  # how proc_pid_fd(5) shows what has lost that name
 _MAX_FINE: Final = 1024
@@ -95,22 +94,6 @@ def plan(hidden: Iterable[bytes], instance: bytes | None = None) -> Place:
     return root
 
 
-def is_instance_at(fd: int) -> bool:
-    """Return whether the directory of a descriptor is an instance at this moment."""
-    try:
-        os.stat(CONFIG, dir_fd=fd, follow_symlinks=False)
-    except OSError:
-        pass
-    else:
-        return True
-    try:
-        # Confined: a link in place of build/ must not make us look, or wait, elsewhere.
-        os.close(openat2(fd, DESCRIPTOR.encode(), os.O_PATH | os.O_NOFOLLOW, CONFINED))
-    except OSError:
-        return False
-    return True
-
-
 class Hiding:
     """The rule for one root. ``root_fd`` stays its owner's."""
 
@@ -134,7 +117,7 @@ class Hiding:
         if known is not None and known.is_whole:
             return Kind.ABSENT
         if not is_reserved(folded) or not (
-            (place is not None and place.is_instance) or is_instance_at(fd)
+            (place is not None and place.is_instance) or is_instance(fd)
         ):
             return Kind.SHOWN if known is None else Kind.KEPT
         return Kind.EMPTY if name in SHOWN_EMPTY else Kind.ABSENT
@@ -152,7 +135,7 @@ class Hiding:
         if has_links and _is_among(status, self.everything()):
             return True
         names = [known.name for known in place.below.values()] if place is not None else []
-        if (place is not None and place.is_instance) or (has_links and is_instance_at(fd)):
+        if (place is not None and place.is_instance) or (has_links and is_instance(fd)):
             names += _DIRECTORIES if stat.S_ISDIR(status.st_mode) else _FILES
         return _is_among(status, _found(fd, b"", names))
 
@@ -205,7 +188,7 @@ class Hiding:
         except OSError:
             return False
         try:
-            return is_instance_at(fd)
+            return is_instance(fd)
         finally:
             os.close(fd)
 

@@ -29,8 +29,9 @@ from typing import Final
 
 from serdab.errors import FsError, UsageError
 from serdab.linux.files import CONFINED, Resolve, filesystem_magic, openat2
+from serdab.linux.outside import is_instance
 from serdab.vfs.api import ROOT_INO
-from serdab.vfs.hiding import Hiding, Kind, Place, is_instance_at
+from serdab.vfs.hiding import Hiding, Kind, Place
 
 #: Inode numbers of what has none on the root's own device start here.
 FOREIGN_INO: Final = 1 << 61
@@ -196,7 +197,7 @@ class NodeTable:
         place = node.place
         if place is not None and (place.below or place.is_instance):
             return True
-        return is_instance_at(self.fd(node))
+        return is_instance(self.fd(node))
 
     def must_stay(self, parent: Node, name: bytes) -> bool:
         """Return whether what is at a name that is shown must not be moved, removed or covered."""
@@ -214,7 +215,7 @@ class NodeTable:
         except OSError:
             return False
         try:
-            return is_instance_at(fd)
+            return is_instance(fd)
         finally:
             os.close(fd)
 

@@ -86,11 +86,21 @@ def test_the_known_numbers_are_those_of_the_kernel() -> None:
 
 def test_what_is_singled_out_is_what_it_is_called() -> None:
     found = dict(re.findall(r"^#define __NR_(\w+) (\d+)$", HEADER.read_text(), re.MULTILINE))
-    for name in ("mount", "umount2", "sync", "syncfs", "ioctl", "setns", "prctl"):
+    for name in (
+        "mount",
+        "umount2",
+        "sync",
+        "syncfs",
+        "ioctl",
+        "setns",
+        "prctl",
+        "setpriority",
+        "ioprio_set",
+    ):
         assert getattr(X86_64, name) == int(found[name])
     source = Path(filter_module.__file__).read_text()
     named = re.findall(r"^ {12}(\d+),  # (\w+)$", source, re.MULTILINE)
-    kinds = (X86_64.absent, X86_64.refused, X86_64.first_is_pid, X86_64.second_is_pid)
+    kinds = (X86_64.absent, X86_64.refused, X86_64.first_is_pid)
     assert len(named) == sum(map(len, kinds))
     assert not [
         (number, name)
@@ -150,10 +160,29 @@ def test_jumps_that_lead_nowhere_are_defects() -> None:
         asm.assemble()
 
 
-def test_nobody_limits_or_schedules_process_1() -> None:
+def test_nobody_limits_or_schedules_processes_of_ours() -> None:
     for number in X86_64.first_is_pid:
-        assert decide(number, 1) == REFUSED, number
-        assert decide(number, 0) == decide(number, 2) == RET_ALLOW, number
-    for number in X86_64.second_is_pid:
-        assert decide(number, 0, 1) == REFUSED, number
-        assert decide(number, 1, 0) == decide(number, 0, 2) == RET_ALLOW, number
+        for pid in (1, 2, 299, 7 << 32 | 1):
+            assert decide(number, pid) == REFUSED, number
+        for pid in (0, 300, 301, 0xFFFFFFFF):
+            assert decide(number, pid) == RET_ALLOW, number
+    for number in (X86_64.setpriority, X86_64.ioprio_set):
+        for pid in (1, 2, 299, 7 << 32 | 1):
+            assert decide(number, 1, pid) == REFUSED, number
+        for pid in (0, 300, 301):
+            assert decide(number, 1, pid) == RET_ALLOW, number
+
+
+@pytest.mark.parametrize("user", [0, 1, 1000])
+def test_nobody_schedules_all_processes_of_a_user(user: int) -> None:
+    assert decide(X86_64.setpriority, 2, user) == REFUSED
+    assert decide(X86_64.setpriority, 1 << 32 | 2, user) == REFUSED
+    assert decide(X86_64.ioprio_set, 3, user) == REFUSED
+    assert decide(X86_64.ioprio_set, 1 << 32 | 3, user) == REFUSED
+
+
+def test_the_launcher_keeps_the_numbers_that_the_filter_refuses() -> None:
+    header = Path(filter_module.__file__).parents[1] / "init/src/common.h"
+    (last,) = re.findall(r"^#define LAST_NUMBER (\d+)$", header.read_text(), re.MULTILINE)
+    assert decide(302, int(last)) == REFUSED
+    assert decide(302, int(last) + 1) == RET_ALLOW

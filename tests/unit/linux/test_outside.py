@@ -13,7 +13,7 @@ import pytest
 from serdab.errors import UsageError
 from serdab.linux.dirfd import DirFd
 from serdab.linux.dirtree import identity
-from serdab.linux.outside import Walk
+from serdab.linux.outside import Walk, is_instance
 
 
 @pytest.fixture
@@ -56,6 +56,17 @@ def test_a_link_in_an_instance_is_not(place: Path, mark: str) -> None:
     for way in ("link/file", "below/link/file"):
         with pytest.raises(UsageError, match="not to be followed"):
             read(place / way)
+
+
+def test_a_link_in_place_of_build_makes_no_instance(place: Path) -> None:
+    """Nor does it make us look there: it may lead to a server that does not answer."""
+    (place / "elsewhere/lib").mkdir(parents=True)
+    (place / "elsewhere/lib/libserdab.signed.json").write_text("{}")
+    (place / "build").symlink_to("elsewhere")
+    with DirFd.at(str(place)) as directory:
+        assert not is_instance(directory.fd)
+        (place / "Occlum.json").write_text("{}")
+        assert is_instance(directory.fd)
 
 
 def test_a_link_in_a_closed_directory_is_not(place: Path) -> None:

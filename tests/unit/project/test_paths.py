@@ -49,7 +49,7 @@ NAMED: Final = "named by the user; what it leads to is the user's to say"
 SOURCE: Final = "a source of a BOM: the author of the BOM says what of the host is copied"
 FD: Final = "the argument is a descriptor"
 LABEL: Final = "a name for records and messages, nothing is opened by it"
-BOOT: Final = "boot side: to go when the descriptors of a boot travel as such"
+AGAIN: Final = "only refuses once more; what is opened was judged by its descriptors"
 
 #: file, or file:function, by the reason.
 ALLOWED: Final[dict[str, str]] = {
@@ -58,11 +58,10 @@ ALLOWED: Final[dict[str, str]] = {
     "instance/bomplan.py": SOURCE,
     "instance/bomsteps.py:_replace": FD,
     "instance/bomsteps.py:_write": FD,
-    "instance/build.py:_unusable_sources": BOOT,
     "instance/carried.py:own_code": OURS,
     "instance/create.py:_fill": OURS,
     "instance/create.py:shipped_init": OURS,
-    "instance/fingerprint.py:_record_path": LABEL,
+    "instance/fingerprint.py:record_path": LABEL,
     "instance/hostmount.py:_detach": NAMED,
     "instance/intree.py:exists": SOURCE,
     "instance/intree.py:open_host_file": SOURCE,
@@ -71,19 +70,19 @@ ALLOWED: Final[dict[str, str]] = {
     "instance/locks.py:_find_holder": PROC,
     "instance/machine.py": PROC,
     "instance/mountpoint.py": NAMED,
-    "instance/rekeylayer.py:refuse_others": LABEL,
-    "instance/rekeylayer.py:remember": LABEL,
+    "instance/reach.py": NAMED,
     "instance/rekeynote.py": OWN,
-    "instance/reset.py:reset": LABEL,
     "libos/begin.py:_fill_standard_streams": PROC,
-    "libos/boot.py:_private": BOOT,
-    "libos/boot.py:_show": BOOT,
     "libos/bytecode.py": OWN,
     "libos/caller.py:current_umask": PROC,
     "libos/caller.py:open_descriptors": PROC,
+    "libos/callerplace.py:check_program": PROC,
     "libos/early.py:launcher_file": OURS,
-    "libos/fence.py": BOOT,
-    "libos/hostdirs.py": BOOT,
+    "libos/ground.py:open": PROC,
+    "libos/ground.py:real": PROC,
+    "libos/hostdirs.py:refuse_private": OWN,
+    "libos/idslots.py:take": OWN,
+    "libos/jobs.py:_parent_of": PROC,
     "libos/hostfiles.py:load": NAMED,
     "libos/idmaps.py": PROC,
     "libos/intake.py:unreadable": PROC,
@@ -91,21 +90,22 @@ ALLOWED: Final[dict[str, str]] = {
     "libos/launcher.py:sync": PROC,
     "libos/limits.py": PROC,
     "libos/main.py:main": OWN,
-    "libos/mountkeys.py": BOOT,
+    "libos/mountkeys.py": PROC,
     "libos/mounts.py": PROC,
     "libos/nursery.py:main": OWN,
-    "libos/request.py:placed_outside": BOOT,
+    "libos/pinplace.py:require_outside": PROC,
+    "libos/reserved.py:_is_instance": AGAIN,
     "libos/sandbox.py:enter": PROC,
+    "libos/streams.py:_is_of_kernel": PROC,
     "libos/streams.py:admit": PROC,
     "libos/worker.py:_is_unlinked": PROC,
     "trust/codetree.py:code_hash": OURS,
-    "trust/freshness.py": BOOT,
     "trust/pins.py": NAMED,
     "trust/platform.py": OWN,
-    "trust/records.py": BOOT,
+    "trust/records.py": OWN,
     "trust/signers.py": OWN,
     "trust/signing.py": OWN,
-    "sefs/hostdir.py:at": BOOT,
+    "sefs/hostdir.py:at": NAMED,
     "sefs/hostdir.py:names": FD,
     "sefs/hostplace.py:writable_place": NAMED,
     "sefs/imagewalk.py:_user_xattrs": PROC,
@@ -113,13 +113,13 @@ ALLOWED: Final[dict[str, str]] = {
     "service/log.py": OWN,
     "service/place.py": OWN,
     "service/starter.py": LABEL,
-    "pal/booting.py": BOOT,
+    "pal/booting.py:_private": NAMED,
     "cli/main.py:_open_closed_streams": PROC,
     "cli/main.py:finish": PROC,
     "cli/mount.py:_mount": LABEL,
     "cli/mount.py:_tell_ready": PROC,
+    "cli/named.py:notice_of_bom": NAMED,
     "cli/package.py:main": OURS,
-    "cli/start.py:main": BOOT,
     "cli/unit.py": NAMED,
 }
 
@@ -160,6 +160,8 @@ def _offence(call: ast.Call) -> str:
         return words
     if module == "shutil" and name in _SHUTIL:
         return "" if "dir_fd" in given else words
+    if name == "replace" and len(call.args) == 2:
+        return ""  # of a str: a Path is replaced by one other
     if name in _PATH_METHODS and module not in ("os", "os.path", "re", "shutil"):
         # DirFd has methods of the same names; they are the door.
         return words if _is_path(call) else ""

@@ -18,10 +18,12 @@ from serdab.errors import (
     RollbackError,
     VerificationError,
 )
+from serdab.linux.dirfd import DirFd
 from serdab.trust import records
-from serdab.trust.freshness import ENFORCE, OFF, open_watched
+from serdab.trust.freshness import ENFORCE, OFF, OpenedHome, open_watched
 from serdab.vfs.api import ROOT_INO
 from serdab.vfs.union import Union
+from tests.harness.homes import NamedHome
 from tests.unit.trust.watched import CONF, KEY, Place, only_record
 
 
@@ -85,9 +87,26 @@ class TestOrdinaryLife:
         watched.volume.abandon()
         watched.guard.close()
 
+    def test_what_lies_at_the_path_meanwhile_is_not_looked_at(self, place: Place) -> None:
+        """A verb holds the directory; whoever writes there puts a link in its place."""
+        place.write("a")
+        other = Place(place.path.with_name("other"))
+        other.write("b")
+        with DirFd.at(str(place.path)) as opened:
+            place.path.rename(place.path.with_name("aside"))
+            place.path.symlink_to(other.path)
+            watched = open_watched(OpenedHome(opened), place.watch, key=KEY, read_only=True)
+        fs = Union(watched.volume, None)
+        assert {entry.name for entry in fs.readdir(ROOT_INO, 0)} == {b".", b"..", b"a"}
+        fs.close()
+        watched.guard.close()
+
     def test_readers_share_a_volume(self, place: Place) -> None:
         place.write("a")
-        both = [open_watched(place.path, place.watch, key=KEY, read_only=True) for _ in range(2)]
+        both = [
+            open_watched(NamedHome(place.path), place.watch, key=KEY, read_only=True)
+            for _ in range(2)
+        ]
         for watched in both:
             assert watched.notices == []
             watched.volume.close()

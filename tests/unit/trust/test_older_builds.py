@@ -12,6 +12,7 @@ import pytest
 from serdab.errors import RollbackError, VerificationError
 from serdab.sefs.volume import open_volume
 from serdab.trust.freshness import OFF, RECORD, open_watched, refusal_of
+from tests.harness.homes import NamedHome
 from tests.unit.trust.watched import KEY, Place, only_record
 
 
@@ -58,9 +59,9 @@ def test_a_reader_is_refused_too_and_records_nothing(place: Place, volumes: Path
     before = only_record(volumes).read_bytes()
     older = replace(place.watch, version_number=1)
     with pytest.raises(RollbackError, match="older build"):
-        open_watched(place.path, older, key=KEY, read_only=True)
+        open_watched(NamedHome(place.path), older, key=KEY, read_only=True)
     accepting = replace(older, accept_rollback=True)
-    watched = open_watched(place.path, accepting, key=KEY, read_only=True)
+    watched = open_watched(NamedHome(place.path), accepting, key=KEY, read_only=True)
     watched.volume.close()
     (line,) = watched.notices
     assert "version_number 7" in line
@@ -94,10 +95,10 @@ def test_fsck_says_what_a_boot_would(place: Place) -> None:
     place.write("a", version_number=7)
     volume = open_volume(place.path, key=KEY, read_only=True)
     for policy in (OFF, RECORD):
-        found = refusal_of(place.path, policy, volume, version_number=1)
+        found = refusal_of(str(place.path), policy, volume, version_number=1)
         assert found is not None
         assert found.found == "version_number 1"
-        assert refusal_of(place.path, policy, volume) is None
+        assert refusal_of(str(place.path), policy, volume) is None
     volume.close()
 
 

@@ -14,6 +14,7 @@ from serdab.keys import Key
 from serdab.trust.freshness import RECORD, Watch, Watched, open_watched
 from serdab.vfs.api import ROOT_INO
 from serdab.vfs.union import Union
+from tests.harness.homes import NamedHome
 
 KEY = Key(b"key of freshness")
 CONF = b"c" * 32
@@ -28,7 +29,7 @@ class Place:
     watch: Watch = RECORDED
 
     def open(self, **changes: object) -> Watched:
-        return open_watched(self.path, replace(self.watch, **changes), key=KEY)  # type: ignore[arg-type]
+        return open_watched(NamedHome(self.path), replace(self.watch, **changes), key=KEY)  # type: ignore[arg-type]
 
     @contextmanager
     def session(self, **changes: object) -> Iterator[tuple[Union, Watched]]:

@@ -26,6 +26,10 @@
 #define TIOCSPGRP_ 0x5410
 #define PROGRAM_SLOTS 4096
 
+/* Of the processes that are ours; libos/filter.py has it too. */
+#define LAST_NUMBER 299
+
+#define NR_CLONE3 435
 #define NR_MOUNT_SETATTR 442
 #define NR_OPENAT2 437
 #define NR_LANDLOCK_CREATE_RULESET 444
@@ -57,6 +61,14 @@ long open_fuse(u32 count);
 void run_plan(const struct message *m);
 const char *decimal(int value, char text[12]);
 long new_mount(const char *type, const char *options, const char *fd_text, u64 attr);
+
+/* launcher.c */
+long write_text(const char *path, const char *text);
+
+/* numbers.c */
+enum { NUMBER_ERRAND, NUMBER_WITNESS, NUMBER_LEADER };
+long fork_numbered(int kind);
+long pass_numbers(void);
 
 /* worker.c */
 __attribute__((noreturn)) void work(void);
@@ -90,6 +102,6 @@ void sync_mounts(const struct message *m);
 /* errands.c */
 long errand_begin(u32 op, u32 serial);
 void errand_answer(u32 op, u32 serial, long result, int fd);
-int errand_ended(int pid, int status);
+int errand_changed(int pid, int status);
 
 #endif

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Children of pid 1 that do one thing which may take long, and answer for it. Programs may kill
- * them, so pid 1 answers for one that ended without having done so. */
+ * and stop them, so pid 1 answers for one that ended without having done so, and lets go on. */
 #include "common.h"
 
 #define ERRANDS 64
@@ -31,7 +31,7 @@ long errand_begin(u32 op, u32 serial)
 	while (slot < ERRANDS && errands[slot].pid)
 		slot++;
 	if (slot < ERRANDS)
-		pid = SYS5(__NR_clone, SIG_CHLD, 0, 0, 0, 0);
+		pid = fork_numbered(NUMBER_ERRAND);
 	if (pid > 0) {
 		errands[slot].pid = (int)pid;
 		errands[slot].op = op;
@@ -41,11 +41,15 @@ long errand_begin(u32 op, u32 serial)
 }
 
 /* Returns whether it was such a child. */
-int errand_ended(int pid, int status)
+int errand_changed(int pid, int status)
 {
 	for (int i = 0; i < ERRANDS; i++) {
 		if (!pid || errands[i].pid != pid)
 			continue;
+		if ((status & 0xff) == 0x7f) {
+			SYS2(__NR_kill, pid, SIG_CONT);
+			return 1;
+		}
 		errands[i].pid = 0;
 		if (status)
 			errand_answer(errands[i].op, errands[i].serial, -EIO, -1);

@@ -205,7 +205,8 @@ void spawn(const struct message *m, const u64 *inherited_mask)
 	if (m->fd_count != FD_NEEDED || (follower && (u32)m->header->result > 2))
 		pid = -EBADMSG;
 	else if (slot < PROGRAM_SLOTS)
-		pid = SYS5(__NR_clone, SIG_CHLD, 0, 0, 0, 0);
+		pid = follower ? fork_numbered(NUMBER_LEADER)
+			       : SYS5(__NR_clone, SIG_CHLD, 0, 0, 0, 0);
 	if (pid == 0)
 		become(m, inherited_mask, follower);
 	if (pid > 0) {
@@ -232,15 +233,18 @@ void reap(void)
 	while ((pid = SYS4(__NR_wait4, -1, &status, WAIT_NOHANG_UNTRACED, 0)) > 0) {
 		int is_stop = (status & 0xff) == 0x7f;
 
-		if (witness_changed((int)pid, status) || (!is_stop && errand_ended((int)pid, status)))
+		if (witness_changed((int)pid, status) || errand_changed((int)pid, status))
 			continue;
 		for (int i = 0; i < PROGRAM_SLOTS; i++) {
 			struct follower *follower = programs[i].follower;
 
 			if (programs[i].pid != (int)pid)
 				continue;
-			if (is_stop && follower) /* the leader was: it is nobody's program */
+			if (is_stop && follower) {
+				/* The leader was, by a program: nobody would hear of its own any more. */
+				SYS2(__NR_kill, pid, SIG_CONT);
 				break;
+			}
 			memset(&h, 0, sizeof(h));
 			h.op = is_stop ? OP_STOPPED : OP_EXITED;
 			h.serial = programs[i].serial;

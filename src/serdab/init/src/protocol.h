@@ -91,6 +91,7 @@ enum {
 #define WORK_IS_ROOT 1u /* the root of the caller or of the instance */
 #define WORK_IS_MOUNT 2u
 #define WORK_NO_LINKS 4u
+#define WORK_IN_TREE 8u
 
 #define WORK_AT_ENTER 1u
 #define WORK_AT_TARGET 2u

@@ -122,6 +122,21 @@ static long find(const struct message *m, const char *path)
 	return SYS4(NR_OPENAT2, AT_FDCWD, path, &how, sizeof(how));
 }
 
+/* Whether something can be mounted there: it lies in a mount of this namespace, neither in a
+ * detached one nor in another namespace's. A copy that nobody sees asks the kernel what the mount
+ * itself would (open_tree(2): EINVAL), before a file system is made for it; the table of mounts says
+ * it as well, but a /proc with hidepid may not show that. */
+static int is_in_tree(long fd)
+{
+	long copy = SYS3(__NR_open_tree, fd, "",
+			 OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH | AT_RECURSIVE |
+				 AT_NO_AUTOMOUNT);
+
+	if (copy >= 0)
+		SYS1(__NR_close, copy);
+	return copy != -EINVAL;
+}
+
 static void resolve(const struct message *m)
 {
 	struct statx roots[ROOTS], st;
@@ -153,6 +168,8 @@ static void resolve(const struct message *m)
 		flags |= WORK_IS_MOUNT;
 	if (!st.stx_nlink)
 		flags |= WORK_NO_LINKS;
+	if (is_in_tree(target_fd))
+		flags |= WORK_IN_TREE;
 	/* The lower half tells two mounts of one instance apart as well as the whole. */
 	answer_with(OP_RESOLVED, flags, 0, (u32)st.stx_mnt_id, st.stx_uid, target_fd);
 }
