@@ -19,6 +19,8 @@ IMAGE_SOURCE: Final = "image"
 INITFS_SOURCE: Final = "initfs"
 BUILD: Final = "build"
 RUN: Final = "run"
+#: Where a build puts the sealed image.
+IMAGE: Final = "build/mount/__ROOT"
 #: What a signed build leaves; a package has it without a configuration beside it.
 DESCRIPTOR: Final = "build/lib/libserdab.signed.json"
 OWNERS_SUFFIX: Final = ".owners"

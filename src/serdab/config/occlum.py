@@ -26,12 +26,11 @@ from serdab.config.checks import (
     check_target,
 )
 from serdab.config.mounts import EVERYTHING, MountPolicy, parse_policy
+from serdab.config.names import BUILD, CONFIG, IMAGE
 from serdab.config.strict import Section, load_object
 from serdab.errors import Error, UsageError
 from serdab.keys import parse_hyphened
 
-FILE_NAME: Final = "Occlum.json"
-IMAGE_SOURCE: Final = "build/mount/__ROOT"
 MIN_CACHE_BYTES: Final = 192 << 10
 _KNOWN_TYPES: Final = ("sefs", "hostfs", "ramfs", "unionfs", "devfs", "procfs", "ext2")
 
@@ -66,9 +65,9 @@ class InstanceConfig:
 
 def _fail(path: str, expected: str, found: str, hint: str) -> Error:
     return UsageError(
-        f"{FILE_NAME}: {path}" if path else f"{FILE_NAME} is not valid",
+        f"{CONFIG}: {path}" if path else f"{CONFIG} is not valid",
         stage="config",
-        subject=path or FILE_NAME,
+        subject=path or CONFIG,
         expected=expected,
         found=found,
         hint=hint or "docs/config.md lists every field",
@@ -251,13 +250,13 @@ def _root_line(line: Section, notes: list[str]) -> tuple[UpperLayer, bytes]:
         layer.text("type", choices=("sefs",))
         layer.text("target", choices=("/",))
     image_source = _inside(image, "source")
-    if image_source != IMAGE_SOURCE:
-        raise image.refuse("source", f"./{IMAGE_SOURCE}, where build puts the image", image_source)
+    if image_source != IMAGE:
+        raise image.refuse("source", f"./{IMAGE}, where build puts the image", image_source)
     image_options = image.section("options")
     mac = _image_mac(image_options)
     _cache_size(image_options, notes)
     source = _inside(container, "source")
-    if source == "build" or source.startswith("build/"):
+    if source == BUILD or source.startswith(BUILD + "/"):
         raise container.refuse("source", "a path outside build/", source)
     upper_options = container.section("options")
     if upper_options.has("MAC"):

@@ -169,21 +169,20 @@ class Libraries:
         return self._files.exists(path)
 
     def closure(
-        self, program: Program, *, kind: Program | None = None, at: str = ""
+        self, program: Program, *, at: str = ""
     ) -> tuple[list[Library], list[tuple[str, str]]]:
         """Return all libraries a program loads, and (name, wanted by) of those not found.
 
-        ``kind`` is the program whose loader loads it, for libraries without one of their own.
         ``at`` is the directory that $ORIGIN stands for, when not that of the file.
         """
-        musl = (kind or program).is_musl or program.is_musl
+        musl = program.is_musl
         found: dict[str, Library] = {}
         missing: list[tuple[str, str]] = []
         origin = at or os.path.dirname(program.path)
         pending: list[tuple[Program, str, tuple[tuple[Program, str], ...]]] = [
             (program, origin, ())
         ]
-        loader = (kind or program).interpreter
+        loader = program.interpreter
         while pending:
             user, place, loaders = pending.pop(0)
             for name in user.needed:

@@ -22,8 +22,8 @@ from typing import Final, Protocol, final
 
 from serdab.errors import UsageError
 from serdab.linux.dirfd import DirFd, word_for
+from serdab.linux.outside import MAX_LINKS
 
-_MAX_LINKS: Final = 40
 _HERE: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
@@ -203,7 +203,7 @@ class Tree:
             mode = os.fstat(fd).st_mode
             if stat.S_ISLNK(mode):
                 links += 1
-                if links > _MAX_LINKS:
+                if links > MAX_LINKS:
                     return None
                 target = os.readlink("", dir_fd=fd)
                 os.close(fds.pop())

@@ -19,6 +19,7 @@ from serdab.config.names import (
     BUILD_STAGING,
     CONFIG,
     DESCRIPTOR,
+    IMAGE,
     IMAGE_SOURCE,
     INITFS_SOURCE,
     OWNERS_SUFFIX,
@@ -33,6 +34,7 @@ __all__ = [
     "BUILD_STAGING",
     "CONFIG",
     "DESCRIPTOR",
+    "IMAGE",
     "IMAGE_SOURCE",
     "INITFS_SOURCE",
     "OWNERS_SUFFIX",
@@ -40,7 +42,6 @@ __all__ = [
 ]
 
 PROTECTED_CONFIG: Final = "build/.Occlum_sys.json.protected"
-IMAGE: Final = "build/mount/__ROOT"
 INITFS: Final = "build/initfs/__ROOT"
 PREVIOUS: Final = "build/previous"
 UPPER: Final = "run/mount/__ROOT"

@@ -19,11 +19,10 @@ from typing import Final
 
 from serdab.config.strict import load_object
 from serdab.errors import Error, UsageError
-from serdab.instance.layout import OWNERS_SUFFIX
+from serdab.instance.layout import MAX_FILE_BYTES, OWNERS_SUFFIX
 from serdab.linux.dirfd import DirFd
 
 MAX_ID: Final = (1 << 32) - 2
-_MAX_FILE_BYTES: Final = 1 << 20
 Owner = tuple[int, int]
 
 
@@ -48,7 +47,7 @@ def load_owners(beside: DirFd, tree: str) -> dict[str, Owner]:
         )
 
     try:
-        raw = beside.read(name, _MAX_FILE_BYTES)
+        raw = beside.read(name, MAX_FILE_BYTES)
     except FileNotFoundError:
         return {}
     top = load_object(raw, fail)

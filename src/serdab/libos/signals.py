@@ -114,17 +114,17 @@ def die_of(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-def restore_foreground(fd: int = 0) -> None:
+def restore_foreground() -> None:
     """Take the terminal back from a program's job that no longer exists.
 
     The kernel process does so, unless it was killed.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
     try:
-        os.killpg(os.tcgetpgrp(fd), 0)
+        os.killpg(os.tcgetpgrp(0), 0)
     except ProcessLookupError:
         try:
-            os.tcsetpgrp(fd, os.getpgrp())
+            os.tcsetpgrp(0, os.getpgrp())
         except OSError:
             pass  # hung up meanwhile
     except OSError:

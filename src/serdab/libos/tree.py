@@ -180,8 +180,8 @@ class _Builder:
             flags=flags,
         )
 
-    def attach(self, register: int, where: int, path: str, *, flags: int = 0) -> None:
-        self.step(_Op.ATTACH, f"mounting {path}", src=register, dst=where, a=path, flags=flags)
+    def attach(self, register: int, where: int, path: str) -> None:
+        self.step(_Op.ATTACH, f"mounting {path}", src=register, dst=where, a=path)
         self.step(_Op.CLOSE, f"after {path}", src=register)
 
 

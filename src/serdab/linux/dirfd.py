@@ -338,13 +338,8 @@ class DirFd:
         half a file.
         """
         temporary = f"{name}.new-{os.getpid()}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FOLLOW_NOTHING
         try:
-            with open(self.open(temporary, flags, mode=mode), "wb") as file:
-                os.fchmod(file.fileno(), mode)
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            self._write_aside(temporary, content, mode)
             try:
                 os.link(temporary, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
             except FileExistsError:
@@ -359,18 +354,21 @@ class DirFd:
         """Replace the file ``name`` in one step; on disk, with its name, on return."""
         temporary = f"{name}.new-{os.getpid()}"
         self.remove(temporary)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FOLLOW_NOTHING
         try:
-            with open(self.open(temporary, flags, mode=mode), "wb") as file:
-                os.fchmod(file.fileno(), mode)
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            self._write_aside(temporary, content, mode)
             self.rename(temporary, name)
         except BaseException:
             self.remove(temporary)
             raise
         self.sync()
+
+    def _write_aside(self, temporary: str, content: bytes, mode: int) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FOLLOW_NOTHING
+        with open(self.open(temporary, flags, mode=mode), "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
 
     def sync(self, relative: str = "") -> None:
         """Make the names in a directory durable."""

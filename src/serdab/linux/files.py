@@ -63,9 +63,13 @@ class Resolve(IntFlag):
     IN_ROOT = 16
 
 
-def openat2(dir_fd: int, path: bytes, flags: int, resolve: Resolve, *, mode: int = 0) -> int:
+#: Never out of a directory, never through a link.
+CONFINED: Final = Resolve.BENEATH | Resolve.NO_SYMLINKS | Resolve.NO_MAGICLINKS
+
+
+def openat2(dir_fd: int, path: bytes, flags: int, resolve: Resolve) -> int:
     """openat2(2); always close-on-exec."""
-    how = _OPEN_HOW.pack(flags | os.O_CLOEXEC, mode, int(resolve))
+    how = _OPEN_HOW.pack(flags | os.O_CLOEXEC, 0, int(resolve))
     return int(check(_openat2(_SYS_OPENAT2, dir_fd, path, how, len(how)), "openat2"))
 
 

@@ -33,10 +33,9 @@ from serdab.config.names import (
     fold,
     is_reserved,
 )
-from serdab.linux.files import Resolve, openat2
+from serdab.linux.files import CONFINED, openat2
 from serdab.linux.outside import is_instance
 
-_CONFINED: Final = Resolve.BENEATH | Resolve.NO_SYMLINKS | Resolve.NO_MAGICLINKS
 _DELETED: Final = b" (deleted)"  # how proc_pid_fd(5) shows what has lost that name
 _MAX_FINE: Final = 1024
 _FILES: Final = tuple(name.encode() for name in FILES)
@@ -185,7 +184,7 @@ class Hiding:
 
     def _is_instance(self, path: bytes) -> bool:
         try:
-            fd = openat2(self._root_fd, path or b".", os.O_PATH | os.O_DIRECTORY, _CONFINED)
+            fd = openat2(self._root_fd, path or b".", os.O_PATH | os.O_DIRECTORY, CONFINED)
         except OSError:
             return False
         try:

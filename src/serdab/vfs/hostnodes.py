@@ -28,7 +28,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from serdab.errors import FsError, UsageError
-from serdab.linux.files import Resolve, filesystem_magic, openat2
+from serdab.linux.files import CONFINED, Resolve, filesystem_magic, openat2
 from serdab.linux.outside import is_instance
 from serdab.vfs.api import ROOT_INO
 from serdab.vfs.hiding import Hiding, Kind, Place
@@ -66,8 +66,7 @@ _KERNEL_INTERFACES: Final = frozenset(
         0xF97CFF8C,  # selinuxfs
     }
 )
-_CONFINED: Final = Resolve.BENEATH | Resolve.NO_SYMLINKS | Resolve.NO_MAGICLINKS
-_CONFINED_HERE: Final = _CONFINED | Resolve.NO_XDEV
+_CONFINED_HERE: Final = CONFINED | Resolve.NO_XDEV
 _PATH_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW
 
 Identity = tuple[int, int]
@@ -166,7 +165,7 @@ class NodeTable:
                 raise FsError(errno.ESTALE)
             at = above
         try:
-            fd = openat2(self._root.fd, b"/".join(reversed(names)), _PATH_FLAGS, _CONFINED)
+            fd = openat2(self._root.fd, b"/".join(reversed(names)), _PATH_FLAGS, CONFINED)
         except OSError as exc:
             raise FsError(errno.ESTALE) from exc
         status = os.fstat(fd)
@@ -212,7 +211,7 @@ class NodeTable:
             return False
         # An instance: in its place another one could be put, with what was made for that.
         try:
-            fd = openat2(self.fd(parent), name, _PATH_FLAGS, _CONFINED)
+            fd = openat2(self.fd(parent), name, _PATH_FLAGS, CONFINED)
         except OSError:
             return False
         try:
@@ -250,7 +249,7 @@ class NodeTable:
         except OSError as exc:
             if exc.errno != errno.EXDEV:
                 raise
-        return openat2(self.fd(parent), name, _PATH_FLAGS, _CONFINED), True
+        return openat2(self.fd(parent), name, _PATH_FLAGS, CONFINED), True
 
     def lookup(self, parent: Node, name: bytes) -> tuple[Node, os.stat_result]:
         """Return the node of a name, with one lookup more."""
