@@ -97,6 +97,27 @@ def test_a_tree_that_is_a_link_is_neither_filled_nor_sealed(attacked: Attacked) 
     assert "symbolic link" in refused(attacked, "build")
 
 
+@pytest.mark.parametrize(
+    ("planted", "target", "wanted"),
+    [
+        ("notes", "secret", "files: [notes]"),
+        ("data", "", "dirs: [data]"),
+        ("way", "", "files: [way/secret]"),
+    ],
+)
+def test_a_source_of_a_bom_that_a_program_made_a_link_is_not_copied(
+    attacked: Attacked, planted: str, target: str, wanted: str
+) -> None:
+    """The default source of a BOM is the instance itself, where programs write."""
+    (attacked.path / planted).symlink_to(attacked.canaries / target)
+    bom = attacked.path.parent / "bom.yaml"
+    bom.write_text(f"targets:\n- target: /opt\n  copy: [{{{wanted}}}]\n")
+    bom.chmod(0o644)
+    told = refused(attacked, "copy-bom", "-f", bom, "--root", attacked.path / "image")
+    assert "no link in an instance" in told
+    assert not list((attacked.path / "image").rglob("secret"))
+
+
 def test_a_fifo_where_owners_are_noted_hangs_nobody(attacked: Attacked) -> None:
     os.mkfifo(attacked.path / "image.owners", 0o666)
     assert "FIFO" in refused(attacked, "build")

@@ -15,7 +15,7 @@ from io import BufferedReader
 
 from serdab.errors import UsageError
 from serdab.instance.bomfile import Bom, Copy, Target
-from serdab.instance.intree import open_host_file
+from serdab.instance.intree import open_host_file, require_way
 from serdab.instance.owners import Owner
 
 Say = Callable[[str], None]
@@ -184,7 +184,9 @@ class _Planner:
         self._within.pop()
 
     def _entries(self, tree: str, relative: str, into: str) -> None:
-        with os.scandir(os.path.join(tree, relative)) as listing:
+        directory = os.path.join(tree, relative)
+        require_way(directory)
+        with os.scandir(directory) as listing:
             entries = sorted(listing, key=lambda entry: entry.name)
         for entry in entries:
             path = f"{relative}/{entry.name}" if relative else entry.name

@@ -12,6 +12,7 @@ Above: ``bom``, ``elf``. Below: ``linux.dirfd``.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from typing import Final, Protocol, final
 
 from serdab.errors import UsageError
 from serdab.linux.dirfd import DirFd, word_for
-from serdab.linux.outside import MAX_LINKS
+from serdab.linux.outside import MAX_LINKS, Walk
 
 _HERE: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
@@ -53,14 +54,25 @@ class HostFiles:
         return open_host_file(path)
 
 
+def require_way(path: str) -> None:
+    """Refuse a path of the host that leads through a link in an instance, if anything is there.
+
+    Raises:
+        UsageError: a program of the instance may have put it there.
+    """
+    with contextlib.suppress(OSError):
+        os.close(Walk(anywhere=True).file(path, os.O_PATH))
+
+
 def open_host_file(path: str) -> BufferedReader | None:
     """Open a regular file of the host; None if there is none, or something else.
 
     Raises:
         PermissionError: it may not be read.
+        UsageError: the way leads through a link in an instance: a program may have put it there.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        fd = Walk(anywhere=True).file(path, os.O_RDONLY | os.O_NONBLOCK)
     except PermissionError:
         raise
     except OSError:

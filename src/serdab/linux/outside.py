@@ -49,10 +49,15 @@ def is_instance(fd: int) -> bool:
 
 
 class Walk:
-    """A walk from the root of the file system; ``closed`` are identities of closed directories."""
+    """A walk from the root of the file system; ``closed`` are identities of closed directories.
 
-    def __init__(self, closed: Collection[Identity] = ()) -> None:
+    ``anywhere``: links where others write are followed, too, but for those in closed directories:
+    for what a person names who says what of the host is to be copied.
+    """
+
+    def __init__(self, closed: Collection[Identity] = (), *, anywhere: bool = False) -> None:
         self._closed = frozenset(closed)
+        self._anywhere = anywhere
         self._links = 0
 
     def directory(self, path: str, *, base: DirFd | None = None) -> DirFd:
@@ -194,7 +199,7 @@ class Walk:
         self._links += 1
         if self._links > MAX_LINKS:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-        if _others_write(os.fstat(stack[-1])):
+        if not self._anywhere and _others_write(os.fstat(stack[-1])):
             raise _refused(
                 path, "no link where others than root and the caller can write", f"one at {name}"
             )

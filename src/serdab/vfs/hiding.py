@@ -100,6 +100,7 @@ class Hiding:
     def __init__(self, root_fd: int, hidden: Iterable[bytes], instance: bytes | None) -> None:
         """``hidden`` and ``instance`` are paths relative to the root."""
         self._root_fd = root_fd
+        self._opened_at = os.readlink(b"/proc/self/fd/%d" % root_fd)
         self._hidden = tuple(hidden)
         self._instance = instance
         self.root = plan(self._hidden, instance)
@@ -157,6 +158,8 @@ class Hiding:
     def _is_hidden_path(self, path: bytes) -> bool:
         """Return whether an absolute path leads below the root through a name that is hidden."""
         root = os.readlink(b"/proc/self/fd/%d" % self._root_fd)
+        if root != self._opened_at and self._has_moved_away(root):
+            return True
         above = root.rstrip(b"/") + b"/"
         if not path.startswith(above):
             return False  # the root itself, or outside: as with a bind mount, that is not ours
@@ -182,9 +185,20 @@ class Hiding:
             self._fine.add(path)
         return False
 
+    def _has_moved_away(self, root: bytes) -> bool:
+        """Return whether the root lies at a name that is hidden, where the host moved it."""
+        parts = root.split(b"/")
+        return any(
+            is_reserved(fold(part)) and self._is_instance(b"/".join(parts[:number]) or b"/")
+            for number, part in enumerate(parts)
+        )
+
     def _is_instance(self, path: bytes) -> bool:
         try:
-            fd = openat2(self._root_fd, path or b".", os.O_PATH | os.O_DIRECTORY, CONFINED)
+            if path.startswith(b"/"):
+                fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            else:
+                fd = openat2(self._root_fd, path or b".", os.O_PATH | os.O_DIRECTORY, CONFINED)
         except OSError:
             return False
         try:

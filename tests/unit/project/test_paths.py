@@ -64,7 +64,6 @@ ALLOWED: Final[dict[str, str]] = {
     "instance/fingerprint.py:record_path": LABEL,
     "instance/hostmount.py:_detach": NAMED,
     "instance/intree.py:exists": SOURCE,
-    "instance/intree.py:open_host_file": SOURCE,
     "instance/layout.py:package_parts": OURS,
     "instance/locks.py:_describe": PROC,
     "instance/locks.py:_find_holder": PROC,

@@ -295,6 +295,29 @@ class TestReservedNames:
             assert code_of(partial(fs.unlink, at, name)) == errno.EBUSY
         assert names(fs, share) == []
 
+    def test_a_root_that_the_host_moves_there_takes_no_more_changes(self, tmp_path: Path) -> None:
+        (tmp_path / "inst").mkdir()
+        (tmp_path / "inst/Occlum.json").touch()
+        (tmp_path / "next/bin").mkdir(parents=True)
+        (tmp_path / "next/bin/tool").write_text("tool")
+        fs = HostFs(tmp_path / "next", hidden=[])
+        try:
+            folder = fs.lookup(ROOT_INO, b"bin").ino
+            tool = fs.lookup(folder, b"tool").ino
+            fs.write(tool, 0, memoryview(b"mine"), kill_suidgid=False)
+            os.rename(tmp_path / "next", tmp_path / "moved")
+            fs.write(tool, 0, memoryview(b"same"), kill_suidgid=False)
+            os.rename(tmp_path / "moved", tmp_path / "inst/image")
+            for act in (
+                partial(fs.write, tool, 0, memoryview(b"evil"), kill_suidgid=False),
+                partial(fs.mknod, folder, b"new", stat.S_IFREG | 0o644, 0, 0, 0),
+                partial(fs.unlink, folder, b"tool"),
+            ):
+                assert code_of(act) == errno.EPERM
+        finally:
+            fs.close()
+        assert (tmp_path / "inst/image/bin/tool").read_text() == "same"
+
     def test_what_the_host_moves_there_takes_no_more_changes(
         self, tmp_path: Path, make: MakeFs
     ) -> None:
