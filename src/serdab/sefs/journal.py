@@ -190,7 +190,6 @@ class Journal:
     def _refusal(self, exc: AuthenticationError | FormatError, what: str) -> Error:
         return type(exc)(
             exc.message,
-            stage="mount",
             subject=exc.subject or f"{self.label}, {what}",
             expected=exc.expected,
             found=exc.found,
