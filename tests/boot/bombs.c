@@ -7,11 +7,13 @@
  *   fill PATH                writes until it may not
  *   segments                 of System V shared memory, filled, left to nobody
  *   queues                   of System V messages, the same
+ *   sockets                  connected, with as much sent as they take and nothing received
  *   touch PID                what one process may do to another that it may not trace
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,6 +24,7 @@
 #include <sys/ptrace.h>
 #include <sys/resource.h>
 #include <sys/shm.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -155,6 +158,35 @@ static void touch(int pid)
 	write_to(pid, "clear_refs", "1");
 }
 
+/* MiB that the kernel holds for 30 connections, at most about 240. */
+static void fill_sockets(void)
+{
+	struct sockaddr_in here = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	socklen_t length = sizeof(here);
+	int wanted = 1 << 24, listener = socket(AF_INET, SOCK_STREAM, 0);
+	long sent = 0;
+
+	if (bind(listener, (void *)&here, length) || listen(listener, 64) ||
+	    getsockname(listener, (void *)&here, &length)) {
+		counted("sockets", -1);
+		return;
+	}
+	for (int i = 0; i < 30; i++) {
+		int fd = socket(AF_INET, SOCK_STREAM, 0);
+		ssize_t r;
+
+		setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &wanted, sizeof(wanted));
+		if (connect(fd, (void *)&here, length))
+			break;
+		accept(listener, NULL, NULL);
+		fcntl(fd, F_SETFL, O_NONBLOCK);
+		while ((r = send(fd, chunk, 1 << 16, MSG_NOSIGNAL)) > 0)
+			sent += r;
+	}
+	errno = 0;
+	counted("sockets", sent / MIB);
+}
+
 int main(int argc, char **argv)
 {
 	const char *act = argc > 1 ? argv[1] : "";
@@ -175,6 +207,8 @@ int main(int argc, char **argv)
 		segments();
 	else if (!strcmp(act, "queues"))
 		queues();
+	else if (!strcmp(act, "sockets"))
+		fill_sockets();
 	else if (!strcmp(act, "touch"))
 		touch(atoi(argv[2]));
 	else

@@ -194,6 +194,15 @@ def test_a_memory_hog_takes_no_server_with_it(limited: Box) -> None:
         assert shell.is_usable()
 
 
+def test_what_lies_in_sockets_counts(limited: Box) -> None:
+    if not limited.is_root:
+        return  # without a control group it is among what the boot says is not counted
+    with inside(limited) as shell:
+        held, _ = shell.bomb("sockets")
+        assert 0 < held * MIB <= LIMIT + LIMIT // 2
+        assert shell.is_usable()
+
+
 def test_it_is_said_where_the_limit_does_not_hold_for_the_sum(limited: Box) -> None:
     result = limited.run("/bin/true")
     assert result.returncode == 0, describe(result)

@@ -183,8 +183,11 @@ def _version_1(own: dict[str, str], wanted: Wanted) -> tuple[str, ...]:
     memory, swap = "memory.limit_in_bytes", "memory.memsw.limit_in_bytes"
     if wanted.memory_bytes is not None:
         size, servers = str(wanted.memory_bytes), str(wanted.servers_bytes or -1)
-        programs = {memory: size, swap: size}
-        wishes.append(("memory", _Settings(programs, {memory: servers}, frozenset({swap}))))
+        # What lies in sockets counts by itself in version 1; version 2 counts it with the rest.
+        sockets = "memory.kmem.tcp.limit_in_bytes"
+        programs = {memory: size, swap: size, sockets: size}
+        optional = frozenset({swap, sockets})
+        wishes.append(("memory", _Settings(programs, {memory: servers}, optional)))
     if wanted.processes is not None:
         wishes.append(("pids", _Settings(*_with_pids(wanted))))
     try:
