@@ -130,17 +130,25 @@ def test_a_key_behind_a_link_in_the_instance_is_not_read(attacked: Attacked) -> 
         assert "programs of this instance can read and replace this file" in told
 
 
+@dataclass(slots=True)
+class Swaps:
+    """How often two names were exchanged; known when that is over."""
+
+    count: int = 0
+
+
 @contextmanager
-def racing(program: Path, real: Path, other: Path) -> Iterator[subprocess.Popen[bytes]]:
+def racing(program: Path, real: Path, other: Path) -> Iterator[Swaps]:
     """Exchange two names again and again; an even number of times at the end."""
+    swaps = Swaps()
     racer = subprocess.Popen([program, real, other], stdout=subprocess.PIPE)
     assert racer.stdout is not None
     try:
         assert racer.stdout.readline() == b"ready\n"
-        yield racer
+        yield swaps
     finally:
         racer.send_signal(signal.SIGTERM)
-        racer.swaps = int(racer.stdout.read())  # type: ignore[attr-defined]
+        swaps.count = int(racer.stdout.read())
         racer.stdout.close()
         racer.wait()
 
@@ -236,12 +244,12 @@ def race(base: Path, program: Path, verb: str, path: str, other: str, *, least_s
             (base / "instance.tar.gz").unlink(missing_ok=True)
             (base / "instance.tar.gz.sig").unlink(missing_ok=True)
             act: Callable[[str], None] = VERBS[verb]
-            with racing(program, instance / path, evil) as racer:
+            with racing(program, instance / path, evil) as swapped:
                 for _ in range(_TRIES):
                     with suppress(Error, OSError, AssertionError):
                         act(str(instance))
                         succeeded += 1
-            swaps += racer.swaps  # type: ignore[attr-defined]
+            swaps += swapped.count
     return succeeded
 
 

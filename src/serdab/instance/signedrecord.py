@@ -22,7 +22,7 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeGuard
 
 from serdab.config.dirs import make_private, write_durably
 from serdab.instance.fingerprint import record_path
@@ -81,8 +81,6 @@ def changed_fields(before: object, now: object, path: str = "") -> Iterator[str]
             else:
                 yield from changed_fields(before[name], now[name], inner)
     elif _has_sections(before) and _has_sections(now):
-        assert isinstance(before, list)  # noqa: S101 - for the type checker
-        assert isinstance(now, list)  # noqa: S101
         for number in range(max(len(before), len(now))):
             inner = f"{path}[{number}]"
             if number >= min(len(before), len(now)):
@@ -94,7 +92,7 @@ def changed_fields(before: object, now: object, path: str = "") -> Iterator[str]
         yield path
 
 
-def _has_sections(value: object) -> bool:
+def _has_sections(value: object) -> TypeGuard[list[object]]:
     return isinstance(value, list) and any(isinstance(item, dict) for item in value)
 
 
