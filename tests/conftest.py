@@ -34,6 +34,7 @@ from tests.harness.surroundings import make_plain
 
 pytest_plugins = [
     "tests.harness.ownmounts",
+    "tests.harness.prepared",
     "tests.harness.command",
     "tests.harness.cprogram",
     "tests.harness.user",

@@ -16,6 +16,7 @@ from typing import Final
 
 import pytest
 
+from tests.harness.prepared import PREPARED
 from tests.harness.usedbefore import USED_BEFORE
 
 COMMAND_ENVIRONMENT: Final[dict[str, str]] = {}
@@ -54,12 +55,26 @@ class Command:
         env: Mapping[str, str] | None = None,
         timeout_s: float = 120,
     ) -> subprocess.CompletedProcess[bytes]:
-        """Return the finished process; standard input is empty unless given."""
-        return subprocess.run(
-            [*self.prefix, *args],
+        """Return the finished process; standard input is empty unless given.
+
+        It is forked from an interpreter that is ready, where that is no difference: ``prepared``.
+        """
+        words = [os.fspath(word) for word in args]
+        given = b"" if stdin is None else stdin
+        environment = {**self.env, **(env or {})}
+        result = PREPARED.run(
+            self.prefix,
+            words,
+            cwd=os.fspath(cwd or os.getcwd()),
+            env=environment,
+            stdin=given,
+            timeout_s=timeout_s,
+        )
+        return result or subprocess.run(
+            [*self.prefix, *words],
             cwd=cwd,
-            input=b"" if stdin is None else stdin,
-            env={**self.env, **(env or {})},
+            input=given,
+            env=environment,
             capture_output=True,
             timeout=timeout_s,
             check=False,
