@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import os
 import stat
@@ -27,11 +28,18 @@ from hypothesis import strategies as st
 
 from serdab.errors import UsageError, VerificationError
 from serdab.trust import signing
-from serdab.trust.signing import MODULUS_BYTES, PublicKey, load_signer
+from serdab.trust.signing import MODULUS_BYTES, PublicKey, Signer, load_signer
 
 KEY = Path(__file__).parents[2] / "vectors" / "signing-key.pem"
 MRSIGNER = "607deafd927f0671ee0531ad6455fb59ace829b464740e428525accf77d0ccc6"
 SIGNATURE_SHA256 = "9b2548bee486af3cf3836a743634e1efefdb8aa8bda99fa4693b7b299bf98bb5"
+
+
+@functools.cache
+def _signed() -> tuple[Signer, bytes]:
+    """A signer, and its signature of "one": both take long, and are the same for each example."""
+    signer = load_signer(str(KEY))
+    return signer, signer.sign(b"one")
 
 
 @pytest.fixture
@@ -68,8 +76,8 @@ class TestVerification:
     @settings(max_examples=60)
     @given(st.integers(0, MODULUS_BYTES * 8 - 1))
     def test_refuses_a_signature_with_one_bit_changed(self, bit: int) -> None:
-        signer = load_signer(str(KEY))
-        signature = bytearray(signer.sign(b"one"))
+        signer, signed = _signed()
+        signature = bytearray(signed)
         signature[bit // 8] ^= 1 << bit % 8
         with pytest.raises(VerificationError):
             signer.public.verify(b"one", bytes(signature))
