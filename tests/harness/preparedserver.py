@@ -8,7 +8,9 @@ its process id at once, and its wait status when it has ended. The socket's end 
 server, and not of the commands.
 """
 
+import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -16,6 +18,7 @@ import pkgutil
 import select
 import socket
 import sys
+import threading
 from typing import Any
 
 _REQUEST_BYTES = 1 << 20
@@ -44,6 +47,25 @@ def _begin(request: dict[str, Any], fds: list[int]) -> None:
     sys.argv = [os.path.join(package, "__main__.py"), *request["argv"]]
     sys.orig_argv = [sys.executable, "-m", "serdab", *request["argv"]]
     sys.path.insert(0, request["cwd"])
+
+
+def _run() -> int:
+    try:
+        return sys.modules["serdab.cli.main"].main()
+    except SystemExit as ending:
+        return ending.code if isinstance(ending.code, int) else 0 if ending.code is None else 1
+
+
+def _end(code: int) -> None:
+    """End as an interpreter does that returns ``code``, but for taking every module apart."""
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        code = 120  # what the interpreter makes of it
+    os._exit(code)
 
 
 def _serve(requests: socket.socket) -> bool:
@@ -81,5 +103,6 @@ def _serve(requests: socket.socket) -> bool:
 if __name__ == "__main__":
     sys.path[:] = [place for place in sys.path if place]
     _import_everything()
+    gc.freeze()  # what is never collected is never copied for a child
     if _serve(socket.socket(fileno=int(sys.argv[1]))):
-        sys.exit(sys.modules["serdab.cli.main"].main())
+        _end(_run())
