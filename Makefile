@@ -58,7 +58,8 @@ fuzz: $(SET_UP) ## random input for SERDAB_FUZZ_SECONDS (600) a target
 
 soak: $(SET_UP) ## long runs, SERDAB_SOAK_SECONDS (3600) a test
 	@tools/setup system test
-	@SERDAB_SOAK_SECONDS=$${SERDAB_SOAK_SECONDS:-3600} $(PY) -m pytest -m soak
+	@SERDAB_SOAK_SECONDS=$${SERDAB_SOAK_SECONDS:-3600} SERDAB_TEST_WHOLE=1 SERDAB_TEST_FRESH=1 \
+		$(PY) -m pytest -m "soak or sampled"
 
 init: $(SET_UP) ## build the static init and launcher again
 	@$(PY) tools/build_init.py

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.sampling import WHOLE
 from tests.sandbox.conftest import Place
 
 pytestmark = [pytest.mark.fuse, pytest.mark.userns]
 
-BOOTS = 20
+BOOTS = 20 if WHOLE else 6
 INIT = Path(__file__).parent / "init.c"
 #: The first attempt asks for another lower layer than there is.
 SCRIPT = "upper=upper lower=../box/lower mac={wrong} config mac={right} config"
@@ -33,7 +34,8 @@ busybox umount /tmp
 """
 
 
-def test_one_lower_is_booted_with_twenty_uppers_at_the_same_time(
+@pytest.mark.sampled
+def test_one_lower_is_booted_with_many_uppers_at_the_same_time(
     place: Place, probe_program: Path, compile_c: Callable[..., Path]
 ) -> None:
     box = place.build(probe_program)

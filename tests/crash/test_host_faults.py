@@ -34,6 +34,7 @@ from serdab.vfs.union import Union
 from tests.crash.actor import Actor, Step
 from tests.crash.storm import CHUNK, TINY, Ground, Picture, bare_ground
 from tests.crash.workloads import SETUP, random_workload
+from tests.harness.sampling import some_of
 from tests.property.fsops import picture
 
 REFUSALS = {errno.EIO, errno.ENOSPC, errno.EROFS}
@@ -195,8 +196,9 @@ def endure(ground: Ground, steps: list[Step], fault: Fault) -> Ordeal:
     return ordeal
 
 
-def each_call(steps: list[Step], acts: frozenset[Act], stride: int = 1) -> Iterator[int]:
-    yield from range(0, count_calls(bare_ground(), steps, acts), stride)
+def each_call(steps: list[Step], acts: frozenset[Act], stride: int) -> Iterator[int]:
+    """Yield one in ``stride`` of the calls, all of them in ``make soak``."""
+    yield from some_of(range(count_calls(bare_ground(), steps, acts)), stride)
 
 
 ALL = frozenset(Act)
@@ -205,32 +207,36 @@ ERRORS = pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC, errno.EINTR]
 
 
 @ERRORS
+@pytest.mark.sampled
 @pytest.mark.parametrize("half", [False, True], ids=["nothing written", "half written"])
 def test_one_error_at_every_call(error: int, half: bool) -> None:
     acts = frozenset({Act.WRITE}) if half else ALL
-    for first in each_call(WORKLOAD, acts):
+    for first in each_call(WORKLOAD, acts, 3):
         endure(bare_ground(), WORKLOAD, Fault(first, error, half=half, acts=acts))
 
 
 @ERRORS
+@pytest.mark.sampled
 def test_errors_for_ever_from_every_call_on(error: int) -> None:
-    for first in each_call(WORKLOAD, ALL, stride=3):
+    for first in each_call(WORKLOAD, ALL, 6):
         endure(bare_ground(), WORKLOAD, Fault(first, error, times=ALWAYS))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("times", [1, 2, ALWAYS], ids=["once", "twice", "for ever"])
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC], ids=errno.errorcode.__getitem__)
 def test_flushes_that_fail(times: int, error: int) -> None:
     """After a failed flush the host may have dropped the pages: a later one that succeeds proves
     nothing about them."""
     acts = frozenset({Act.SYNC})
-    for first in each_call(WORKLOAD, acts):
+    for first in each_call(WORKLOAD, acts, 3):
         endure(bare_ground(), WORKLOAD, Fault(first, error, times=times, acts=acts))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("times", [1, 3, 10, ALWAYS])
 def test_a_full_host_from_every_call_on(times: int) -> None:
-    for first in each_call(WORKLOAD, SPACE):
+    for first in each_call(WORKLOAD, SPACE, 3):
         endure(bare_ground(), WORKLOAD, Fault(first, errno.ENOSPC, times=times, acts=SPACE))
 
 

@@ -18,7 +18,7 @@ from tests.sandbox.conftest import Box, Place
 
 pytestmark = [pytest.mark.fuse, pytest.mark.userns, pytest.mark.root]
 
-ROUNDS: Final = 8
+ROUNDS: Final = 4
 SOAK_ROUNDS: Final = int(os.environ.get("SERDAB_SOAK_BUILDS", "200"))
 LONGEST_S: Final = 1.0
 

@@ -18,7 +18,7 @@ from tests.recovery.rounds import Ward
 
 pytestmark = [pytest.mark.fuse, pytest.mark.userns, pytest.mark.root]
 
-BOOT_KILLS: Final = 8
+BOOT_KILLS: Final = 4
 SOAK_BOOT_KILLS: Final = int(os.environ.get("SERDAB_SOAK_BOOT_KILLS", "300"))
 
 
