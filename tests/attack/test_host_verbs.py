@@ -28,6 +28,7 @@ from tests.harness.cprogram import CompileC
 from tests.harness.user import OrdinaryUser
 
 _TRIES: Final = 3
+_BOOTS: Final = ("mount", "run")  # once: it takes long enough for hundreds of swaps
 RACER: Final = (Path(__file__).parents[1] / "harness/racer.c").read_text()
 
 
@@ -245,7 +246,7 @@ def race(base: Path, program: Path, verb: str, path: str, other: str, *, least_s
             (base / "instance.tar.gz.sig").unlink(missing_ok=True)
             act: Callable[[str], None] = VERBS[verb]
             with racing(program, instance / path, evil) as swapped:
-                for _ in range(_TRIES):
+                for _ in range(1 if verb in _BOOTS else _TRIES):
                     with suppress(Error, OSError, AssertionError):
                         act(str(instance))
                         succeeded += 1

@@ -15,7 +15,6 @@ import os
 import shutil
 import stat
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -34,6 +33,7 @@ from serdab.instance.rootview import View, open_view
 from serdab.instance.sealedroot import verified_chain
 from serdab.trust.signing import load_signer
 from tests.harness.canaries import Canaries
+from tests.harness.command import Command
 from tests.recovery.rekeying import OLD, PEM, do_build, do_rekey, make_place
 
 TABLE: Final = """
@@ -157,7 +157,7 @@ def run_mount(instance: str) -> None:
 
 def run_run(instance: str) -> None:
     command = ("-C", instance, "run", "--image-key", f"{instance}.key", "/bin/true")
-    result = subprocess.run([sys.executable, "-m", "serdab", *command], capture_output=True)
+    result = Command(dict(os.environ)).run(*command)
     assert b"Traceback" not in result.stderr, result.stderr
     if result.returncode:
         raise Refused(result)

@@ -105,9 +105,7 @@ def test_a_big_image_costs_what_a_small_one_does(
     big = make_instance(name="big", fill=fill)
     # Taken in turns, so that a busy moment hits both; the best of several tells the cost, since
     # what others do to the caches only adds to it.
-    rounds = [
-        [run_and_look(it, "true", processor_seconds) for it in (small, big)] for _ in "12345"
-    ]
+    rounds = [[run_and_look(it, "true", processor_seconds) for it in (small, big)] for _ in "12345"]
     of_small, of_big = map(min, zip(*rounds, strict=True))
     assert of_big < 1.3 * of_small + 0.02, rounds
     peaks = run_and_look(big, script, peak_kib_of_servers)
