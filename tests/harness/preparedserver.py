@@ -51,14 +51,17 @@ def _begin(request: dict[str, Any], fds: list[int]) -> None:
 
 def _run() -> int:
     try:
-        return sys.modules["serdab.cli.main"].main()
+        code: int = sys.modules["serdab.cli.main"].main()
     except SystemExit as ending:
         return ending.code if isinstance(ending.code, int) else 0 if ending.code is None else 1
+    return code
 
 
 def _end(code: int) -> None:
     """End as an interpreter does that returns ``code``, but for taking every module apart."""
-    threading._shutdown()
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and not thread.daemon:
+            thread.join()
     atexit._run_exitfuncs()
     try:
         sys.stdout.flush()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cost is flat: many files (100 000 in ``make soak``), or a big one (2 GiB), boot like a small image
+"""Cost is flat: many files (100 000 in ``make soak``) or a big one (2 GiB) boot like a small image,
 and in little memory."""
 
 from __future__ import annotations
