@@ -26,6 +26,7 @@ from typing import IO, Final
 import pytest
 
 _SERVER: Final = (Path(__file__).parent / "preparedserver.py").read_text()
+_STATUS: Final = Path("/proc/self/status")
 _FRESH: Final = os.environ.get("SERDAB_TEST_FRESH") == "1"
 #: What the interpreter and the C library read when they start. Servers differ by it.
 _READ_AT_START: Final = ("PYTHON", "LC_", "LANG", "TZ", "LD_", "MALLOC_", "GLIBC_", "SSL_")
@@ -74,9 +75,7 @@ class PreparedServers:
             ours, theirs = zip(*(_pipe(stack, write=n > 0) for n in range(3)), strict=True)
             answers, theirs_answers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             stack.enter_context(answers)
-            umask = os.umask(0o077)
-            os.umask(umask)
-            request = {"argv": list(args), "cwd": cwd, "env": dict(env), "umask": umask}
+            request = {"argv": list(args), "cwd": cwd, "env": dict(env), "umask": _umask()}
             with theirs_answers:
                 socket.send_fds(
                     requests,
@@ -125,6 +124,11 @@ class PreparedServers:
 
 
 PREPARED: Final = PreparedServers()
+
+
+def _umask() -> int:
+    """Return ours without changing it, as umask(2) would, under other threads: proc(5)."""
+    return int(_STATUS.read_text().partition("\nUmask:")[2].split(maxsplit=1)[0], 8)
 
 
 def _pipe(stack: ExitStack, *, write: bool) -> tuple[IO[bytes], IO[bytes]]:
