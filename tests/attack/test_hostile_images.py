@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,6 +33,7 @@ from serdab.sefs.imageformat import (
     header_mac,
 )
 from serdab.sefs.volume import memory_volume
+from serdab.structs import replace
 from serdab.vfs.api import ROOT_INO
 from serdab.vfs.union import Union
 from tests.attack.forgery import (
@@ -241,7 +241,7 @@ class TestHostilePages:
         """Return a page whose first item points to a leaf right behind the header."""
         digest = hashlib.sha256(leaf).digest()
         pointer = Pointer(HEADER_BYTES, len(leaf), META_PACK, 0, 0, digest)
-        raw = replace(pointer, **fields).dump()  # type: ignore[arg-type]
+        raw = replace(pointer, **fields).dump()
         return raw_page(1, [(self.SUPER[0], raw), *((key, raw) for key, _ in more)])
 
     def test_a_page_over_it_is_read_too(self, tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ and of a chunk, one below and one above. What makes a commit large is a file of 
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 from typing import Final
 
 from serdab.sefs import keyspace as ks
+from serdab.structs import replace
 from tests.crash.actor import Operation, Step
 from tests.crash.storm import CHUNK, TINY
 

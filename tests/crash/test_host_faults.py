@@ -12,13 +12,13 @@ import errno
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from serdab.errors import Error, FsError
 from serdab.sefs.hostdir import HostDir
+from serdab.structs import replace
 from serdab.testing.faults import (
     ALWAYS,
     SPACE,

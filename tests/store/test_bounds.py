@@ -8,7 +8,6 @@ import errno
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 
 import msgspec
 import pytest
@@ -24,6 +23,7 @@ from serdab.sefs.memorydir import MemoryDir, MemoryFile
 from serdab.sefs.page import MAX_LEVEL
 from serdab.sefs.segment import MAX_SEGMENT, MAX_STORED
 from serdab.sefs.volume import Volume, open_volume_in
+from serdab.structs import replace
 from serdab.vfs.api import ROOT_INO, SetAttr
 from serdab.vfs.union import Union
 from tests.property.fsops import picture

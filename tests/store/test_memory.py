@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ import pytest
 from serdab.keys import Key
 from serdab.sefs.limits import DEFAULT_LIMITS, VolumeLimits
 from serdab.sefs.volume import Volume, open_volume
+from serdab.structs import replace
 from serdab.vfs.api import ROOT_INO, SetAttr
 from serdab.vfs.union import Union
 

@@ -12,7 +12,7 @@ import random
 import stat
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -21,6 +21,7 @@ from serdab.keys import Key
 from serdab.sefs.limits import DEFAULT_LIMITS, VolumeLimits
 from serdab.sefs.memorydir import MemoryDir
 from serdab.sefs.volume import open_volume_in
+from serdab.structs import replace
 from serdab.testing.smallhost import SmallDir, SmallHost
 from serdab.vfs.api import ROOT_INO, SetAttr
 from serdab.vfs.union import Union

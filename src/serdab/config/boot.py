@@ -8,13 +8,12 @@ parses the bytes only after that MAC matched, and still refuses everything it do
 On-disk format:
     One JSON object in canonical form: keys sorted, no spaces, ASCII, one newline at the end.
     ``format`` is 1. Other spellings of the same values are refused, so that one configuration has
-    one MAC. Fields and their meaning: the dataclasses below.
+    one MAC. Fields and their meaning: the classes below.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from typing import Final
 
 from serdab.config.checks import (
@@ -26,6 +25,7 @@ from serdab.config.checks import (
 from serdab.config.mounts import EVERYTHING, MountPolicy, dump_policy, parse_policy
 from serdab.config.strict import Section, load_object
 from serdab.errors import Error, FormatError
+from serdab.structs import field, frozen
 
 FORMAT: Final = 1
 ENCRYPTED: Final = "encrypted"
@@ -40,7 +40,7 @@ NETWORKS: Final = ("host", "none")
 FRESHNESS: Final = ("record", "enforce", "off")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Limits:
     """Limits on everything that runs inside; None leaves the host's own."""
 
@@ -49,7 +49,7 @@ class Limits:
     stack_bytes: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MountEntry:
     """One mount of the application stage.
 
@@ -61,7 +61,7 @@ class MountEntry:
     source: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class UpperLayer:
     """The writable layer of the root FS.
 
@@ -76,7 +76,7 @@ class UpperLayer:
     max_bytes: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BootConfig:
     """The content of the protected configuration.
 

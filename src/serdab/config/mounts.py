@@ -8,11 +8,11 @@ where it differs from the default, so that configurations without it keep their 
 from __future__ import annotations
 
 import string
-from dataclasses import dataclass
 from typing import Final
 
 from serdab.config.checks import is_plain_absolute
 from serdab.config.strict import Section
+from serdab.structs import frozen
 
 #: Each mount has a process on the host; each volume a record in the state of whoever runs it.
 DEFAULT_MOUNTS: Final = 64
@@ -29,7 +29,7 @@ IMAGE: Final = "image"
 _NAME_CHARACTERS: Final = frozenset(string.ascii_letters + string.digits + "_.-")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NamedKey:
     """A key that programs use as ``key=@name`` and never see.
 
@@ -40,7 +40,7 @@ class NamedKey:
     source: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MountPolicy:
     """What mount(2) of a program may do.
 

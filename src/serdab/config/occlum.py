@@ -8,7 +8,6 @@ under the one key ``serdab``. Above: ``instance.build``. Below: ``strict``, ``ch
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
 from typing import Final
 
 from serdab.config.boot import (
@@ -30,12 +29,13 @@ from serdab.config.names import BUILD, CONFIG, IMAGE
 from serdab.config.strict import Section, load_object
 from serdab.errors import Error, UsageError
 from serdab.keys import parse_hyphened
+from serdab.structs import field, frozen, replace
 
 MIN_CACHE_BYTES: Final = 192 << 10
 _KNOWN_TYPES: Final = ("sefs", "hostfs", "ramfs", "unionfs", "devfs", "procfs", "ext2")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class InstanceConfig:
     """What ``Occlum.json`` says, with defaults filled in.
 

@@ -27,13 +27,13 @@ from __future__ import annotations
 import errno
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import islice
 from typing import Final, TypeAlias
 
 from serdab.errors import EnvironmentRefused, FsError, InternalError
 from serdab.fuse import abi, wire
 from serdab.fuse.abi import InitFlag, Opcode
+from serdab.structs import frozen
 from serdab.vfs.api import DirEntry, FileSystem, Inode
 
 Reply: TypeAlias = "bytes | memoryview | None"
@@ -73,7 +73,7 @@ _WANTED: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ServeOptions:
     """What the kernel is told about the file system.
 

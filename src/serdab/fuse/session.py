@@ -40,13 +40,13 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from io import FileIO
 from typing import Final
 
 from serdab.errors import EnvironmentRefused, Error, printable
 from serdab.fuse import wire
 from serdab.fuse.operations import Operations, Reply, ServeOptions
+from serdab.structs import field, frozen
 from serdab.vfs.api import FileSystem
 
 #: The kernel has let go of the connection: unmounted, aborted, or (in tests) the peer has closed.
@@ -69,7 +69,7 @@ def _log_to_stderr(line: str) -> None:
 def _nothing() -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SessionOptions:
     """How to serve. ``wake_fd``: a descriptor that ends the session when it becomes readable.
 

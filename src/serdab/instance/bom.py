@@ -18,7 +18,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 from serdab.errors import Error, UsageError
 from serdab.instance.bomfile import load_all
@@ -30,9 +29,10 @@ from serdab.instance.intree import NoFiles, Tree
 from serdab.linux import dirtree
 from serdab.linux.dirfd import DirFd
 from serdab.linux.outside import Walk
+from serdab.structs import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Summary:
     """What was done, in numbers."""
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, Final
 
 from serdab.config.strict import Fail, Section
@@ -19,12 +18,13 @@ from serdab.errors import Error, UsageError
 from serdab.instance.excludes import Excludes
 from serdab.instance.owners import MAX_ID, Owner
 from serdab.linux.outside import Walk
+from serdab.structs import frozen
 
 MAX_INCLUDES: Final = 100
 _VARIABLE: Final = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FileItem:
     """One listed file. ``digest`` is its SHA-256 in upper-case hex, or empty."""
 
@@ -34,7 +34,7 @@ class FileItem:
     rename: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Copy:
     """``origin`` empty: the parent of the root. Neither dirs nor files: the whole origin."""
 
@@ -43,7 +43,7 @@ class Copy:
     files: tuple[FileItem, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Target:
     """Everything that goes to one directory of the tree. ``owner`` None is 0:0."""
 
@@ -54,7 +54,7 @@ class Target:
     copies: tuple[Copy, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Bom:
     """One BOM file."""
 

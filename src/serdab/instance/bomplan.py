@@ -10,18 +10,18 @@ import os
 import posixpath
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from io import BufferedReader
 
 from serdab.errors import UsageError
 from serdab.instance.bomfile import Bom, Copy, Target
 from serdab.instance.intree import open_host_file, require_way
 from serdab.instance.owners import Owner
+from serdab.structs import field, frozen, mutable
 
 Say = Callable[[str], None]
 
 
-@dataclass(slots=True)
+@mutable
 class PlannedFile:
     """One file to be copied. ``tree`` is the copied directory it came with, or empty."""
 
@@ -35,7 +35,7 @@ class PlannedFile:
         return open_host_file(self.source)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Absent:
     """A source that a BOM names and that is not there."""
 
@@ -48,7 +48,7 @@ class Absent:
         return f"{self.source}: {self.expected} expected, {self.found} found"
 
 
-@dataclass(slots=True)
+@mutable
 class Plan:
     """What will be done, by path inside the tree."""
 

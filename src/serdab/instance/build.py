@@ -20,7 +20,6 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from serdab.config.boot import (
@@ -65,6 +64,7 @@ from serdab.linux.dirfd import DirFd
 from serdab.sefs.imagebuild import ImageOptions, build_image
 from serdab.sefs.imageformat import IMAGE_NAME
 from serdab.sefs.imagewalk import Additions
+from serdab.structs import frozen
 from serdab.trust import platform
 from serdab.trust.descriptor import Descriptor, sign
 from serdab.trust.measurement import Digest, code_digest
@@ -79,7 +79,7 @@ _BUILD_PREFIX: Final = "build/"
 _HOST_FILES: Final = (b"etc/resolv.conf", b"etc/hosts", b"etc/hostname")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BuildRequest:
     """What to build with. ``builtin_key`` needs ``image_key``."""
 
@@ -89,7 +89,7 @@ class BuildRequest:
     force: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BuildResult:
     """What a build produced; ``sealed`` names the trees that were sealed anew.
 

@@ -19,11 +19,11 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import metadata
 from typing import Final
 
 from serdab.errors import EnvironmentRefused, MeasurementMismatch
+from serdab.structs import frozen
 from serdab.trust.codetree import package_root
 
 #: What the verbs of a package import, and of each what they do not: zstandard and cffi bring what
@@ -44,7 +44,7 @@ _MANYLINUX: Final = re.compile(r"manylinux_(\d+)_(\d+)_\w+")
 _OLD_MANYLINUX: Final = {"manylinux1": (2, 5), "manylinux2010": (2, 12), "manylinux2014": (2, 17)}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CarriedFile:
     """One file, by its path below the directory of the code."""
 
@@ -53,7 +53,7 @@ class CarriedFile:
     executable: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Library:
     """A library with its version and the oldest C library that it runs on."""
 

@@ -7,7 +7,6 @@ Above: ``cli.fsck``. Below: ``sefs.fsck``, ``libos.volumekey``, ``measurements``
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from serdab.errors import MeasurementMismatch, RollbackError, UsageError, WrongKeyError
 from serdab.instance import outer
@@ -27,6 +26,7 @@ from serdab.sefs.hostplace import Place, label_of, open_place
 from serdab.sefs.image import Image, open_image
 from serdab.sefs.imageformat import HEADER_BYTES, IMAGE_NAME, header_mac, parse_header
 from serdab.sefs.volume import Volume, memory_volume, open_volume
+from serdab.structs import frozen
 from serdab.trust import records
 from serdab.trust.chain import verify_signer
 from serdab.trust.freshness import OFF, RECORD, refusal_of
@@ -37,7 +37,7 @@ from serdab.vfs.union import Union
 Progress = Callable[[str, int], None]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Checked:
     """The outcome for one sealed file system.
 

@@ -13,12 +13,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from io import BufferedReader
 from typing import Any, Final
 
 from serdab.instance import ldcache
 from serdab.instance.intree import Files, HostFiles, open_host_file
+from serdab.structs import frozen
 
 _TRIPLETS: Final = {
     "EM_X86_64": "x86_64-linux-gnu",
@@ -34,7 +34,7 @@ _BUILT_IN: Final = re.compile(rb"(?:/[A-Za-z0-9._/-]*lib[A-Za-z0-9._/-]*/\0){2,}
 _MAX_SHEBANG: Final = 256
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Program:
     """What stands in an ELF file that decides how it is loaded.
 
@@ -58,7 +58,7 @@ class Program:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Script:
     """A file with a ``#!`` line. ``command`` is what env(1) is to look up, if it is env."""
 
@@ -146,7 +146,7 @@ def _split(value: object) -> tuple[str, ...]:
     return tuple(part for part in str(value).split(":") if part)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Library:
     """A library that was found: the name asked for, where it is, and its own needs."""
 

@@ -17,7 +17,6 @@ import json
 import os
 import stat
 import time
-from dataclasses import dataclass
 from typing import Final
 
 from serdab.config.dirs import make_private, state_dir, write_durably
@@ -26,13 +25,14 @@ from serdab.errors import Error
 from serdab.keys import Key
 from serdab.linux.dirfd import DirFd
 from serdab.linux.dirtree import Descent, listing
+from serdab.structs import frozen
 
 # File systems stamp times at the ticks of a coarse clock; within this time of the last change a
 # second change of the same size could leave the same stamp.
 RACY_NS: Final = 50_000_000
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Sealed:
     """The inputs of one sealing by their fingerprint, and the root MAC that came out."""
 

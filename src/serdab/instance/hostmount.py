@@ -26,7 +26,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from serdab.errors import Error
@@ -34,6 +33,7 @@ from serdab.fuse.mounting import SUBTYPE, mount_host, raise_read_ahead, unmount
 from serdab.fuse.session import Session, SessionOptions
 from serdab.linux.mounts import mounts_at, mounts_of, syncfs
 from serdab.linux.ownlimits import lift_limits
+from serdab.structs import frozen
 from serdab.vfs.api import FileSystem
 
 GRACE_S: Final = 10.0
@@ -47,7 +47,7 @@ _STOP: Final = 255
 Log = Callable[[str, str], None]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Wanted:
     """Where and how to mount.
 

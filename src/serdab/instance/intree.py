@@ -17,13 +17,13 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from io import BufferedReader
 from typing import Final, Protocol, final
 
 from serdab.errors import UsageError
 from serdab.linux.dirfd import DirFd, word_for
 from serdab.linux.outside import MAX_LINKS, Walk
+from serdab.structs import frozen
 
 _HERE: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
@@ -97,7 +97,7 @@ class NoFiles:
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@frozen
 class Spot:
     """A name in an open directory of the tree: nothing is followed from here on.
 

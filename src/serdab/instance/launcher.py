@@ -10,8 +10,9 @@ covers both. It runs the interpreter isolated (``-I -S``: no environment, no use
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+from serdab.structs import frozen
 
 _TEXT: Final = """\
 #!/bin/sh
@@ -72,7 +73,7 @@ exit $code
 """
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Runtime:
     """The interpreters that a package runs on.
 

@@ -10,16 +10,16 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from serdab.libos.idmaps import RANGE_IDS, choose_here
+from serdab.structs import frozen
 from serdab.trust import platform
 
 MINIMUM_KERNEL: Final = (5, 19)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Finding:
     """One feature: ``required`` ones decide the exit code; ``hint`` says how to get it."""
 

@@ -6,18 +6,17 @@ Above: ``cli`` (print). Below: ``trust.descriptor``, ``config.boot``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from serdab.config.boot import BootConfig, parse_boot_config
 from serdab.errors import MeasurementMismatch
 from serdab.instance.layout import DESCRIPTOR, PROTECTED_CONFIG, Instance
+from serdab.structs import frozen
 from serdab.trust.descriptor import Descriptor, parse_and_verify
 from serdab.trust.measurement import Digest
 
 NAMES = ("mrenclave", "mrsigner", "conf-mac", "init-mac", "root-mac")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Measurements:
     """A signed descriptor whose signature verified and the configuration it names."""
 

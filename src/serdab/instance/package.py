@@ -33,7 +33,6 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Final
 
 from serdab.config.boot import ENCRYPTED, BootConfig
@@ -59,6 +58,7 @@ from serdab.instance.tarball import Member
 from serdab.keys import Key
 from serdab.linux.outside import Walk
 from serdab.sefs.imageformat import IMAGE_NAME
+from serdab.structs import frozen
 from serdab.trust import platform
 from serdab.trust.chain import BootChain
 from serdab.trust.descriptor import Descriptor, parse_and_verify
@@ -68,7 +68,7 @@ from serdab.trust.signing import Signer
 FORMAT: Final = 1
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PackageRequest:
     """What to package as, and what is allowed to travel.
 
@@ -84,7 +84,7 @@ class PackageRequest:
     public_key: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Packaged:
     """What was made."""
 

@@ -16,7 +16,6 @@ import mmap
 import os
 import stat
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Final
 
 from serdab.errors import EnvironmentRefused, Error, UsageError
@@ -26,6 +25,7 @@ from serdab.instance.tarball import Member, write_tarball
 from serdab.linux.dirfd import DirFd
 from serdab.linux.outside import Walk
 from serdab.sefs.segment import FULL
+from serdab.structs import frozen
 from serdab.trust.signing import MODULUS_BYTES, Signer
 
 SUFFIX: Final = ".tar.gz"
@@ -43,7 +43,7 @@ _NOT_WRITABLE: Final = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Written:
     """What was written beside the path that was asked for, and what the tarball is."""
 

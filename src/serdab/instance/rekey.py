@@ -26,7 +26,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 from serdab.config.boot import ENCRYPTED, BootConfig
 from serdab.config.occlum import parse
@@ -46,6 +45,7 @@ from serdab.instance.sealedroot import layer_keys, prove_owner, verified_chain
 from serdab.keys import Key
 from serdab.sefs.image import Image, open_image
 from serdab.sefs.segment import FULL
+from serdab.structs import frozen
 from serdab.trust.chain import BootChain
 from serdab.trust.descriptor import Descriptor
 from serdab.trust.measurement import Digest
@@ -55,7 +55,7 @@ from serdab.trust.signing import Signer
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RekeyRequest:
     """Who signs (None: nobody can), and the two keys."""
 
@@ -64,7 +64,7 @@ class RekeyRequest:
     new: Key
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RekeyResult:
     """The measurements now. ``was_done``: the instance had the new key before."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from posixpath import dirname
 
 from serdab.config.mounts import IMAGE as IMAGE_KEY
@@ -29,13 +28,14 @@ from serdab.sefs.image import Image, open_image
 from serdab.sefs.imageformat import IMAGE_NAME
 from serdab.sefs.volume import Volume, bound_lower, open_volume
 from serdab.sefs.volumecopy import close_for_copy
+from serdab.structs import frozen
 from serdab.trust import records
 from serdab.trust.chain import BootChain
 from serdab.trust.descriptor import Descriptor
 from serdab.trust.freshness import OFF, Guard, OpenedHome, Watch, Watched, open_watched
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WritableLayer:
     """A layer that was admitted, open for reading, and the image it belongs to.
 

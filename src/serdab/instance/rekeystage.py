@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from typing import Final
 
 from serdab.config.boot import BootConfig, dump_boot_config
@@ -42,6 +41,7 @@ from serdab.sefs.image import Image, open_image
 from serdab.sefs.imagebuild import reseal_image
 from serdab.sefs.imageformat import IMAGE_NAME
 from serdab.sefs.volumecopy import copy_volume
+from serdab.structs import frozen, replace
 from serdab.trust import platform
 from serdab.trust.chain import BootChain
 from serdab.trust.descriptor import Descriptor, sign
@@ -52,7 +52,7 @@ Progress = Callable[[str, int], None]
 _SLACK_BYTES: Final = 8 << 20
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Staged:
     """What was written, and the directory that is to be ``build/``, which stays the staging's.
 

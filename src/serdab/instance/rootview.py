@@ -9,7 +9,6 @@ Above: ``cli.mount``. Below: ``sealedroot`` (keys), ``libos.layers``, ``vfs``.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final
 
@@ -26,6 +25,7 @@ from serdab.libos.owners import OneOwner
 from serdab.libos.request import Freshness, parse_mac
 from serdab.libos.volumekey import VolumeKey, check_key_fits
 from serdab.sefs.anchor import ANCHOR_NAME
+from serdab.structs import field, frozen, replace
 from serdab.trust import platform
 from serdab.trust.chain import BootChain
 
@@ -41,7 +41,7 @@ class Layer(Enum):
     UNION = "union"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class View:
     """What is wanted. ``previous``: over the image that the writable layer belongs to."""
 

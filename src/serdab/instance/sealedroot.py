@@ -13,13 +13,13 @@ Security:
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import Final
 
 from serdab.errors import UsageError, VerificationError
 from serdab.instance.layout import DESCRIPTOR, PROTECTED_CONFIG, Instance
 from serdab.keys import Key
 from serdab.libos.volumekey import VolumeKey, check_key_fits, volume_key
+from serdab.structs import frozen
 from serdab.trust import platform
 from serdab.trust.appraisal import Untrusted, appraise
 from serdab.trust.chain import BootChain
@@ -28,7 +28,7 @@ from serdab.trust.signing import Signer, SignToolError
 CHALLENGE_LABEL: Final = b"serdab proof of ownership 1\n"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LayerKeys:
     """``image`` is None if the image is not encrypted."""
 

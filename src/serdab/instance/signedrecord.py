@@ -21,12 +21,12 @@ import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, TypeGuard
 
 from serdab.config.dirs import make_private, write_durably
 from serdab.instance.fingerprint import record_path
 from serdab.instance.owners import Owner
+from serdab.structs import frozen
 
 MAX_FILES: Final = 200_000
 _MAX_PACKED_BYTES: Final = 32 << 20
@@ -43,7 +43,7 @@ _HEX: Final = re.compile("[0-9a-f]+")
 Files = Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SignedTree:
     """A sealed tree: its root MAC (64 hex digits), and a stamp of each file by path."""
 
@@ -51,7 +51,7 @@ class SignedTree:
     files: Files | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Signed:
     """What one signature was made over, in terms of the sources."""
 

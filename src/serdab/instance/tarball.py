@@ -14,13 +14,14 @@ import gzip
 import io
 import tarfile
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import BinaryIO, Final
+
+from serdab.structs import frozen
 
 _LEVEL: Final = 6
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Member:
     """A regular file: its path, and its bytes or an open file of ``size_bytes``."""
 

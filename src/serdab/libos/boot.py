@@ -14,7 +14,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Final
 
 from serdab.config.boot import BootConfig, MountEntry
@@ -45,6 +44,7 @@ from serdab.libos.shares import Shares
 from serdab.libos.tree import HostDirectory, Memory, TextFile, Tree
 from serdab.libos.volumekey import VolumeKey, check_key_fits, volume_key
 from serdab.linux.process import sealed_file
+from serdab.structs import frozen, replace
 from serdab.trust import platform
 from serdab.trust.appraisal import Untrusted, appraise, remember_signer
 from serdab.trust.chain import BootChain, State
@@ -58,7 +58,7 @@ _FIRST_HOST_FUSE: Final = 2
 _OWN_SERVERS: Final = 16
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Parts:
     """What a boot works with. ``new_server(name)`` starts an fs server; ``group_servers()``
     moves those that there are, and will be, to the control group that was made."""
@@ -72,7 +72,7 @@ class Parts:
     log: Callable[[str, str], None]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class HostMount:
     """A host directory of the application's tree, decided and ready to be mounted."""
 

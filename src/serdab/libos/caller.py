@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from serdab.errors import UsageError
 from serdab.keys import Key
 from serdab.libos.channel import close_all
 from serdab.libos.messages import Value
 from serdab.libos.streams import check_streams
+from serdab.structs import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Descriptors:
     """Three descriptors for a program; ``opened`` are those of them that are ours to close."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import replace
 from typing import Final
 
 from serdab.config.mounts import MountPolicy
@@ -19,6 +18,7 @@ from serdab.libos.notify import Caller
 from serdab.libos.sandbox import Sandbox
 from serdab.libos.users import user_of
 from serdab.libos.worker import Place
+from serdab.structs import replace
 
 _SHOWN: Final = 200
 

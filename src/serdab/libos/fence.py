@@ -12,7 +12,6 @@ Security:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from serdab.errors import NotAllowedError, UsageError
 from serdab.libos import hostdirs
@@ -21,9 +20,10 @@ from serdab.libos.ground import Ground, LedElsewhere, Way, dump_identities, pars
 from serdab.libos.messages import Value
 from serdab.linux.dirfd import DirFd
 from serdab.linux.outside import Identity
+from serdab.structs import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Place:
     """An open directory, the real path it has, what is hidden in it.
 
@@ -36,7 +36,7 @@ class Place:
     instance: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Fence:
     """Where directories may lie: in ``roots``, and nowhere in what is never shown.
 

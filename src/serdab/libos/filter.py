@@ -23,7 +23,6 @@ Security: a call that is checked is answered by us, never passed on after the ch
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
 from typing import Final
 
 from serdab.errors import EnvironmentRefused
@@ -34,6 +33,7 @@ from serdab.linux.seccomp import (
     RET_ERRNO,
     RET_USER_NOTIF,
 )
+from serdab.structs import frozen
 
 MOUNT_ROOT_FS: Final = 363
 
@@ -49,7 +49,7 @@ _IOPRIO_WHO_USER: Final = 3
 _LAST_OF_OURS: Final = 299
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Numbers:
     """System call numbers of one architecture. ``known``: ranges of assigned numbers."""
 
@@ -151,7 +151,7 @@ X86_64: Final = Numbers(
 BY_MACHINE: Final = {"x86_64": X86_64}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Options:
     """What a filter is made for."""
 

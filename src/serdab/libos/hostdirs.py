@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
 
 from serdab.config.names import DIRECTORIES, SHOWN_ON_REQUEST, fold, is_reserved
 from serdab.errors import UsageError
@@ -21,9 +20,10 @@ from serdab.libos.reserved import is_below, reserved_part
 from serdab.linux.dirfd import DirFd
 from serdab.linux.dirtree import identity
 from serdab.linux.outside import Identity, is_instance
+from serdab.structs import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Shown:
     """A host directory to show: its real path, and relative paths to hide.
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import _socket
 import os
 import re
-from dataclasses import dataclass
 from typing import Final
+
+from serdab.structs import frozen
 
 MAX_BYTES: Final = 64 << 10
 PATHS: Final = ("/etc/resolv.conf", "/etc/hosts", "/etc/hostname")
@@ -20,7 +21,7 @@ _HOST_NAME: Final = re.compile(r"(?!-)[A-Za-z0-9_.-]{1,253}")
 _RESOLVER_WORDS: Final = frozenset({"nameserver", "domain", "search", "sortlist", "options"})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class HostFile:
     """A file that passed its check."""
 

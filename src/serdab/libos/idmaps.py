@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from serdab.errors import EnvironmentRefused
+from serdab.structs import frozen
 
 RANGE_IDS: Final = 65536
 #: Where root's range starts when /etc/subuid gives it none: high enough to be nobody's, and below
@@ -30,7 +30,7 @@ _SUBUID: Final = "/etc/subuid"
 _SUBGID: Final = "/etc/subgid"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class IdMap:
     """(first inside, first outside, count) lines for users and groups.
 

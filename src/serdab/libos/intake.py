@@ -35,13 +35,13 @@ import os
 import select
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from serdab.libos.loop import Loop
 from serdab.libos.mountcall import BadCall, MountCall, UmountCall
 from serdab.linux.memory import Memory
 from serdab.linux.seccomp import Listener, Notification
+from serdab.structs import frozen
 
 #: What a look returns; None for calls that have none.
 Copied: TypeAlias = MountCall | UmountCall | None
@@ -73,7 +73,7 @@ class CallerDied(Exception):
     """The caller is gone; nothing it asked for may be done any more."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Look:
     """What a front does with a call before the loop hears of it.
 

@@ -20,10 +20,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from serdab.errors import WrongKeyError
+from serdab.structs import frozen
 
 if TYPE_CHECKING:
     from serdab.sefs.hostplace import Place
@@ -41,7 +41,7 @@ _KINDS: Final = {
 _MAX_WORD: Final = 64
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class KeySource:
     """What is known of a key's origin; an empty text is an unknown or absent part."""
 
@@ -94,7 +94,7 @@ def _word(value: object) -> str:
     return text if len(text) <= _MAX_WORD and text.isascii() and text.isprintable() else ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Difference:
     what: str
     expected: str

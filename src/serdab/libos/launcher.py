@@ -16,7 +16,6 @@ import os
 import signal
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final
 
 from serdab.errors import EnvironmentRefused, Error, InternalError
@@ -24,6 +23,7 @@ from serdab.libos.channel import close_all, receive_raw, send_raw
 from serdab.libos.early import Started
 from serdab.libos.loop import Future, Loop
 from serdab.linux.process import sealed_file
+from serdab.structs import frozen
 
 HEADER: Final = struct.Struct("<HHIiI")
 SETUP: Final = struct.Struct("<QIIIIIIII")
@@ -80,7 +80,7 @@ class StepFailed(Exception):
         self.code = code
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Setup:
     """What the sandbox is given once. ``limits``: (resource, soft, hard).
 
@@ -98,7 +98,7 @@ class Setup:
     own_session: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SpawnRequest:
     """A program to start: strings as bytes, three descriptors, a status pipe.
 

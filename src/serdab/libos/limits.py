@@ -17,8 +17,9 @@ from __future__ import annotations
 import os
 import resource
 import time
-from dataclasses import dataclass
 from typing import Final
+
+from serdab.structs import frozen
 
 _ROOT: Final = "/sys/fs/cgroup"
 _PREFIX: Final = "serdab-"
@@ -28,7 +29,7 @@ _REMOVE_PATIENCE_S: Final = 2.0
 _NO_CORE: Final = 1
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Wanted:
     """What the configuration asks for; None is no limit.
 
@@ -138,7 +139,7 @@ def _sweep(parent: str) -> None:
             _remove(os.path.join(parent, name))  # else processes are in it
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Settings:
     """What is written to the group and its children; ``optional`` may be missing."""
 

@@ -21,10 +21,10 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
 from serdab.keys import KEY_BYTES, parse_hyphened
+from serdab.structs import frozen
 
 PATH_MAX: Final = 4096
 #: Two paths and a key, each character quoted, fit.
@@ -110,7 +110,7 @@ class MountCall(NamedTuple):
         return bool(self.flags & MS_NOSYMFOLLOW)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class UmountCall:
     """A umount2(2) that passed every check without a file system."""
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import replace
 
 from serdab.config.boot import BootConfig, UpperLayer
 from serdab.config.mounts import AUTOMATIC, IMAGE, NamedKey
@@ -23,6 +22,7 @@ from serdab.libos.volumekey import volume_key
 from serdab.linux.dirfd import word_for
 from serdab.linux.dirtree import identity
 from serdab.linux.outside import Walk
+from serdab.structs import replace
 from serdab.trust.chain import BootChain
 from serdab.trust.platform import Platform
 

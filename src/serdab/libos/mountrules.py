@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import hmac
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Final
 
 from serdab.config.mounts import ANY, MountPolicy
@@ -29,6 +28,7 @@ from serdab.libos.mountcall import (
 )
 from serdab.libos.orders import HOST, SEALED, UNION, Orders
 from serdab.libos.reserved import is_below
+from serdab.structs import field, frozen
 
 _LABEL: Final = b"serdab named key 1\n"
 _ATTRIBUTES: Final = (
@@ -41,7 +41,7 @@ _NOSUID_NODEV: Final = 0x02 | 0x04
 READ_ONLY: Final = 0x01
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rules:
     """The measured policy with everything that an order needs.
 

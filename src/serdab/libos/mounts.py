@@ -33,7 +33,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Final
 
 from serdab.config.mounts import MountPolicy
@@ -53,6 +52,7 @@ from serdab.libos.tree import FUSE_OPTIONS
 from serdab.libos.turns import Turns
 from serdab.libos.users import OPEN_HINT, is_owner
 from serdab.libos.worker import Mounted, Refused, Target, Worker
+from serdab.structs import mutable, replace
 
 _SERVER_GONE: Final = frozenset({errno.ENOTCONN, errno.ECONNABORTED})
 _NOT_READY: Final = "mount: the instance is not ready"
@@ -60,7 +60,7 @@ _NOT_READY: Final = "mount: the instance is not ready"
 _CLOSING_PATIENCE_MS: Final = 10_000
 
 
-@dataclass(slots=True)
+@mutable
 class _Mount:
     """One mount of a program. ``server`` is None for a file system of the kernel's own.
     ``user`` mounted it.

@@ -17,7 +17,6 @@ import _thread
 import ctypes
 import errno
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
 from serdab.errors import Error
@@ -37,6 +36,7 @@ from serdab.libos.turns import Turns
 from serdab.linux.memory import Memory
 from serdab.linux.process import is_open_file
 from serdab.linux.seccomp import Listener, Notification
+from serdab.structs import frozen
 
 T = TypeVar("T")
 
@@ -135,7 +135,7 @@ class Settle(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Handlers:
     """What performs the calls; all raise :class:`CallError`.
 

@@ -8,7 +8,6 @@ Above: ``fsclient``, ``storage``, ``layers``. Below: ``fence``, ``messages``.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
 from serdab.errors import FormatError
@@ -27,6 +26,7 @@ from serdab.libos.fields import (
 from serdab.libos.ground import Ground, parse_identities
 from serdab.libos.messages import Value
 from serdab.linux.dirfd import DirFd
+from serdab.structs import field, frozen
 from serdab.vfs.api import FileSystem
 
 #: A read-only image under a writable layer in memory: the init FS.
@@ -39,7 +39,7 @@ SEALED: Final = "sealed"
 HOST: Final = "host"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Orders:
     """One file system to serve. Keys are bytes here and nowhere else outside ``keys``.
 
@@ -201,7 +201,7 @@ def _descriptors(
     return ground, host
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Opened:
     """A file system that was verified up to its root; ``root_mac`` is empty for the host's.
 

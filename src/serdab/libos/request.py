@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Final
 
 from serdab.errors import FormatError, UsageError
@@ -24,9 +23,10 @@ from serdab.libos.fields import (
     text,
 )
 from serdab.libos.messages import Value
+from serdab.structs import frozen, replace
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Freshness:
     """What the caller wants of the writable layer's freshness, beside the measured policy.
 
@@ -123,7 +123,7 @@ def take_key(fd: int) -> bytes:
     return out
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BootRequest:
     """One boot. Paths of the instance are relative to it; its descriptor travels beside this.
 

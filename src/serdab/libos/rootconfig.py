@@ -14,10 +14,10 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 from serdab.keys import KEY_BYTES
+from serdab.structs import frozen
 
 OLD_BYTES: Final = 56
 KNOWN_BYTES: Final = 64
@@ -35,7 +35,7 @@ class Readable(Protocol):
     def text(self, address: int, limit: int = 4096) -> bytes: ...
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RootConfig:
     """What init asks for; None leaves what is configured."""
 
@@ -48,7 +48,7 @@ class RootConfig:
     root_mac: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Request:
     """A whole call. ``config`` None: mount what is configured."""
 

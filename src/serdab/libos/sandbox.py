@@ -15,7 +15,6 @@ import os
 import platform
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final
 
 from serdab.errors import EnvironmentRefused, Error, NotAllowedError, NotFoundError
@@ -35,6 +34,7 @@ from serdab.libos.launcher import (
 from serdab.libos.loop import Future, Loop
 from serdab.libos.tree import Tree, plan
 from serdab.linux.capability import Capability, mask
+from serdab.structs import frozen
 
 #: What podman gives a container by default, as far as it means anything inside.
 CAPABILITIES: Final = (
@@ -62,7 +62,7 @@ _NOT_FOUND: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.E
 _NOT_EXECUTABLE: Final = frozenset({errno.EACCES, errno.ENOEXEC, errno.EISDIR, errno.EPERM})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Listeners:
     """Who takes over what the sandbox produces.
 

@@ -14,8 +14,9 @@ memory there is (tmpfs(5)).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+from serdab.structs import frozen
 
 #: What the fs server of a mount takes at most: its caches are sized for that.
 MOUNT_BYTES: Final = 24 << 20
@@ -27,7 +28,7 @@ _PARTS: Final = 4
 _LEAST_RAMFS: Final = 64 << 10
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Shares:
     """The shares of a limit, None: there is none. ``ramfs_count`` are configured."""
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import replace
 from functools import partial
 
 from serdab.errors import FormatError, FsError
 from serdab.libos import layers
 from serdab.libos.orders import HOST, SEALED, TRANSIENT, UNION, Opened, Orders
 from serdab.libos.users import NOBODY, require_owner, shown_owner
+from serdab.structs import replace
 from serdab.vfs.api import ROOT_INO, FileSystem, SetAttr
 
 

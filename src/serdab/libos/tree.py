@@ -14,11 +14,11 @@ Security:
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
 from serdab.libos.shares import tmpfs_options
+from serdab.structs import frozen
 
 FUSE_OPTIONS: Final = (
     "source=serdab,subtype=serdab,rootmode=40000,user_id=0,group_id=0"
@@ -79,7 +79,7 @@ class _Op(IntEnum):
     SETATTR = 11
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class HostDirectory:
     """A host directory shown inside, by the fs server whose descriptor has that index."""
 
@@ -88,7 +88,7 @@ class HostDirectory:
     read_only: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Memory:
     """A file system in memory (``ramfs`` in the configuration)."""
 
@@ -96,7 +96,7 @@ class Memory:
     size_bytes: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TextFile:
     """A file bound over one of the image's; the content is the descriptor of that number."""
 
@@ -104,7 +104,7 @@ class TextFile:
     number: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Tree:
     """Everything that one stage sees. ``root_fuse`` is the index of the root's descriptor."""
 
@@ -119,7 +119,7 @@ class Tree:
     hostname: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Plan:
     """The steps as the launcher reads them, and what each is for, for messages."""
 

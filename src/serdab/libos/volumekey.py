@@ -10,20 +10,20 @@ there the platform's key is mixed in: what a program writes stays secret.
 from __future__ import annotations
 
 import hmac
-from dataclasses import dataclass
 from typing import Final
 
 from serdab.config.boot import ENCRYPTED, BootConfig
 from serdab.errors import WrongKeyError
 from serdab.keys import KEY_BYTES
 from serdab.libos.keysource import AUTOMATIC, BUILT_IN, USER, KeySource
+from serdab.structs import frozen
 from serdab.trust.measurement import Digest
 from serdab.trust.platform import KeyPolicy, Platform
 
 _LABEL: Final = b"serdab built-in key 1\n"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class VolumeKey:
     """The key, and what the volume remembers in clear about where it comes from."""
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import dataclass
 from typing import Any, Final
 
 from serdab.errors import Error
@@ -20,6 +19,7 @@ from serdab.libos.channel import close_all, receive_raw, send_raw, socket_pair
 from serdab.libos.interpreter import CHANNEL_FD, PYTHON_IGNORES
 from serdab.libos.launcher import HEADER
 from serdab.libos.loop import Future, Loop
+from serdab.structs import frozen
 
 _RESOLVE, _MOUNT, _UNDO, _WRITE_BACK, _DETACH = range(16, 21)
 _NOFOLLOW, _FUSE, _DROP_GROUPS = 1, 2, 4
@@ -27,7 +27,7 @@ _IS_ROOT, _IS_MOUNT, _NO_LINKS, _IN_TREE = 1, 2, 4, 8
 _AT_ENTER: Final = 1
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Place:
     """Where a call happens: descriptors of the caller, which stay the owner's to close."""
 
@@ -37,7 +37,7 @@ class Place:
     cwd: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Target:
     """What a path of the caller leads to: a directory, maybe the root of a mount.
 
@@ -56,7 +56,7 @@ class Target:
     owner: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Mounted:
     """A mount that was made. ``fd``, the caller's to close: of /dev/fuse, else of its root."""
 

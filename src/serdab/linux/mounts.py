@@ -10,11 +10,11 @@ import ctypes
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import IntFlag
 from typing import Final, final
 
 from serdab.linux.libc import check, libc
+from serdab.structs import frozen
 
 libc.mount.argtypes = (
     ctypes.c_char_p,
@@ -75,7 +75,7 @@ def syncfs(fd: int) -> None:
     check(libc.syncfs(fd), "syncfs")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Mount:
     """One line of /proc/self/mountinfo. ``device`` is the ``st_dev`` of what is mounted, ``source``
     the name that who mounted it gave it.

@@ -11,10 +11,10 @@ import ctypes
 import os
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
 
 from serdab.linux.libc import check, libc
+from serdab.structs import frozen
 
 _SFD_CLOEXEC: Final = 0o2000000
 _SFD_NONBLOCK: Final = 0o4000
@@ -23,7 +23,7 @@ _INFO: Final = struct.Struct("<IiiI112x")  # struct signalfd_siginfo: signo, err
 _MASK_BYTES: Final = 128  # sigset_t of the C library
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Sent:
     """One signal. ``is_of_kernel``: the terminal sent it, to the whole process group."""
 

@@ -13,7 +13,6 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
@@ -23,11 +22,12 @@ from serdab.libos.bytecode import forget_byte_code
 from serdab.libos.caller import current_umask, open_descriptors, spawn_record
 from serdab.libos.channel import Channel, close_all
 from serdab.libos.messages import Value
+from serdab.structs import frozen
 
 _DOWN_PATIENCE_S: Final = 5.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ExitStatus:
     """How a program ended: ``code``, or ``signal`` if one killed it."""
 
@@ -46,7 +46,7 @@ class ExitStatus:
         return cls(signal=-code) if code < 0 else cls(code=code)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Measured:
     """One thing that the boot measured and accepted."""
 

@@ -28,7 +28,6 @@ from __future__ import annotations
 import hmac
 import os
 import struct
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -40,6 +39,7 @@ from serdab.keys import Key
 from serdab.sefs.hostdir import Dir, File, read_exact
 from serdab.sefs.page import MAX_LEVEL
 from serdab.sefs.segment import MAX_SEGMENT
+from serdab.structs import frozen
 
 ANCHOR_NAME: Final = "anchor"
 SLOT_BYTES: Final = 16 << 10
@@ -84,7 +84,7 @@ class AnchorState(msgspec.Struct, array_like=True, forbid_unknown_fields=True, f
     """Tag of the anchor before this one."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Anchor:
     """A verified slot."""
 
@@ -135,7 +135,7 @@ def dump_slot(
     return raw + bytes(SLOT_BYTES - len(raw)), sealed[-TAG_BYTES:]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Clear:
     """The part of a slot that needs no key."""
 

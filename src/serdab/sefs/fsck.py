@@ -15,7 +15,6 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Final
 
 from serdab.errors import AuthenticationError, Error, FormatError, FsError
@@ -23,6 +22,7 @@ from serdab.sefs import keyspace as ks
 from serdab.sefs.page import Item, Page
 from serdab.sefs.tree import Tree, load_child
 from serdab.sefs.volume import Volume
+from serdab.structs import field, mutable
 from serdab.vfs.api import ROOT_INO, FileSystem, Inode
 
 _UNIT: Final = 1 << 20
@@ -30,7 +30,7 @@ _ORPHAN: Final = bytes((ks.T_ORPHAN,))
 Progress = Callable[[int], None]
 
 
-@dataclass(slots=True)
+@mutable
 class Report:
     """What a check found. ``damaged`` maps a path (or what has none) to what is wrong with it."""
 

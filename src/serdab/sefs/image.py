@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Final, final
 
 import zstandard
@@ -53,6 +52,7 @@ from serdab.sefs.imageformat import (
 )
 from serdab.sefs.page import MAX_PAGE_BYTES, Page, parse_page
 from serdab.sefs.tree import Root, Tree
+from serdab.structs import replace
 from serdab.vfs.api import Inode
 from serdab.vfs.layer import Dirent
 

@@ -11,7 +11,6 @@ import os
 import struct
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from typing import Final
 
 import zstandard
@@ -41,6 +40,7 @@ from serdab.sefs.imagesource import ImageSource
 from serdab.sefs.imagewalk import Additions, Source, SourceEntry, Walk
 from serdab.sefs.packwriter import PackWriter, Sealer, compress
 from serdab.sefs.page import Item, dump_page, split_items
+from serdab.structs import frozen, mutable, replace
 from serdab.vfs.layer import Dirent
 
 PACK_MIN: Final = 1 << 20
@@ -53,7 +53,7 @@ def _root_owner(_: bytes) -> tuple[int, int]:
     return 0, 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ImageOptions:
     """What, beside tree and key, decides the bytes of an image."""
 
@@ -68,7 +68,7 @@ class ImageOptions:
     """(uid, gid) of a path relative to the root."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ImageInfo:
     """What was built. Sizes in bytes."""
 
@@ -78,7 +78,7 @@ class ImageInfo:
     stored_bytes: int
 
 
-@dataclass(slots=True)
+@mutable
 class _Content:
     """Where the chunks of a file went: (record, position within it), or None for a hole."""
 

@@ -48,13 +48,13 @@ Security:
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
 from serdab.crypto.hashes import HashAlgorithm, digest_function
 from serdab.errors import FormatError
 from serdab.sefs.page import MAX_LEVEL
+from serdab.structs import frozen
 
 MAGIC: Final = b"SEFSIMG\0"
 VERSION: Final = 1
@@ -85,7 +85,7 @@ class Mode(IntEnum):
     ENCRYPTED = 2
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Pointer:
     """Where a record lies and what it must hash to."""
 
@@ -112,7 +112,7 @@ def parse_pointer(raw: bytes) -> Pointer:
     return pointer
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Header:
     """The fields of the header."""
 

@@ -19,12 +19,12 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from serdab.errors import UsageError
 from serdab.linux.dirfd import DirFd
 from serdab.linux.dirtree import Descent, identity, listing
+from serdab.structs import field, frozen, mutable
 from serdab.vfs.api import ROOT_INO, Inode
 
 _SECOND: Final = 1_000_000_000
@@ -33,7 +33,7 @@ _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O
 _CHANGED: Final = frozenset({errno.ELOOP, errno.ENOENT, errno.ENXIO, errno.EISDIR})
 
 
-@dataclass(slots=True)
+@mutable
 class SourceEntry:
     """One inode of the image to be. ``content`` replaces the file at ``path`` on the host.
 
@@ -48,7 +48,7 @@ class SourceEntry:
     xattrs: list[tuple[bytes, bytes]] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Name:
     """One directory entry of the image to be."""
 
@@ -58,7 +58,7 @@ class Name:
     dtype: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Additions:
     """What is sealed besides the source tree, by path relative to the root (no leading slash).
 

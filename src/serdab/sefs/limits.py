@@ -6,11 +6,12 @@ Above: ``volume``, ``segment``, ``content``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Final
 
+from serdab.structs import frozen, replace
 
-@dataclass(frozen=True, slots=True)
+
+@frozen
 class VolumeLimits:
     """Sizes in bytes, times in seconds. Tests choose small ones."""
 

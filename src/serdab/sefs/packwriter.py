@@ -15,7 +15,6 @@ import struct
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Final, final
 
 import zstandard
@@ -25,6 +24,7 @@ from serdab.crypto.hashes import HashAlgorithm, KeyedHasher, digest_function
 from serdab.crypto.kdf import KeySchedule
 from serdab.sefs.image import pack_cipher
 from serdab.sefs.imageformat import FLAG_ZSTD, R_DATA, Pointer, record_aad
+from serdab.structs import frozen
 
 _RECORD: Final = struct.Struct("<BBI")
 _WORTH: Final = 0.88
@@ -40,7 +40,7 @@ class _Compressors(threading.local):
 _compressors = _Compressors()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Payload:
     """The bytes of a record before they are sealed."""
 

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final, final
 
 from serdab.errors import FormatError
 from serdab.sefs.anchor import AnchorState
+from serdab.structs import frozen
 
 UUID_BYTES: Final = 16
 CHAIN_BYTES: Final = 16
@@ -35,7 +35,7 @@ class Order(Enum):
     FORK = "a state of another history"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Position:
     """One durable state of one volume."""
 

@@ -27,7 +27,6 @@ import logging
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import repeat
 from typing import Final, final
 
@@ -36,6 +35,7 @@ from serdab.crypto.kdf import KeySchedule
 from serdab.errors import AuthenticationError, FormatError, FsError
 from serdab.sefs.hostdir import Dir, File, read_exact
 from serdab.sefs.limits import DEFAULT_LIMITS, VolumeLimits
+from serdab.structs import frozen, mutable
 
 HEADER_BYTES: Final = 4096
 SALT_BYTES: Final = 32
@@ -105,7 +105,7 @@ def segment_cipher(keys: KeySchedule, number: int, salt: bytes) -> RecordCipher:
     return keys.cipher(b"segment", number.to_bytes(8, "little") + salt)
 
 
-@dataclass(slots=True)
+@mutable
 class Usage:
     """Of one segment: bytes appended, and bytes that the newest state refers to."""
 
@@ -327,7 +327,7 @@ def plain_length(pointer: bytes) -> int:
     return stored - TAG_BYTES
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Ended:
     """A segment that is written and not flushed, and how many records it has."""
 

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol, final
 
 from serdab.errors import FormatError
 from serdab.sefs.page import MAX_LEVEL, Item, Page, dump_page, split_items
+from serdab.structs import frozen
 
 Change = tuple[bytes, bytes | None]
 
@@ -45,7 +45,7 @@ class PageSink(PageStore, Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Root:
     """The root of a tree: its pointer and level. ``pointer`` is empty for an empty tree."""
 

@@ -14,7 +14,6 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Final, final
 
 from msgspec import structs
@@ -40,6 +39,7 @@ from serdab.sefs.memorydir import MemoryDir
 from serdab.sefs.page import Item
 from serdab.sefs.position import History, Position, logged_mac
 from serdab.sefs.tree import Tree
+from serdab.structs import replace
 from serdab.vfs.api import ROOT_INO, Inode, StatFs
 from serdab.vfs.layer import Dirent, Layer
 

@@ -13,7 +13,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final, NoReturn
 
 from serdab.errors import BusyError, Error, FormatError, InternalError, from_dict
@@ -27,6 +26,7 @@ from serdab.service import place
 from serdab.service.protocol import ExecRequest, Hello
 from serdab.service.signals import Signals
 from serdab.service.terminal import NoTerminal, Relay, find
+from serdab.structs import frozen
 
 _ANSWER_S: Final = 10.0
 _QUIET_S: Final = 1.0
@@ -35,7 +35,7 @@ _QUIET_S: Final = 1.0
 OnWait = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ProgramStatus:
     """A program that runs. ``client`` is the process it belongs to, 0 if that went away."""
 
@@ -45,7 +45,7 @@ class ProgramStatus:
     has_terminal: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Status:
     """What a service tells about itself. ``measured``: stage, subject, digest."""
 

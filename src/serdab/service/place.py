@@ -21,11 +21,11 @@ import fcntl
 import hashlib
 import os
 import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from serdab.config.dirs import make_private, runtime_dir, runtime_dirs, state_dir
 from serdab.errors import BusyError, Error, NotRunningError, VerificationError
+from serdab.structs import frozen
 
 if TYPE_CHECKING:
     from socket import socket
@@ -36,7 +36,7 @@ _BACKLOG = 128
 Connected = _socket.socket
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Place:
     """The names of one instance's service. ``instance`` is the real path of its directory."""
 

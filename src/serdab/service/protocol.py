@@ -25,13 +25,13 @@ A client that goes away hangs up on its program.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from serdab.errors import Error, FormatError
 from serdab.libos.fields import byte_strings, flag, many, number, optional_text, text
 from serdab.libos.messages import Value
 from serdab.libos.request import NOTHING_PINNED, Freshness
+from serdab.structs import frozen
 
 VERSION: Final = 1
 
@@ -40,7 +40,7 @@ RUNNING: Final = "running"
 STOPPING: Final = "stopping"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StartRequest:
     """What ``start`` asks the new process for. ``instance`` is absolute.
 
@@ -94,7 +94,7 @@ class StartRequest:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ExecRequest:
     """A program to start. ``terminal``: which of the three descriptors is it (-1: none)."""
 
@@ -131,7 +131,7 @@ class ExecRequest:
         return request
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Hello:
     """How a server greets: its state, and the names of the environment that may be sent."""
 

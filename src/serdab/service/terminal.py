@@ -23,9 +23,10 @@ import os
 import termios
 import tty
 from collections.abc import Mapping
-from dataclasses import dataclass
 from select import POLLERR, POLLHUP, POLLIN, POLLOUT, poll
 from typing import Final
+
+from serdab.structs import frozen
 
 _TIOCGPTPEER: Final = 0x5441
 _CHUNK: Final = 4096
@@ -36,7 +37,7 @@ _OUTPUT_FLAGS: Final = 1  # where tcgetattr(3) has them in Python's list
 Attributes = list[int | list[bytes | int]]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Found:
     """Our terminal: ``places`` of the standard streams it is (0 to 2), where to read and write."""
 

@@ -14,16 +14,16 @@ refuses a new proc in the sandbox's user namespace.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from serdab.errors import UsageError
+from serdab.structs import frozen
 
 _STOP_S: Final = 10
 _CREDENTIAL: Final = "image-key"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Unit:
     """What the unit is for. ``command`` is Serdab, absolute; paths are absolute.
 

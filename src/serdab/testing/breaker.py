@@ -8,17 +8,17 @@ product, only tests and demos. Below: ``sefs``.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from serdab.errors import NotFoundError
 from serdab.sefs import keyspace as ks
 from serdab.sefs.image import Image
 from serdab.sefs.imageformat import SLOT, SLOT_BYTES
+from serdab.structs import frozen
 from serdab.vfs.api import ROOT_INO
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StoredRange:
     """Where the stored bytes of one chunk lie in the host file."""
 

@@ -20,10 +20,10 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Final, final
 
 from serdab.sefs.memorydir import MemoryDir, MemoryFile
+from serdab.structs import field, frozen, mutable
 from serdab.testing.recording import (
     Create,
     Event,
@@ -47,7 +47,7 @@ Change = Write | Truncate
 Naming = Create | MakeDir | Rename | Unlink
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CrashState:
     """One thing the host may hold after the power failed."""
 
@@ -60,7 +60,7 @@ class CrashState:
     host: MemoryDir
 
 
-@dataclass(slots=True)
+@mutable
 class _File:
     durable: bytearray
     pending: list[tuple[int, Change]] = field(default_factory=list)
@@ -82,7 +82,7 @@ class _File:
         self.doubtful.update(index for index, _ in self.pending if index not in self.sure)
 
 
-@dataclass(slots=True)
+@mutable
 class _Dir:
     durable: dict[str, int] = field(default_factory=dict)
     pending: list[tuple[int, Naming]] = field(default_factory=list)

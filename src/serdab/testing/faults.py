@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, TypeVar, final
 
 from serdab.sefs.hostdir import Dir, File
+from serdab.structs import field, frozen, mutable
 from serdab.testing.crashes import CrashState, CrashStates
 from serdab.testing.recording import RecordingDir, RecordingFile, Trace
 
@@ -62,7 +62,7 @@ SPACE: Final = frozenset({Act.CREATE, Act.WRITE, Act.SUBDIR, Act.ALLOCATE})
 """Acts that a full host refuses."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Fault:
     """What goes wrong: from call ``first`` on (counted over ``acts``, from 0), ``times`` times.
 
@@ -77,7 +77,7 @@ class Fault:
     acts: frozenset[Act] = frozenset(Act)
 
 
-@dataclass(slots=True)
+@mutable
 class Host:
     """The state that all directories and files of one faulty host share."""
 

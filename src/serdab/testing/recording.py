@@ -10,13 +10,13 @@ Above: tests, ``crashes``. Below: ``sefs.memorydir``.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
 from typing import final
 
 from serdab.sefs.memorydir import MemoryDir, MemoryFile
+from serdab.structs import field, frozen, mutable
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Write:
     """Bytes were handed to the host."""
 
@@ -25,7 +25,7 @@ class Write:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Truncate:
     """A file was made shorter or longer."""
 
@@ -33,14 +33,14 @@ class Truncate:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SyncFile:
     """fdatasync(2) succeeded."""
 
     file: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FailedSync:
     """fdatasync(2) failed. The host marks the pages clean all the same: what was pending may be
     lost, and no later flush says anything about it (fsync(2), "Errors"; Rebello et al., ATC 2020).
@@ -49,7 +49,7 @@ class FailedSync:
     file: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Create:
     """A new, empty file got a name."""
 
@@ -58,7 +58,7 @@ class Create:
     file: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MakeDir:
     """A new directory got a name."""
 
@@ -67,7 +67,7 @@ class MakeDir:
     made: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rename:
     """A file changed its name, perhaps over another one."""
 
@@ -76,7 +76,7 @@ class Rename:
     new: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Unlink:
     """A name is gone."""
 
@@ -84,14 +84,14 @@ class Unlink:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SyncDir:
     """fsync(2) of a directory succeeded: its names are durable."""
 
     directory: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Mark:
     """Not an act on the host: the workload notes how far it is.
 
@@ -107,7 +107,7 @@ Event = (
 )
 
 
-@dataclass(slots=True)
+@mutable
 class Trace:
     """What happened, in order, and the numbers that files and directories go by."""
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass, field
 from typing import Final, final
 
 from serdab.sefs.memorydir import MemoryDir, MemoryFile
+from serdab.structs import field, mutable
 
 BLOCK: Final = 4096
 
@@ -27,7 +27,7 @@ def _blocks(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
 
 
-@dataclass(slots=True)
+@mutable
 class SmallHost:
     """Room for ``total`` bytes."""
 

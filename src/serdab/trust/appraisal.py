@@ -8,15 +8,14 @@ Above: ``libos.boot``, ``instance.sealedroot``. Below: ``chain`` (the decisions)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from serdab.config.boot import BootConfig
+from serdab.structs import frozen
 from serdab.trust import signers
 from serdab.trust.chain import BootChain
 from serdab.trust.measurement import code_digest
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Untrusted:
     """What ``build/`` of the instance at a path holds: bytes that nobody has checked yet."""
 

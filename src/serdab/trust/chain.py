@@ -32,7 +32,6 @@ Below: ``descriptor``, ``measurement``, ``config.boot``.
 from __future__ import annotations
 
 import hmac
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NoReturn
 
@@ -43,6 +42,7 @@ from serdab.errors import (
     MeasurementMismatch,
     SignerMismatch,
 )
+from serdab.structs import frozen
 from serdab.trust.descriptor import Descriptor, parse_and_verify
 from serdab.trust.measurement import SHA256, Digest
 
@@ -62,7 +62,7 @@ class State(Enum):
     DOWN = "down"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Measured:
     """One thing that a stage measured and accepted, for the boot's report."""
 

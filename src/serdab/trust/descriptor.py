@@ -19,18 +19,18 @@ Security:
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Final
 
 from serdab.config.strict import Section, load_object
 from serdab.errors import Error, FormatError
+from serdab.structs import frozen
 from serdab.trust.measurement import SHA256, Digest
 from serdab.trust.signing import EXPONENTS, MODULUS_BYTES, PublicKey, Signer
 
 FORMAT: Final = 1
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Descriptor:
     """What is signed. ``family_id`` and ``ext_prod_id`` are empty without key separation."""
 
@@ -67,7 +67,7 @@ class Descriptor:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SignedDescriptor:
     """A descriptor with a signature that was verified."""
 

@@ -44,7 +44,6 @@ from __future__ import annotations
 import errno
 import hmac
 import logging
-from dataclasses import dataclass
 from typing import Final, Protocol, final
 
 from serdab.errors import Error, FsError, MeasurementMismatch, RollbackError, UsageError
@@ -56,6 +55,7 @@ from serdab.sefs.hostplace import open_place
 from serdab.sefs.limits import DEFAULT_LIMITS, VolumeLimits
 from serdab.sefs.position import Order, Position
 from serdab.sefs.volume import Volume, open_volume_in
+from serdab.structs import frozen
 from serdab.trust import records
 from serdab.trust.pins import Pin, PinCommand, PinFile
 from serdab.vfs.layer import Layer
@@ -75,7 +75,7 @@ OLDER_BUILD_HINT: Final = (
 log = logging.getLogger("serdab.freshness")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Watch:
     """How one volume is watched. ``expected_mac``: 16 or 32 bytes that its MAC starts with.
 
@@ -92,7 +92,7 @@ class Watch:
     expected_mac: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Watched:
     """A volume that was admitted, and what the operator is to be told.
 

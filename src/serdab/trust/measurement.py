@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from dataclasses import dataclass
 from typing import Final
 
+from serdab.structs import frozen
 from serdab.trust.codetree import code_hash, package_root
 
 SHA256: Final = "sha256"
 _LENGTHS: Final = {SHA256: 32}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Digest:
     """A digest with the algorithm that made it; never a bare string of digits."""
 

@@ -25,13 +25,13 @@ import hmac
 import json
 import os
 import stat
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 from serdab.config.dirs import create_durably, make_private, state_dir
 from serdab.config.strict import load_object
 from serdab.errors import EnvironmentRefused, Error, UsageError, WrongKeyError
 from serdab.keys import KEY_BYTES, Key
+from serdab.structs import frozen
 from serdab.trust.measurement import Digest
 
 SIMULATION: Final = "simulation"
@@ -43,7 +43,7 @@ _IDENTITY: Final = b"serdab platform id 1\n"
 _MACHINE_LABEL: Final = b"serdab machine 1\n"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class KeyPolicy:
     """Who may get a sealed key again: this signer's builds of this product, and with
     ``mrenclave`` only this very build."""

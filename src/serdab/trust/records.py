@@ -30,13 +30,13 @@ import hashlib
 import json
 import os
 import time
-from dataclasses import dataclass, replace
 from typing import Final
 
 from serdab.config.dirs import make_private, state_dir, sync_directory, write_durably
 from serdab.config.strict import Section, load_object
 from serdab.errors import BusyError, Error, NoRoomError, VerificationError
 from serdab.sefs.position import CHAIN_BYTES, UUID_BYTES, Position
+from serdab.structs import frozen, replace
 from serdab.version import VERSION
 
 FORMAT: Final = 2
@@ -51,7 +51,7 @@ _HINT: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Record:
     """The newest state that this user's sessions made durable, and under which configuration."""
 

@@ -18,11 +18,11 @@ import hashlib
 import hmac
 import os
 import stat
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from serdab.config.dirs import create_durably, make_private, state_dir
 from serdab.errors import UsageError, VerificationError
+from serdab.structs import frozen
 from serdab.trust.measurement import SHA256, Digest
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ TOOL_TIMEOUT_S: Final = 300
 _DIGEST_INFO: Final = bytes.fromhex("3031300d060960864801650304020105000420")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PublicKey:
     """The public half of a signing key."""
 

@@ -12,8 +12,9 @@ Threads: a file system is called by one thread at a time; the session serialises
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final, Protocol
+
+from serdab.structs import frozen, mutable
 
 ROOT_INO: Final = 1
 
@@ -59,7 +60,7 @@ class Inode:
         self.blocks = -1  # 512-byte units; -1: not counted, derive it from size
 
 
-@dataclass(slots=True)
+@mutable
 class SetAttr:
     """The attributes to change; ``None`` leaves one alone. ``-1`` as a time means now."""
 
@@ -73,7 +74,7 @@ class SetAttr:
     kill_suidgid: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StatFs:
     """What statfs(2) reports; block counts in units of ``block_size`` bytes."""
 

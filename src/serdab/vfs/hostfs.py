@@ -28,12 +28,12 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from serdab.config.names import fold, is_config
 from serdab.errors import FsError
 from serdab.linux.files import chown_at, fallocate, list_from, renameat2, set_times, syncfs
+from serdab.structs import frozen
 from serdab.vfs.api import ROOT_INO, DirEntry, Inode, SetAttr, StatFs
 from serdab.vfs.hiding import Kind
 from serdab.vfs.hostnodes import PHANTOM_INO, Node, NodeTable
@@ -52,7 +52,7 @@ def _same(uid: int, gid: int) -> Owner:
     return uid, gid
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Owners:
     """How owners on the host and inside correspond; both take and return (uid, gid)."""
 

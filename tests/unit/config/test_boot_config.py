@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ from serdab.config import (
     parse_boot_config,
 )
 from serdab.errors import Error, FormatError
+from serdab.structs import replace
 
 PLAIN = BootConfig("encrypted", b"\1" * 32, b"\2" * 32)
 FULL = BootConfig(

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -19,6 +18,7 @@ from serdab.libos.keysource import (
     parse_untrusted,
     wrong_key,
 )
+from serdab.structs import replace
 
 OURS = KeySource(
     AUTOMATIC, platform="simulation", platform_id="ab" * 16, mrsigner="12" * 32, product="0"

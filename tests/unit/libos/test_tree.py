@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import replace
 
 from serdab.libos.tree import (
     NODEV,
@@ -17,6 +16,7 @@ from serdab.libos.tree import (
     Tree,
     plan,
 )
+from serdab.structs import replace
 
 STEP = struct.Struct("<BBBBIQHHI")
 NEW, CLONE, FUSE, ATTACH, PIVOT = 2, 3, 1, 4, 9

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from serdab.errors import (
     SignerMismatch,
     VerificationError,
 )
+from serdab.structs import replace
 from serdab.trust.chain import BootChain, State
 from serdab.trust.descriptor import Descriptor, sign
 from serdab.trust.measurement import Digest

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serdab.errors import Error, FormatError, VerificationError
+from serdab.structs import replace
 from serdab.trust.descriptor import Descriptor, parse_and_verify, sign
 from serdab.trust.measurement import Digest
 from serdab.trust.signing import load_signer

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from serdab.errors import RollbackError, VerificationError
 from serdab.sefs.volume import open_volume
+from serdab.structs import replace
 from serdab.trust.freshness import OFF, RECORD, open_watched, refusal_of
 from tests.harness.homes import NamedHome
 from tests.unit.trust.watched import KEY, Place, only_record

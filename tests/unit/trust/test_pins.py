@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import stat
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from serdab.errors import (
     RollbackError,
     VerificationError,
 )
+from serdab.structs import replace
 from serdab.trust.freshness import ENFORCE, OFF, RECORD
 from serdab.vfs.api import ROOT_INO
 from serdab.vfs.union import Union

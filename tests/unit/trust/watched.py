@@ -7,10 +7,11 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from serdab.keys import Key
+from serdab.structs import replace
 from serdab.trust.freshness import RECORD, Watch, Watched, open_watched
 from serdab.vfs.api import ROOT_INO
 from serdab.vfs.union import Union
@@ -29,7 +30,7 @@ class Place:
     watch: Watch = RECORDED
 
     def open(self, **changes: object) -> Watched:
-        return open_watched(NamedHome(self.path), replace(self.watch, **changes), key=KEY)  # type: ignore[arg-type]
+        return open_watched(NamedHome(self.path), replace(self.watch, **changes), key=KEY)
 
     @contextmanager
     def session(self, **changes: object) -> Iterator[tuple[Union, Watched]]:
