@@ -96,7 +96,7 @@ class Anchor:
 
 def volume_keys(key: Key, uuid: bytes) -> KeySchedule:
     """Return the key schedule of a volume."""
-    return KeySchedule(key, kind=_KIND, uuid=uuid)
+    return KeySchedule(key, kind=_KIND, uuid=uuid, version=VERSION)
 
 
 def check_slot(source: bytes, state: AnchorState) -> None:

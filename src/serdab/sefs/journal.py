@@ -346,7 +346,7 @@ class Journal:
     def save_items(self) -> None:
         """Put what is known of inodes and extents into the items."""
         for ino, inode in self.inodes.items():
-            self.items.put(ks.key(ino, ks.T_INODE), ks.dump_inode(inode))
+            self.items.put(ks.key(ino, ks.T_INODE), ks.dump_inode(inode, ks.V1))
         self.inodes.clear()
         for ino in self.orphans:
             self.items.put(ks.orphan_key(ino), b"")

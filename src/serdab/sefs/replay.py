@@ -47,11 +47,11 @@ def _replay_inode(content: Content, ino: int, value: bytes | None) -> None:
     # An inode with dirty content is one object: it takes the newer record.
     live = content.live_inode(ino)
     if live is not None:
-        ks.copy_inode(ks.parse_inode(ino, value), live)
+        ks.copy_inode(ks.parse_inode(ino, value, ks.V1), live)
 
 
 def _inode(items: Items, ino: int) -> Inode:
     raw = items.get(ks.key(ino, ks.T_INODE))
     if raw is None:
         raise FormatError("log write to no inode", subject=f"inode {ino}")
-    return ks.parse_inode(ino, raw)
+    return ks.parse_inode(ino, raw, ks.V1)

@@ -175,7 +175,7 @@ class Volume:
 
     def inode(self, ino: int) -> Inode | None:
         raw = self._items.get(ks.key(ino, ks.T_INODE))
-        return None if raw is None else ks.parse_inode(ino, raw)
+        return None if raw is None else ks.parse_inode(ino, raw, ks.V1)
 
     def dirent(self, parent: int, name: bytes) -> Dirent | None:
         raw = self._items.get(ks.dirent_key(parent, name))
