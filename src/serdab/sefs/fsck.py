@@ -237,7 +237,7 @@ def salvage(damaged: Volume, into: Volume, progress: Progress | None = None) -> 
         if kind == ks.T_DIRENT:
             paths.add(ino, key, value)
         if kind in (ks.T_INODE, ks.T_INLINE, ks.T_XATTR, ks.T_DIRENT, ks.T_ORPHAN):
-            into.restore_item(key, value)
+            _restore(damaged, into, key, value, report)
         elif kind == ks.T_EXTENTS:
             group = int.from_bytes(key[9:], "big")
             for chunk, problem in damaged.copy_group(into, ino, group):
@@ -253,6 +253,13 @@ def salvage(damaged: Volume, into: Volume, progress: Progress | None = None) -> 
     into.commit()
     report.damaged = {paths.named(subject): text for subject, text in report.damaged.items()}
     return report
+
+
+def _restore(damaged: Volume, into: Volume, key: bytes, value: bytes, report: Report) -> None:
+    try:
+        into.restore_item(key, value, damaged.version)
+    except FormatError as exc:
+        report.add(f"inode {int.from_bytes(key[:8], 'big')}", exc)
 
 
 class _Paths:
