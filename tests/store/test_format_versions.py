@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import shutil
 import struct
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serdab.errors import Error
+from serdab.errors import Error, FormatError, FsError
+from serdab.sefs import acl
 from serdab.sefs import keyspace as ks
 from serdab.sefs.anchor import SLOT_BYTES, AnchorState, load_anchor, volume_keys
 from serdab.sefs.memorydir import MemoryDir
@@ -123,4 +125,45 @@ def test_the_golden_volume_of_version_1_is_written_on(tmp_path: Path) -> None:
         fs.rename(fs.lookup(ROOT_INO, b"bin").ino, b"moved", ROOT_INO, b"moved", 0)
         fs.syncfs()
         assert content(fs, "new") == text + (b"n" * 70_000)[len(text) :]
+        fs.close()
+
+
+class TestAcls:
+    """They are laid down and checked; nothing serves or enforces them yet."""
+
+    NAME = b"system.posix_acl_access"
+    GOOD = acl.dump_acl([acl.AclEntry(tag, 6) for tag in (acl.USER_OBJ, acl.GROUP_OBJ, acl.OTHER)])
+
+    def test_version_2_holds_them_and_version_1_does_not(self) -> None:
+        for version in (ks.V1, ks.V2):
+            host = MemoryDir("host")
+            fs = open_host(host, read_only=False, version=version)
+            ino = fs.mknod(ROOT_INO, b"file", 0o100600, 0, 0, 0).ino
+            if version == ks.V1:
+                with pytest.raises(FsError) as refusal:
+                    fs.setxattr(ino, self.NAME, self.GOOD, 0)
+                assert refusal.value.errno == errno.EOPNOTSUPP
+                continue
+            with pytest.raises(FsError) as refusal:
+                fs.setxattr(ino, self.NAME, self.GOOD[:-1], 0)
+            assert refusal.value.errno == errno.EINVAL
+            fs.setxattr(ino, self.NAME, self.GOOD, 0)
+            fs.close()
+            fs = open_host(host)
+            assert fs.getxattr(ino, self.NAME) == self.GOOD
+            assert fs.listxattr(ino) == [self.NAME]
+            fs.close()
+
+    @pytest.mark.parametrize("version", [ks.V1, ks.V2])
+    def test_one_that_cannot_be_is_not_read(self, version: int) -> None:
+        host = MemoryDir("host")
+        fs = open_host(host, read_only=False, version=version)
+        ino = fs.mknod(ROOT_INO, b"file", 0o100600, 0, 0, 0).ino
+        assert isinstance(fs._upper, Volume)
+        raw = self.GOOD if version == ks.V1 else self.GOOD[:-1]
+        fs._upper.restore_item(ks.xattr_key(ino, self.NAME), b"\1" + raw, version)
+        with pytest.raises(FormatError):
+            fs.getxattr(ino, self.NAME)
+        with pytest.raises(FormatError):
+            fs.listxattr(ino)
         fs.close()

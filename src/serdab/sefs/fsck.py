@@ -147,6 +147,8 @@ class _Walk:
                         self._report.add(path, "a directory with two names")
                         continue
                     seen.add(inode.ino)
+                    if inode.parent_ino not in (0, ino):
+                        self._report.add(path, "its record names another parent")
                     stack.append((inode.ino, path))
                 else:
                     self._file(path, inode)

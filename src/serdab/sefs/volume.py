@@ -189,11 +189,12 @@ class Volume:
         return self._items.get(ks.key(ino, ks.T_INLINE)) or b""
 
     def xattr(self, ino: int, name: bytes) -> bytes | None:
-        return self._items.get(ks.xattr_key(ino, name))
+        marked = self._items.get(ks.xattr_key(ino, name))
+        return marked if marked is None else ks.check_xattr(name, marked, self.version)
 
     def xattrs(self, ino: int) -> Iterator[tuple[bytes, bytes]]:
         for key, value in self._items.scan(ks.key(ino, ks.T_XATTR)):
-            yield key[9:], value
+            yield key[9:], ks.check_xattr(key[9:], value, self.version)
 
     def read_into(self, ino: int, offset: int, buf: memoryview) -> int:
         inode = self.live_inode(ino) or self.inode(ino)
@@ -281,6 +282,13 @@ class Volume:
         self._journal.touch()
 
     def put_xattr(self, ino: int, name: bytes, marked: bytes) -> None:
+        if name in ks.ACL_NAMES:
+            if self.version == ks.V1:
+                raise FsError(errno.EOPNOTSUPP)
+            try:
+                ks.check_xattr(name, marked, self.version)
+            except FormatError:
+                raise FsError(errno.EINVAL) from None
         self._items.put(ks.xattr_key(ino, name), marked)
         self._journal.touch()
 
