@@ -89,12 +89,12 @@ def raw_page(level: int, items: list[Item], *, zero: int = 0, count: int | None 
     return struct.pack("<BBH", level, zero, number) + ends + keys + values
 
 
-def changed_inode(items: Items, ino: int, **fields: int) -> None:
+def changed_inode(items: Items, ino: int, *, version: int = ks.V1, **fields: int) -> None:
     """Change fields of an inode record."""
-    inode = ks.parse_inode(ino, items[ks.key(ino, ks.T_INODE)])
+    inode = ks.parse_inode(ino, items[ks.key(ino, ks.T_INODE)], version)
     for name, value in fields.items():
         setattr(inode, name, value)
-    items[ks.key(ino, ks.T_INODE)] = ks.dump_inode(inode)
+    items[ks.key(ino, ks.T_INODE)] = ks.dump_inode(inode, version)
 
 
 def add_entry(items: Items, name: bytes, ino: int, dtype: int = 8, parent: int = ROOT_INO) -> None:

@@ -21,6 +21,7 @@ from serdab.crypto.hashes import HashAlgorithm
 from serdab.errors import Error, FormatError
 from serdab.keys import Key
 from serdab.sefs import keyspace as ks
+from serdab.sefs.acl import parse_acl
 from serdab.sefs.anchor import SLOT_BYTES, load_anchor, read_source
 from serdab.sefs.image import Image, open_image_in
 from serdab.sefs.imagebuild import ImageOptions, build_image
@@ -216,7 +217,9 @@ class TestParsers:
             lambda: parse_pointer(raw[:POINTER_BYTES]),
             lambda: parse_page(raw, level=0),
             lambda: parse_table(raw),
-            lambda: ks.parse_inode(5, raw[:84].ljust(84, b"\0")),
+            lambda: ks.parse_inode(5, raw[:84].ljust(84, b"\0"), ks.V1),
+            lambda: ks.parse_inode(5, raw[:84].ljust(84, b"\0"), ks.V2),
+            lambda: parse_acl(raw),
             lambda: ks.parse_dirent(raw),
             lambda: ks.parse_dirent_key(raw),
         ]

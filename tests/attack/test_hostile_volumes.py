@@ -21,9 +21,12 @@ from serdab.sefs import keyspace as ks
 from serdab.sefs.anchor import SLOT_BYTES, dump_slot, load_anchor
 from serdab.sefs.intentlog import Commit, LogWriter, log_cipher
 from serdab.sefs.memorydir import MemoryDir
+from serdab.sefs.segment import POINTER
+from serdab.sefs.volume import Volume
 from serdab.vfs.api import ROOT_INO
 from serdab.vfs.union import Union
-from tests.attack.forgery import Exerciser, add_entry, bounded, changed_inode
+from tests.attack import forgery
+from tests.attack.forgery import Exerciser, add_entry, bounded
 from tests.attack.sealedvolume import KEY, SealedVolume, open_host, survey
 
 
@@ -33,15 +36,18 @@ def killed() -> SealedVolume:
 
 
 def with_state(
-    volume: SealedVolume, fields: dict[str, object], *, slot: int | None = None, version: int = 1
+    volume: SealedVolume,
+    fields: dict[str, object],
+    *,
+    slot: int | None = None,
+    version: int | None = None,
 ) -> MemoryDir:
     """Return the host with a newest anchor that says something else, sealed as it should be."""
     host = volume.copy()
     anchor, keys, _ = load_anchor(host.open("anchor"), KEY, "host")
     state = msgspec.structs.replace(anchor.state, **fields)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("serdab.sefs.anchor.VERSION", version)
-        raw, _ = dump_slot(keys, anchor.uuid, anchor.source, state)
+    said = anchor.version if version is None else version
+    raw, _ = dump_slot(keys, anchor.uuid, anchor.source, state, said)
     place = (state.epoch % 2 if slot is None else slot) * SLOT_BYTES
     content = host.files["anchor"].content
     content[:] = bytes(2 * SLOT_BYTES)
@@ -126,7 +132,7 @@ def test_an_anchor_in_the_wrong_slot_is_refused(killed: SealedVolume) -> None:
         open_host(host)
 
 
-@pytest.mark.parametrize("version", [0, 2, 0xFFFFFFFF])
+@pytest.mark.parametrize("version", [0, 3, 0xFFFFFFFF])
 def test_an_unknown_version_is_refused_though_it_is_authentic(
     killed: SealedVolume, version: int
 ) -> None:
@@ -199,6 +205,22 @@ def test_a_lying_commit(killed: SealedVolume, name: str) -> None:
         Exerciser(fs).run()
 
 
+@pytest.mark.parametrize("said", [0, 1, 3, 5])
+def test_a_commit_whose_references_do_not_fit_its_extents_is_refused(said: int) -> None:
+    volume = SealedVolume(closed=True)
+    upper = open_host(volume.copy())._upper
+    assert isinstance(upper, Volume)
+    slot = upper.slot(5, 0)
+    segment, _, _, number, _ = POINTER.unpack(slot)
+    more = [(ks.group_key(4, 2), slot), (ks.group_key(5, 2), slot)]
+    shared = ks.shared_key(segment, number)
+    host = with_commits(volume, Commit([(shared, ks.dump_shared(said)), *more], [], [], 1))
+    if said == 3:
+        assert not survey(host).refused
+    else:
+        assert survey(host).refused
+
+
 def test_a_commit_of_another_sequence_or_chain_is_not_replayed(killed: SealedVolume) -> None:
     gone = Commit([(ks.dirent_key(1, b"link"), None)], [], [], 1)
     assert b"/link" not in survey(with_commits(killed, gone)).picture
@@ -221,9 +243,13 @@ def forged(change: Callable[[dict[bytes, bytes]], object]) -> MemoryDir:
     change(items)
     for key, value in items.items():
         if before.get(key) != value:
-            upper.restore_item(key, value)  # type: ignore[attr-defined]
+            upper.restore_item(key, value, ks.V2)  # type: ignore[attr-defined]
     union.close()
     return host
+
+
+def changed_inode(items: dict[bytes, bytes], ino: int, **fields: int) -> None:
+    forgery.changed_inode(items, ino, version=ks.V2, **fields)
 
 
 ITEMS: dict[str, Callable[[dict[bytes, bytes]], object]] = {

@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from serdab.crypto.aead import MATERIAL_BYTES, RecordCipher
 from serdab.keys import Key
 
-_FORMAT: Final = b"serdab sefs v1 "
+_FORMATS: Final = {1: b"serdab sefs v1 ", 2: b"serdab sefs v2 "}
+"""By version of the format: no key of one version is a key of another."""
 
 
 @final
@@ -28,15 +29,18 @@ class KeySchedule:
     layer at once.
     """
 
-    __slots__ = ("_prk",)
+    __slots__ = ("_format", "_prk")
 
-    def __init__(self, key: Key, *, kind: bytes, uuid: bytes) -> None:
-        salt = hashlib.sha256(_FORMAT + kind + b"\0" + uuid).digest()
+    def __init__(self, key: Key, *, kind: bytes, uuid: bytes, version: int) -> None:
+        self._format = _FORMATS[version]
+        salt = hashlib.sha256(self._format + kind + b"\0" + uuid).digest()
         self._prk = hmac.digest(salt, key.raw(), "sha256")
 
     def derive(self, label: bytes, context: bytes = b"", length: int = 32) -> bytes:
         """Return ``length`` bytes for a label and a context."""
-        return HKDFExpand(SHA256(), length, _FORMAT + label + b"\0" + context).derive(self._prk)
+        return HKDFExpand(SHA256(), length, self._format + label + b"\0" + context).derive(
+            self._prk
+        )
 
     def cipher(self, label: bytes, context: bytes) -> RecordCipher:
         """Return the record cipher for a label and a context."""

@@ -63,7 +63,7 @@ _KEY_LABEL: Final = b"image"
 
 def image_keys(key: Key) -> KeySchedule:
     """Return the key schedule of encrypted images under a user key."""
-    return KeySchedule(key, kind=_KEY_LABEL, uuid=bytes(16))
+    return KeySchedule(key, kind=_KEY_LABEL, uuid=bytes(16), version=ks.V1)
 
 
 def pack_cipher(keys: KeySchedule, identifier: bytes) -> RecordCipher:
@@ -222,7 +222,7 @@ class Image:
 
     def inode(self, ino: int) -> Inode | None:
         raw = self.tree.get(ks.key(ino, ks.T_INODE))
-        return None if raw is None else ks.parse_inode(ino, raw)
+        return None if raw is None else ks.parse_inode(ino, raw, ks.V1)
 
     def dirent(self, parent: int, name: bytes) -> Dirent | None:
         raw = self.tree.get(ks.dirent_key(parent, name))

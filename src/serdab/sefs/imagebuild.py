@@ -289,7 +289,7 @@ class _Builder:
     def _items(self, source: Source, entries: list[SourceEntry]) -> list[Item]:
         items: list[Item] = []
         for entry in entries:
-            items.append((ks.key(entry.inode.ino, ks.T_INODE), ks.dump_inode(entry.inode)))
+            items.append((ks.key(entry.inode.ino, ks.T_INODE), ks.dump_inode(entry.inode, ks.V1)))
             items.extend(
                 (ks.xattr_key(entry.inode.ino, name), b"\1" + value) for name, value in entry.xattrs
             )

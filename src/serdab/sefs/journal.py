@@ -79,6 +79,7 @@ class Journal:
         keys: KeySchedule,
         state: AnchorState,
         *,
+        version: int,
         uuid: bytes,
         source: bytes,
         tag: bytes | None,
@@ -86,19 +87,24 @@ class Journal:
         read_only: bool,
         limits: VolumeLimits,
     ) -> None:
-        """``tag`` is that of the anchor on the host; None: there is none yet."""
+        """``keys`` are those of ``version``. ``tag`` is that of the anchor on the host; None: there
+        is none yet."""
         self._reserve = Reserve(directory)
         # Reads need no room; everything that is written goes through the reserve.
         self._dir = RoomyDir(directory, self._reserve)
         self.label = directory.label
         self._limits = limits
         self._keys = keys
-        self._anchor = AnchorFile(self._dir, keys, state, uuid=uuid, source=source, tag=tag)
+        self._anchor = AnchorFile(
+            self._dir, keys, state, version=version, uuid=uuid, source=source, tag=tag
+        )
+        self.version = version
         self.read_only = read_only
         self._subdirs: dict[str, Dir] = {}
         self.segments = SegmentStore(
-            lambda: self._subdir(SEGMENTS), keys, state.next_segment, limits
+            lambda: self._subdir(SEGMENTS), keys, state.next_segment, version, limits
         )
+        self.segments.reserved_bytes = state.reserved_bytes
         self._pages = VolumePages(self.segments)
         self._load_table()
         self.items = Items(Tree(self._pages, Root(state.root, state.root_level)))
@@ -160,7 +166,7 @@ class Journal:
         limit = self._limits.max_bytes
         if limit:
             total, free = min(total, limit), min(free, max(limit - self.segments.live_bytes, 0))
-        return total, free
+        return total, max(free - self.segments.reserved_bytes, 0)
 
     def put_inode(self, inode: Inode) -> None:
         """The record of an inode changed."""
@@ -227,7 +233,7 @@ class Journal:
         count = 0
         try:
             for sequence, chain, commit in read_log(file, cipher, self._sequence, self._chain):
-                replay(commit, self.items, self.content)
+                replay(commit, self.items, self.content, self.version)
                 self.next_ino = max(self.next_ino, commit.next_ino)
                 self._sequence, self._chain = sequence, chain
                 self.history.replayed(sequence, chain)
@@ -346,13 +352,13 @@ class Journal:
     def save_items(self) -> None:
         """Put what is known of inodes and extents into the items."""
         for ino, inode in self.inodes.items():
-            self.items.put(ks.key(ino, ks.T_INODE), ks.dump_inode(inode))
+            self.items.put(ks.key(ino, ks.T_INODE), ks.dump_inode(inode, self.version))
         self.inodes.clear()
         for ino in self.orphans:
             self.items.put(ks.orphan_key(ino), b"")
         self.orphans.clear()
         self.content.save_extents()
-        self.content.save_owners()
+        self.content.records.save_owners()
 
     def _append_commit(self) -> None:
         content, items = self.content, self.items
@@ -403,7 +409,7 @@ class Journal:
         if self._first_checkpoint and not self._leftovers.is_swept:
             self._leftovers.sweep_unreachable(self._dir, state)
         content.flush()
-        content.save_owners()
+        content.records.save_owners()
         mark = self._pages.writer.mark()
         try:
             victims = self._tree_writer.choose_victims(self._reclaim_budget())
@@ -471,6 +477,7 @@ class Journal:
             page_size=state.page_size,
             live_bytes=self.segments.live_bytes,
             previous=self.tag,
+            reserved_bytes=self.segments.reserved_bytes,
         )
 
     def _reclaim_budget(self) -> int:

@@ -14,15 +14,27 @@ On-disk format: a key is ``ino u64 big-endian | type u8 | rest``, so an inode st
                 number u32 BE            (ino u64, chunk u32, offset u32, stored u32)
     8 PACK      (ino = 0) pack u32 BE    32-byte key identifier of a pack of an image
     9 SUPER     (ino = 0)                max_ino u64, files u64, bytes u64 of an image
+    10 SHARED   (ino = 0) segment u32,   how many extents name a record, u32, at least 2
+                number u32 BE
 
 The position of a name is ``crypto.hashes.name_hash``. INODE record (little-endian, 84 bytes)::
 
     mode u32 | nlink u32 | uid u32 | gid u32 | rdev u32 | flags u32 | size u64 |
-    atime i64 | mtime i64 | ctime i64 | btime i64 | lower_limit u64 | reserved u64 (zero)
+    atime i64 | mtime i64 | ctime i64 | btime i64 | lower_limit u64 | parent u64
 
 ``flags``: 1 INLINE (content in the INLINE item), 2 LOWER (bytes below ``lower_limit`` that no
 extent covers are the lower layer's, same ino, same offset), 4 SPARSE (may have holes: what it
 takes is to be counted).
+
+Format version 2 has more of a record than version 1, where all of this is zero and refused:
+
+* ``parent``, of a directory: the inode that its name is in (of the root: itself). 0: not recorded,
+  of a directory that a volume took over from version 1. Of anything else it is zero.
+* Bits 8 to 12 of ``flags``, of a regular file: log2 of the size of its records; 0: the chunk size
+  of the image or volume. Fixed until the file is truncated to nothing.
+* Attributes named in ``ACL_NAMES`` are POSIX ACLs (see ``acl``).
+* SHARED items, and of each owner of such a record a RECORDS item of one run, whose key goes on with
+  ino u64 BE and chunk u32 BE.
 """
 
 from __future__ import annotations
@@ -33,8 +45,13 @@ from typing import Final
 
 from serdab.crypto.hashes import name_hash
 from serdab.errors import FormatError
-from serdab.vfs.api import Inode
+from serdab.sefs.acl import check_acl
+from serdab.vfs.api import ROOT_INO, Inode
 from serdab.vfs.layer import WHITEOUT, Dirent
+
+V1: Final = 1
+V2: Final = 2
+"""Versions of the format."""
 
 T_INODE: Final = 1
 T_INLINE: Final = 2
@@ -45,6 +62,7 @@ T_ORPHAN: Final = 6
 T_RECORDS: Final = 7
 T_PACK: Final = 8
 T_SUPER: Final = 9
+T_SHARED: Final = 10
 
 GROUP: Final = 64
 MAX_LINKS: Final = 1 << 31
@@ -59,10 +77,20 @@ F_INLINE: Final = 1
 F_LOWER: Final = 2
 F_SPARSE: Final = 4
 _KNOWN_FLAGS: Final = F_INLINE | F_LOWER | F_SPARSE
+_RECORD_SHIFT: Final = 8
+_RECORD_MASK: Final = 31 << _RECORD_SHIFT
+LEAST_RECORD: Final = 12
+MOST_RECORD: Final = 20
+"""log2 of the sizes that the records of a file may have."""
+
+ACL_NAMES: Final = frozenset((b"system.posix_acl_access", b"system.posix_acl_default"))
+_MARKED: Final = 1
 
 _HEAD: Final = struct.Struct(">QB")
 _SUB32: Final = struct.Struct(">QBI")
 _RECORDS: Final = struct.Struct(">QBII")
+_OWNER_KEY: Final = struct.Struct(">QBIIQI")
+_SHARED: Final = struct.Struct("<I")
 _ORPHAN: Final = struct.Struct(">QBQ")
 _DIRENT_KEY: Final = struct.Struct(">QBQ")
 _INODE: Final = struct.Struct("<IIIIIIQqqqqQQ")
@@ -72,6 +100,8 @@ SUPER: Final = struct.Struct("<QQQ")
 OWNER: Final = struct.Struct("<QIII")
 
 #: The types of inodes, as they stand in a directory entry and above bit 12 of a mode.
+_FILE: Final = stat.S_IFREG >> 12
+_DIRECTORY: Final = stat.S_IFDIR >> 12
 _DTYPES: Final = frozenset(
     kind >> 12
     for kind in (
@@ -110,6 +140,44 @@ def group_key(ino: int, group: int) -> bytes:
 
 def records_key(segment: int, number: int) -> bytes:
     return _RECORDS.pack(0, T_RECORDS, segment, number)
+
+
+def owner_key(segment: int, number: int, ino: int, chunk: int) -> bytes:
+    """Return the key of the RECORDS item of one owner of a record that has several."""
+    return _OWNER_KEY.pack(0, T_RECORDS, segment, number, ino, chunk)
+
+
+def parse_owner_key(raw: bytes) -> tuple[int, int] | None:
+    """Return (ino, chunk) of the key of a RECORDS item, or None if it is one of runs."""
+    if len(raw) == _RECORDS.size:
+        return None
+    if len(raw) != _OWNER_KEY.size:
+        raise FormatError("owner of an impossible length", found=str(len(raw)))
+    _, _, _, _, ino, chunk = _OWNER_KEY.unpack(raw)
+    return ino, chunk
+
+
+def shared_key(segment: int, number: int) -> bytes:
+    return _RECORDS.pack(0, T_SHARED, segment, number)
+
+
+def parse_record_key(raw: bytes) -> tuple[int, int]:
+    """Return (segment, number) of the key of a SHARED or RECORDS item."""
+    if len(raw) not in (_RECORDS.size, _OWNER_KEY.size):
+        raise FormatError("record with an impossible key", found=raw.hex())
+    _, _, segment, number = _RECORDS.unpack_from(raw)
+    return segment, number
+
+
+def dump_shared(count: int) -> bytes:
+    return _SHARED.pack(count)
+
+
+def parse_shared(raw: bytes) -> int:
+    """Return how many extents name a record."""
+    if len(raw) != _SHARED.size or (count := int.from_bytes(raw, "little")) < 2:
+        raise FormatError("impossible number of owners of a record")
+    return count
 
 
 def orphan_key(ino: int) -> bytes:
@@ -151,7 +219,32 @@ def parse_dirent(raw: bytes) -> Dirent:
     return tuple.__new__(Dirent, pair)  # half of what calling it takes, and one for each lookup
 
 
-def dump_inode(inode: Inode) -> bytes:
+def record_size(flags: int, default: int) -> int:
+    """Return the size of a file's records; ``default`` is that of its image or volume."""
+    shift = (flags & _RECORD_MASK) >> _RECORD_SHIFT
+    return 1 << shift if shift else default
+
+
+def with_record_size(flags: int, size: int) -> int:
+    """Return flags that say how long the records of a file are; 0: as long as all others.
+
+    Raises:
+        ValueError: no file may have records of that size.
+    """
+    shift = size.bit_length() - 1 if size else 0
+    if size and (size != 1 << shift or not LEAST_RECORD <= shift <= MOST_RECORD):
+        raise ValueError(f"records of {size} bytes")
+    return flags & ~_RECORD_MASK | shift << _RECORD_SHIFT
+
+
+def dump_inode(inode: Inode, version: int) -> bytes:
+    """Return the record, as a format version has it.
+
+    Raises:
+        FormatError: the inode has what the version does not know.
+    """
+    if version == V1 and inode.flags & _RECORD_MASK:
+        raise FormatError("format version 1 has no record sizes", subject=f"inode {inode.ino}")
     return _INODE.pack(
         inode.mode,
         inode.nlink,
@@ -165,24 +258,25 @@ def dump_inode(inode: Inode) -> bytes:
         inode.ctime_ns,
         inode.btime_ns,
         inode.lower_limit,
-        0,
+        inode.parent_ino if version != V1 and inode.mode >> 12 == _DIRECTORY else 0,
     )
 
 
-def parse_inode(ino: int, raw: bytes) -> Inode:
+def parse_inode(ino: int, raw: bytes, version: int) -> Inode:
     """Return the inode, checked."""
     if len(raw) != _INODE.size:
         raise FormatError("inode record of the wrong length", found=str(len(raw)))
     (
         mode, nlink, uid, gid, rdev, flags, size, atime_ns, mtime_ns, ctime_ns, btime_ns,
-        lower_limit, reserved,
+        lower_limit, parent,
     ) = _INODE.unpack(raw)  # fmt: skip
+    dtype = mode >> 12
     if (
-        mode >> 12 not in _DTYPES
+        dtype not in _DTYPES
         or size > MAX_FILE_BYTES
         or nlink > MAX_LINKS
-        or flags & ~_KNOWN_FLAGS
-        or reserved
+        or (flags & ~_KNOWN_FLAGS and not _has_record_size(dtype, flags, version))
+        or (parent and not _has_parent(ino, dtype, parent, version))
     ):
         raise FormatError("inode record with an impossible field", subject=f"inode {ino}")
     inode = Inode.__new__(Inode)  # each field is set once
@@ -199,8 +293,44 @@ def parse_inode(ino: int, raw: bytes) -> Inode:
     inode.ctime_ns = ctime_ns
     inode.btime_ns = btime_ns
     inode.lower_limit = lower_limit
+    inode.parent_ino = parent
     inode.blocks = -1
     return inode
+
+
+def _has_record_size(dtype: int, flags: int, version: int) -> bool:
+    shift = (flags & _RECORD_MASK) >> _RECORD_SHIFT
+    return (
+        version != V1
+        and not flags & ~(_KNOWN_FLAGS | _RECORD_MASK)
+        and dtype == _FILE
+        and LEAST_RECORD <= shift <= MOST_RECORD
+    )
+
+
+def _has_parent(ino: int, dtype: int, parent: int, version: int) -> bool:
+    return (
+        version != V1
+        and dtype == _DIRECTORY
+        and parent <= MAX_INO
+        and (parent == ino) == (ino == ROOT_INO)
+    )
+
+
+def check_xattr(name: bytes, marked: bytes, version: int) -> bytes:
+    """Return the value of an XATTR item.
+
+    Raises:
+        FormatError: it is not marked, or an ACL that cannot be, or one in version 1.
+    """
+    if marked and marked[0] != _MARKED:
+        raise FormatError("attribute without its mark")
+    if name in ACL_NAMES:
+        if version == V1:
+            raise FormatError("format version 1 has no ACLs")
+        if marked:
+            check_acl(marked[1:])
+    return marked
 
 
 def copy_inode(source: Inode, into: Inode) -> None:

@@ -23,7 +23,8 @@ class Inode:
     """An inode in memory. ``mode`` includes the file type bits, as in ``struct stat``.
 
     ``rdev`` is a Linux ``dev_t`` in the kernel's "new" 32-bit encoding. ``size`` is in bytes.
-    ``flags`` and ``lower_limit`` belong to the union (see ``vfs.union``).
+    ``flags`` and ``lower_limit`` belong to the union (see ``vfs.union``). ``parent_ino`` is what
+    the record of a directory says of it (0: nothing); of anything else it is 0.
     """
 
     __slots__ = (
@@ -40,6 +41,7 @@ class Inode:
         "btime_ns",
         "flags",
         "lower_limit",
+        "parent_ino",
         "blocks",
     )
 
@@ -57,6 +59,7 @@ class Inode:
         self.btime_ns = 0
         self.flags = 0
         self.lower_limit = 0
+        self.parent_ino = 0
         self.blocks = -1  # 512-byte units; -1: not counted, derive it from size
 
 
