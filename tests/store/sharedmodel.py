@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import random
-from dataclasses import replace
 
 from serdab.errors import FsError
 from serdab.sefs.fsck import check
@@ -14,6 +13,7 @@ from serdab.sefs.limits import VolumeLimits
 from serdab.sefs.memorydir import MemoryDir
 from serdab.sefs.slots import LowerPart
 from serdab.sefs.volume import Volume, open_volume_in
+from serdab.structs import replace
 from serdab.vfs.api import ROOT_INO, SetAttr
 from serdab.vfs.union import Union
 from tests.attack.sealedvolume import KEY
