@@ -18,7 +18,7 @@ import errno
 import os
 import stat
 import struct
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from types import TracebackType
 from typing import Final, Self, final
 
@@ -26,6 +26,7 @@ from serdab.errors import Error, FormatError, UsageError
 from serdab.linux.dirfd import DirFd, components, word_for
 from serdab.linux.dirtree import identity
 from serdab.linux.outside import Identity, Walk
+from serdab.linux.whereabouts import MountTable
 
 _HERE: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LISTABLE: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -211,6 +212,21 @@ class Ground:
                 missing = os.path.join(tail, missing) if missing else tail
 
     # Closed directories --------------------------------------------------------------------
+
+    def leads_inside(self, fds: Sequence[int]) -> bool:
+        """Return whether a way leads into a closed directory, by whatever mount it does.
+
+        ``fds`` are what lies on it, what is at its end being the last.
+        """
+        if any(identity(fd) in self.closed for fd in fds):
+            return True
+        with MountTable() as table:
+            here = table.of(fds[-1])
+            return any(
+                here.is_below(shown)
+                for fd in (self.instance.fd, *self._kept)
+                for shown in table.shown_in(fd)
+            )
 
     def keep(self, fd: int) -> None:
         """Close a directory from now on: no link in it is followed. The descriptor stays ours."""

@@ -21,7 +21,6 @@ from serdab.libos.ground import Ground, Roots
 from serdab.libos.mountrules import Rules, derive_named
 from serdab.libos.volumekey import volume_key
 from serdab.linux.dirfd import word_for
-from serdab.linux.dirtree import identity
 from serdab.linux.outside import Walk
 from serdab.trust.chain import BootChain
 from serdab.trust.platform import Platform
@@ -133,7 +132,7 @@ def _read_key(source: str, ground: Ground) -> bytes:
             raise UsageError(
                 "not a key file", subject=source, expected="a file", found=word_for(mode)
             )
-        if any(identity(fd) in ground.closed for fd in fds[:-1]):
+        if ground.leads_inside(fds):
             raise UsageError(
                 "a key in reach of programs is none",
                 subject=source,

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where pins may lie: out of the reach of the instance's storage, and of programs.
 
-Above: ``request`` (the instance), ``boot`` (what programs are shown). Below: ``linux.outside``.
+Above: ``request`` (the instance), ``boot`` (what programs are shown). Below: ``ground``,
+``linux.outside``.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Collection
 
 from serdab.errors import UsageError
-from serdab.linux.dirfd import DirFd
-from serdab.linux.dirtree import identity
+from serdab.libos.ground import Ground
 from serdab.linux.outside import MAX_LINKS, Identity, Walk
 
 
@@ -24,22 +25,22 @@ def placed_outside(path: str | None, option: str, instance: str) -> str | None:
     if path is None:
         return None
     try:
-        with DirFd.at(instance) as home:
-            closed = {identity(home.fd)}
+        ground = Ground.at(instance)
     except OSError:
-        return path  # there is no instance: whoever opens it says so
-    return require_outside(path, option, closed, what="in the instance")
+        return path  # it cannot be opened: whoever uses it says so
+    with ground:
+        return require_outside(path, option, ground, what="in the instance")
 
 
-def require_outside(path: str, option: str, closed: Collection[Identity], *, what: str) -> str:
-    """Return the real path of a pin that lies in none of these directories, nor in a link there.
+def require_outside(path: str, option: str, ground: Ground, *, what: str) -> str:
+    """Return the real path of a pin that lies in no closed directory, nor is led by a link there.
 
     Raises:
         UsageError: as :func:`placed_outside`.
     """
-    fds, name = _way(path, closed)
+    fds, name = _way(path, ground.closed)
     try:
-        if any(identity(fd) in closed for fd in fds):
+        if ground.leads_inside(fds):
             raise UsageError(
                 f"a pin {what} protects nothing",
                 subject=option,
@@ -49,8 +50,7 @@ def require_outside(path: str, option: str, closed: Collection[Identity], *, wha
             )
         return os.path.join(os.readlink(f"/proc/self/fd/{fds[-1]}"), name).rstrip("/")
     finally:
-        for fd in fds:
-            os.close(fd)
+        _close(fds)
 
 
 def _way(path: str, closed: Collection[Identity]) -> tuple[list[int], str]:
@@ -67,8 +67,20 @@ def _way(path: str, closed: Collection[Identity]) -> tuple[list[int], str]:
             # A link to what is not there yet: replacing the pin must not replace the link. It was
             # judged by the walk above, which came to its end.
             path = os.path.join(above, os.readlink(name, dir_fd=fds[-1]))
-        except OSError:
-            return fds, name
-        for fd in fds:
-            os.close(fd)
+        except OSError as exc:
+            if exc.errno in (errno.EINVAL, errno.ENOENT):
+                return fds, name  # no link, or nothing by now
+            _close(fds)
+            raise UsageError(
+                "it cannot be told where a pin lies",
+                subject=path,
+                expected="a path to a file",
+                found=os.strerror(exc.errno or 0),
+            ) from exc
+        _close(fds)
     raise UsageError("too many links", subject=path, expected="a path to a file")
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)

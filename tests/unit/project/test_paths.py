@@ -79,7 +79,6 @@ ALLOWED: Final[dict[str, str]] = {
     "libos/early.py:launcher_file": OURS,
     "libos/ground.py:open": PROC,
     "libos/ground.py:real": PROC,
-    "libos/hostdirs.py:refuse_private": OWN,
     "libos/idslots.py:take": OWN,
     "libos/jobs.py:_parent_of": PROC,
     "libos/hostfiles.py:load": NAMED,
