@@ -26,7 +26,7 @@ from serdab.errors import Error, FormatError, UsageError
 from serdab.linux.dirfd import DirFd, components, word_for
 from serdab.linux.dirtree import identity
 from serdab.linux.outside import Identity, Walk
-from serdab.linux.whereabouts import MountTable
+from serdab.linux.whereabouts import MountTable, leads_nowhere
 
 _HERE: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LISTABLE: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -234,11 +234,17 @@ class Ground:
         self.closed.add(identity(fd))
 
     def close_off(self, paths: Iterable[str]) -> None:
-        """Close the directories at these paths, as far as there are any."""
+        """Close the directories at these paths, as far as there are any.
+
+        Raises:
+            UsageError: that cannot be told of one.
+        """
         for path in paths:
             try:
                 way = self.way(path)
-            except UsageError:
+            except UsageError as exc:
+                if not leads_nowhere(exc):
+                    raise
                 continue  # whoever needs it says what is wrong with it
             with way:
                 self.keep(way.fds[-1])
@@ -284,13 +290,15 @@ class Roots:
         self.look()
 
     def look(self) -> None:
-        """Open those that were not found before."""
+        """Open those that were not found before; raises as :meth:`Ground.close_off`."""
         for name in self.names:
             if name in self._found:
                 continue
             try:
                 way = self._ground.way(name)
-            except UsageError:
+            except UsageError as exc:
+                if not leads_nowhere(exc):
+                    raise
                 continue  # nothing lies below a directory that is not there
             with way:
                 self._ground.keep(way.fds[-1])

@@ -22,6 +22,7 @@ from serdab.libos.mountrules import Rules, derive_named
 from serdab.libos.volumekey import volume_key
 from serdab.linux.dirfd import word_for
 from serdab.linux.outside import Walk
+from serdab.linux.whereabouts import leads_nowhere
 from serdab.trust.chain import BootChain
 from serdab.trust.platform import Platform
 
@@ -92,10 +93,16 @@ def _without_policy(config: BootConfig) -> BootConfig:
 
 
 def key_path(source: str, ground: Ground) -> str:
-    """Return the real path of a key file, or what the configuration says where there is none."""
+    """Return the real path of a key file, or what the configuration says where there is none.
+
+    Raises:
+        UsageError: that cannot be told.
+    """
     try:
         fds = Walk(ground.closed).way(source)
-    except UsageError:
+    except UsageError as exc:
+        if not leads_nowhere(exc):
+            raise
         return source
     try:
         return os.readlink(f"/proc/self/fd/{fds[-1]}")

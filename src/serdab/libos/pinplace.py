@@ -14,6 +14,7 @@ from collections.abc import Collection
 from serdab.errors import UsageError
 from serdab.libos.ground import Ground
 from serdab.linux.outside import MAX_LINKS, Identity, Walk
+from serdab.linux.whereabouts import leads_nowhere
 
 
 def placed_outside(path: str | None, option: str, instance: str) -> str | None:
@@ -26,7 +27,9 @@ def placed_outside(path: str | None, option: str, instance: str) -> str | None:
         return None
     try:
         ground = Ground.at(instance)
-    except OSError:
+    except OSError as exc:
+        if not leads_nowhere(exc):
+            raise
         return path  # it cannot be opened: whoever uses it says so
     with ground:
         return require_outside(path, option, ground, what="in the instance")

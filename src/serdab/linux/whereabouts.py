@@ -175,6 +175,15 @@ def open_if_there(path: bytes, *, dir_fd: int | None = None, flags: int = 0) -> 
         raise untold(path, exc) from exc
 
 
+def leads_nowhere(failure: Exception) -> bool:
+    """Return whether a failure says that nobody gets anywhere by a path: nothing is there, a link
+    is not followed, or it is closed to us. That we ran out of descriptors, or the disk fails, says
+    nothing about it.
+    """
+    cause = failure if isinstance(failure, OSError) else failure.__cause__
+    return not isinstance(cause, OSError) or cause.errno in NOTHING | {errno.EACCES}
+
+
 def untold(path: bytes | str, cause: OSError) -> Error:
     """Return the refusal where it cannot be told what must not be shown."""
     return Error(

@@ -294,7 +294,9 @@ def _user_xattrs(directory: int, name: str) -> list[tuple[bytes, bytes]]:
     path = f"/proc/self/fd/{directory}/{name}"
     try:
         names = os.listxattr(path, follow_symlinks=False)
-    except OSError:
+    except OSError as exc:
+        if exc.errno != errno.EOPNOTSUPP:
+            raise
         return []  # the file system has no attributes
     return sorted(
         (os.fsencode(attribute), os.getxattr(path, attribute, follow_symlinks=False))

@@ -13,7 +13,6 @@ Above: ``descriptor``, ``instance.build``. Below: ``measurement``, ``config.dirs
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import hmac
 import os
@@ -250,9 +249,13 @@ def _check_way(tool: str) -> None:
     if "/" not in tool:
         return  # looked for on the PATH, which is the caller's
     from serdab.linux.outside import Walk
+    from serdab.linux.whereabouts import leads_nowhere, untold
 
-    with contextlib.suppress(OSError):
+    try:
         os.close(Walk().file(tool, os.O_PATH))
+    except OSError as exc:
+        if not leads_nowhere(exc):
+            raise untold(tool, exc) from exc
 
 
 def _parse_pem(

@@ -92,7 +92,6 @@ ALLOWED: Final[dict[str, str]] = {
     "libos/mounts.py": PROC,
     "libos/nursery.py:main": OWN,
     "libos/pinplace.py:require_outside": PROC,
-    "libos/reserved.py:_is_instance": AGAIN,
     "libos/sandbox.py:enter": PROC,
     "libos/streams.py:_is_of_kernel": PROC,
     "libos/streams.py:admit": PROC,
