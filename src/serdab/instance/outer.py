@@ -20,7 +20,8 @@ from serdab.errors import UsageError
 from serdab.instance.layout import Instance
 from serdab.libos.ground import Ground
 from serdab.linux.dirfd import DirFd
-from serdab.linux.outside import Identity, Walk
+from serdab.linux.identity import Identity
+from serdab.linux.outside import Walk
 
 HOSTFS: Final = "hostfs"
 

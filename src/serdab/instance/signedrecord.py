@@ -24,9 +24,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeGuard
 
-from serdab.config.dirs import make_private, write_durably
+from serdab.config.dirs import make_private
 from serdab.instance.fingerprint import record_path
 from serdab.instance.owners import Owner
+from serdab.linux.durable import write_durably
 
 MAX_FILES: Final = 200_000
 _MAX_PACKED_BYTES: Final = 32 << 20

@@ -18,14 +18,14 @@ import errno
 import os
 import stat
 import struct
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from types import TracebackType
 from typing import Final, Self, final
 
 from serdab.errors import Error, FormatError, UsageError
 from serdab.linux.dirfd import DirFd, components, word_for
-from serdab.linux.dirtree import identity
-from serdab.linux.outside import Identity, Walk
+from serdab.linux.identity import Identity, identity
+from serdab.linux.outside import Walk
 from serdab.linux.whereabouts import MountTable, leads_nowhere
 
 _HERE: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -213,15 +213,20 @@ class Ground:
 
     # Closed directories --------------------------------------------------------------------
 
-    def leads_inside(self, fds: Sequence[int]) -> bool:
-        """Return whether a way leads into a closed directory, by whatever mount it does.
+    def beside(self, path: str) -> Way:
+        """Return the way to what should lie outside of them, of whatever kind it is.
 
-        ``fds`` are what lies on it, what is at its end being the last.
+        Raises:
+            UsageError: there is nothing, or a link that is not to be followed.
         """
-        if any(identity(fd) in self.closed for fd in fds):
+        return Way(Walk(self.closed).way(path))
+
+    def leads_inside(self, way: Way) -> bool:
+        """Return whether a way leads into a closed directory, by whatever mount it does."""
+        if way.passes(self.closed):
             return True
         with MountTable() as table:
-            here = table.of(fds[-1])
+            here = table.of(way.fds[-1])
             return any(
                 here.is_below(shown)
                 for fd in (self.instance.fd, *self._kept)

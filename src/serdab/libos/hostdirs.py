@@ -19,8 +19,8 @@ from serdab.errors import UsageError
 from serdab.libos.ground import Ground, Way
 from serdab.libos.reserved import is_below, reserved_part
 from serdab.linux.dirfd import DirFd
-from serdab.linux.dirtree import identity
-from serdab.linux.outside import Identity, is_instance
+from serdab.linux.identity import Identity, identity
+from serdab.linux.outside import is_instance
 from serdab.linux.whereabouts import MountTable, open_if_there
 
 

@@ -21,7 +21,6 @@ from serdab.libos.ground import Ground, Roots
 from serdab.libos.mountrules import Rules, derive_named
 from serdab.libos.volumekey import volume_key
 from serdab.linux.dirfd import word_for
-from serdab.linux.outside import Walk
 from serdab.linux.whereabouts import leads_nowhere
 from serdab.trust.chain import BootChain
 from serdab.trust.platform import Platform
@@ -99,15 +98,13 @@ def key_path(source: str, ground: Ground) -> str:
         UsageError: that cannot be told.
     """
     try:
-        fds = Walk(ground.closed).way(source)
+        way = ground.beside(source)
     except UsageError as exc:
         if not leads_nowhere(exc):
             raise
         return source
-    try:
-        return os.readlink(f"/proc/self/fd/{fds[-1]}")
-    finally:
-        _close(fds)
+    with way:
+        return way.real()
 
 
 def _early_key(
@@ -131,15 +128,14 @@ def _read_key(source: str, ground: Ground) -> bytes:
         UsageError: it is no file, lies where programs may write, or the way to it is not to be
             followed.
     """
-    fds = Walk(ground.closed).way(source)
-    try:
-        mode = os.fstat(fds[-1]).st_mode
+    with ground.beside(source) as way:
+        mode = os.fstat(way.fds[-1]).st_mode
         if not stat.S_ISREG(mode):
             # Not opened: a FIFO would have us wait for whoever writes to it.
             raise UsageError(
                 "not a key file", subject=source, expected="a file", found=word_for(mode)
             )
-        if ground.leads_inside(fds):
+        if ground.leads_inside(way):
             raise UsageError(
                 "a key in reach of programs is none",
                 subject=source,
@@ -147,12 +143,5 @@ def _read_key(source: str, ground: Ground) -> bytes:
                 found="one within",
                 hint="whoever writes there would choose the key",
             )
-        with open(f"/proc/self/fd/{fds[-1]}", "rb", buffering=0) as file:
+        with open(f"/proc/self/fd/{way.fds[-1]}", "rb", buffering=0) as file:
             return file.read(256)
-    finally:
-        _close(fds)
-
-
-def _close(fds: list[int]) -> None:
-    for fd in fds:
-        os.close(fd)

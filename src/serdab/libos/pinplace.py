@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection
 
 from serdab.errors import UsageError
-from serdab.libos.ground import Ground
-from serdab.linux.outside import MAX_LINKS, Identity, Walk
+from serdab.libos.ground import Ground, Way
+from serdab.linux.outside import MAX_LINKS
 from serdab.linux.whereabouts import leads_nowhere
 
 
@@ -41,9 +40,9 @@ def require_outside(path: str, option: str, ground: Ground, *, what: str) -> str
     Raises:
         UsageError: as :func:`placed_outside`.
     """
-    fds, name = _way(path, ground.closed)
-    try:
-        if ground.leads_inside(fds):
+    way, name = _way(path, ground)
+    with way:
+        if ground.leads_inside(way):
             raise UsageError(
                 f"a pin {what} protects nothing",
                 subject=option,
@@ -51,39 +50,32 @@ def require_outside(path: str, option: str, ground: Ground, *, what: str) -> str
                 found=path,
                 hint="whoever rolls the instance back would roll the pin back with it",
             )
-        return os.path.join(os.readlink(f"/proc/self/fd/{fds[-1]}"), name).rstrip("/")
-    finally:
-        _close(fds)
+        return os.path.join(way.real(), name).rstrip("/")
 
 
-def _way(path: str, closed: Collection[Identity]) -> tuple[list[int], str]:
-    """Return what is on the way, and the name of what is not there yet."""
+def _way(path: str, ground: Ground) -> tuple[Way, str]:
+    """Return the way there, and the name of what is not there yet."""
     for _ in range(MAX_LINKS):
         try:
-            return Walk(closed).way(path), ""
+            return ground.beside(path), ""
         except UsageError as exc:
             if not isinstance(exc.__cause__, FileNotFoundError):
                 raise
         above, name = os.path.split(path)
-        fds = Walk(closed).way(above)
+        way = ground.beside(above)
         try:
             # A link to what is not there yet: replacing the pin must not replace the link. It was
             # judged by the walk above, which came to its end.
-            path = os.path.join(above, os.readlink(name, dir_fd=fds[-1]))
+            path = os.path.join(above, os.readlink(name, dir_fd=way.fds[-1]))
         except OSError as exc:
             if exc.errno in (errno.EINVAL, errno.ENOENT):
-                return fds, name  # no link, or nothing by now
-            _close(fds)
+                return way, name  # no link, or nothing by now
+            way.close()
             raise UsageError(
                 "it cannot be told where a pin lies",
                 subject=path,
                 expected="a path to a file",
                 found=os.strerror(exc.errno or 0),
             ) from exc
-        _close(fds)
+        way.close()
     raise UsageError("too many links", subject=path, expected="a path to a file")
-
-
-def _close(fds: list[int]) -> None:
-    for fd in fds:
-        os.close(fd)

@@ -23,15 +23,13 @@ from typing import Final
 from serdab.config.names import CONFIG, DESCRIPTOR
 from serdab.errors import UsageError
 from serdab.linux.dirfd import DirFd, word_for
-from serdab.linux.dirtree import identity
+from serdab.linux.identity import Identity, identity
 from serdab.linux.whereabouts import NOTHING, MountTable, Where, open_if_there, untold
 
 MAX_LINKS: Final = 40  # as path_resolution(7)
 _PROC_SUPER_MAGIC: Final = 0x9FA0
 _HERE: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
-
-Identity = tuple[int, int]
 
 
 def is_instance(fd: int) -> bool:

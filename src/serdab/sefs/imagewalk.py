@@ -24,7 +24,8 @@ from typing import Final, Protocol
 
 from serdab.errors import UsageError
 from serdab.linux.dirfd import DirFd
-from serdab.linux.dirtree import Descent, identity, listing
+from serdab.linux.dirtree import Descent, listing
+from serdab.linux.identity import identity, identity_of
 from serdab.vfs.api import ROOT_INO, Inode
 
 _SECOND: Final = 1_000_000_000
@@ -138,7 +139,7 @@ class Walk:
     def entries(self) -> Iterator[SourceEntry]:
         """Yield each inode once. ``nlink`` is final when the walk is over."""
         status = os.fstat(self._here.fd)
-        root = self._new(b"", _identity(status), status.st_mode, 0)
+        root = self._new(b"", identity_of(status), status.st_mode, 0)
         root.inode.nlink = 2
         yield from in_order(root, self._directory)
 
@@ -174,7 +175,7 @@ class Walk:
                 raise self._changed(entry) from exc
             raise
         status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or _identity(status) != entry.host:
+        if not stat.S_ISREG(status.st_mode) or identity_of(status) != entry.host:
             os.close(fd)
             raise self._changed(entry)
         return fd
@@ -255,7 +256,7 @@ class Walk:
                 stage="build",
                 subject=self._here.label(found.name),
             )
-        host = _identity(status)
+        host = identity_of(status)
         if status.st_nlink > 1 and kind == stat.S_IFREG and host in self._seen:
             entry = self._seen[host]
             entry.inode.nlink += 1
@@ -279,10 +280,6 @@ class Walk:
         if kind != stat.S_IFLNK:
             entry.xattrs = _user_xattrs(self._here.fd, found.name)
         return entry, True
-
-
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
 
 
 def _user_xattrs(directory: int, name: str) -> list[tuple[bytes, bytes]]:

@@ -28,10 +28,11 @@ import stat
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from serdab.config.dirs import create_durably, make_private, state_dir
+from serdab.config.dirs import make_private, state_dir
 from serdab.config.strict import load_object
 from serdab.errors import EnvironmentRefused, Error, UsageError, WrongKeyError
 from serdab.keys import KEY_BYTES, Key
+from serdab.linux.durable import create_durably
 from serdab.linux.whereabouts import leads_nowhere
 from serdab.trust.measurement import Digest
 

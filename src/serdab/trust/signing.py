@@ -20,8 +20,9 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
-from serdab.config.dirs import create_durably, make_private, state_dir
+from serdab.config.dirs import make_private, state_dir
 from serdab.errors import UsageError, VerificationError
+from serdab.linux.durable import create_durably
 from serdab.trust.measurement import SHA256, Digest
 
 if TYPE_CHECKING:

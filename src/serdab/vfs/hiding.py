@@ -38,9 +38,10 @@ from serdab.config.names import (
     is_reserved,
 )
 from serdab.linux.files import CONFINED, openat2
+from serdab.linux.identity import Identity, identity_of
 from serdab.linux.outside import is_instance
 from serdab.linux.whereabouts import NOTHING, is_below, untold
-from serdab.vfs.secondnames import Identity, SecondNames
+from serdab.vfs.secondnames import SecondNames
 
 _DELETED: Final = b" (deleted)"  # how proc_pid_fd(5) shows what has lost that name
 _MAX_FINE: Final = 1024
@@ -186,7 +187,7 @@ class Hiding:
         its link count is one.
         """
         has_links = crossed or (stat.S_ISREG(status.st_mode) and status.st_nlink > 1)
-        if has_links and (status.st_dev, status.st_ino) in self.identities():
+        if has_links and identity_of(status) in self.identities():
             return True
         names = [known.name for known in place.below.values()] if place is not None else []
         if (place is not None and place.is_instance) or (has_links and is_instance(fd)):
@@ -219,7 +220,7 @@ class Hiding:
             return False
         if status.st_nlink == 1 and not path.endswith(_DELETED):
             return False
-        return (status.st_dev, status.st_ino) in self.identities()
+        return identity_of(status) in self.identities()
 
     def _is_hidden_path(self, path: bytes) -> bool:
         """Return whether an absolute path leads below the root through a name that is hidden."""
@@ -280,7 +281,7 @@ class Hiding:
         here = [*_found(self._root_fd, b"", self._hidden)]
         if self._instance is not None:
             here += _found(self._root_fd, self._instance, _RESERVED)
-        found.update((status.st_dev, status.st_ino) for status in here)
+        found.update(identity_of(status) for status in here)
         return frozenset(found)
 
 

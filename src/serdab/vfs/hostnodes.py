@@ -29,6 +29,7 @@ from typing import Final
 
 from serdab.errors import FsError, UsageError
 from serdab.linux.files import CONFINED, Resolve, filesystem_magic, openat2
+from serdab.linux.identity import Identity, identity_of
 from serdab.linux.outside import is_instance
 from serdab.linux.whereabouts import NOTHING
 from serdab.vfs.api import ROOT_INO
@@ -69,8 +70,6 @@ _KERNEL_INTERFACES: Final = frozenset(
 )
 _CONFINED_HERE: Final = CONFINED | Resolve.NO_XDEV
 _PATH_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW
-
-Identity = tuple[int, int]
 
 
 class Node:
@@ -119,7 +118,7 @@ class NodeTable:
         self._root_device = status.st_dev
         self._next_foreign = FOREIGN_INO
         self._max_fds = max_fds
-        root = Node(ROOT_INO, (status.st_dev, status.st_ino), root_fd)
+        root = Node(ROOT_INO, identity_of(status), root_fd)
         root.nlookup = 1
         root.is_pinned = True
         self.hiding = Hiding(root_fd, hidden, instance, elsewhere)
@@ -171,7 +170,7 @@ class NodeTable:
         except OSError as exc:
             raise FsError(errno.ESTALE) from exc
         status = os.fstat(fd)
-        if (status.st_dev, status.st_ino) != node.identity:
+        if identity_of(status) != node.identity:
             os.close(fd)
             raise FsError(errno.ESTALE)
         return fd
@@ -277,7 +276,7 @@ class NodeTable:
 
         ``parent`` is None for a file that has no name.
         """
-        identity = (status.st_dev, status.st_ino)
+        identity = identity_of(status)
         node = self._by_identity.get(identity)
         if node is None:
             node = Node(self.number(identity), identity, fd)
@@ -319,7 +318,7 @@ class NodeTable:
             if exc.errno in NOTHING:
                 return None
             raise
-        return self._by_identity.get((status.st_dev, status.st_ino))
+        return self._by_identity.get(identity_of(status))
 
     def forget(self, ino: int, nlookup: int) -> bool:
         """Drop lookups; return whether the node is gone."""

@@ -28,9 +28,8 @@ from typing import Final, final
 from serdab.config.names import DIRECTORIES, FILES, SHOWN_ON_REQUEST, fold, is_reserved
 from serdab.errors import Error
 from serdab.linux.files import CONFINED, openat2
+from serdab.linux.identity import Identity, identity_of
 from serdab.linux.whereabouts import NOTHING, MountTable, Where, untold
-
-Identity = tuple[int, int]
 
 _MAX_LISTED: Final = 1 << 17
 #: A directory that changed so short a time before it was listed may change again within the same
@@ -74,7 +73,7 @@ class _Tree:
             try:
                 status = os.stat(path, follow_symlinks=False)
                 if not self._is_home or relative:
-                    yield status.st_dev, status.st_ino
+                    yield identity_of(status)
                 if not stat.S_ISDIR(status.st_mode) or (relative in _UNLISTED and self._is_home):
                     continue
                 listed = self._known.get(relative)
@@ -117,7 +116,7 @@ class _Tree:
                     else:
                         # Not what the entry says: on an overlayfs it is another number.
                         of_file = os.stat(name, dir_fd=fd, follow_symlinks=False)
-                        files.add((of_file.st_dev, of_file.st_ino))
+                        files.add(identity_of(of_file))
             is_settled = max(status.st_mtime_ns, status.st_ctime_ns) + _RACY_NS < now
             return _Listed(_stamp(status), is_settled, frozenset(files), tuple(directories))
         finally:
@@ -125,7 +124,7 @@ class _Tree:
 
 
 def _stamp(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+    return *identity_of(status), status.st_mtime_ns, status.st_ctime_ns
 
 
 @final

@@ -91,7 +91,6 @@ ALLOWED: Final[dict[str, str]] = {
     "libos/mountkeys.py": PROC,
     "libos/mounts.py": PROC,
     "libos/nursery.py:main": OWN,
-    "libos/pinplace.py:require_outside": PROC,
     "libos/sandbox.py:enter": PROC,
     "libos/streams.py:_is_of_kernel": PROC,
     "libos/streams.py:admit": PROC,
