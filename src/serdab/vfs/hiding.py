@@ -156,6 +156,9 @@ class Hiding:
             raise
         self.has_secrets = bool(self._hidden)
         self._fine: set[bytes] = set()
+        #: what :meth:`identities` found, and the union of it
+        self._parts: tuple[frozenset[Identity], ...] = (frozenset(), frozenset())
+        self._known: frozenset[Identity] = frozenset()
 
     def close(self) -> None:
         """Close what it owns."""
@@ -277,12 +280,13 @@ class Hiding:
 
     def identities(self) -> frozenset[Identity]:
         """Return device and inode number of what is hidden at a known path, at this moment."""
-        found = set(self._second.identities())
         here = [*_found(self._root_fd, b"", self._hidden)]
         if self._instance is not None:
             here += _found(self._root_fd, self._instance, _RESERVED)
-        found.update(identity_of(status) for status in here)
-        return frozenset(found)
+        parts = (self._second.identities(), frozenset(map(identity_of, here)))
+        if parts[0] is not self._parts[0] or parts[1] != self._parts[1]:
+            self._parts, self._known = parts, parts[0] | parts[1]
+        return self._known
 
 
 def _is_among(status: os.stat_result, others: Iterable[os.stat_result]) -> bool:

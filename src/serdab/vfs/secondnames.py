@@ -18,6 +18,7 @@ Security:
 
 from __future__ import annotations
 
+import operator
 import os
 import stat
 import time
@@ -42,11 +43,13 @@ _UNLISTED: Final = frozenset(name.encode() for name in SHOWN_ON_REQUEST)
 @final
 @dataclass(slots=True)
 class _Listed:
-    """A directory when it was listed: its stamp, what is in it, and the directories of that."""
+    """A file, or a directory when it was listed: its stamp, what was found there and in it, and
+    the directories of that.
+    """
 
     stamp: tuple[int, ...]
     is_settled: bool
-    files: frozenset[Identity]
+    found: frozenset[Identity]
     directories: tuple[bytes, ...]
 
 
@@ -61,31 +64,23 @@ class _Tree:
         self._path = path
         self._is_home = is_home
         self._known: dict[bytes, _Listed] = {}
+        self._found: frozenset[Identity] = frozenset()
 
-    def identities(self) -> Iterator[Identity]:
-        """Yield those of all that is there now; directories that did not change are not listed."""
+    def identities(self) -> frozenset[Identity]:
+        """Return those of all that is there now; directories that did not change are not listed.
+
+        The same object as before if nothing did.
+        """
         seen: dict[bytes, _Listed] = {}
         pending = [b""]
         count = 0
         while pending:
             relative = pending.pop()
-            path = os.path.join(self._path, relative) if relative else self._path
-            try:
-                status = os.stat(path, follow_symlinks=False)
-                if not self._is_home or relative:
-                    yield identity_of(status)
-                if not stat.S_ISDIR(status.st_mode) or (relative in _UNLISTED and self._is_home):
-                    continue
-                listed = self._known.get(relative)
-                if listed is None or not listed.is_settled or listed.stamp != _stamp(status):
-                    listed = self._list(relative)
-            except OSError as exc:
-                if exc.errno in NOTHING:
-                    continue  # it went, or is a link
-                raise untold(path, exc) from exc
+            listed = self._look(relative)
+            if listed is None:
+                continue
             seen[relative] = listed
-            yield from listed.files
-            count += len(listed.files) + len(listed.directories)
+            count += len(listed.found)
             if count > _MAX_LISTED:
                 raise Error(
                     "it cannot be told what must not be shown to programs",
@@ -94,7 +89,30 @@ class _Tree:
                     found="more",
                 )
             pending += (os.path.join(relative, name) for name in listed.directories)
-        self._known = seen
+        is_same = len(seen) == len(self._known) and all(
+            self._known.get(relative) is listed for relative, listed in seen.items()
+        )
+        if not is_same:
+            self._found = frozenset().union(*(listed.found for listed in seen.values()))
+            self._known = seen
+        return self._found
+
+    def _look(self, relative: bytes) -> _Listed | None:
+        """Return what is at a path now; None if nothing is."""
+        path = os.path.join(self._path, relative) if relative else self._path
+        known = self._known.get(relative)
+        try:
+            status = os.stat(path, follow_symlinks=False)
+            if known is not None and known.is_settled and known.stamp == _stamp(status):
+                return known
+            is_listed = not (self._is_home and relative in _UNLISTED)
+            if stat.S_ISDIR(status.st_mode) and is_listed:
+                return self._list(relative)
+        except OSError as exc:
+            if exc.errno in NOTHING:
+                return None  # it went, or is a link
+            raise untold(path, exc) from exc
+        return _Listed(_stamp(status), True, frozenset((identity_of(status),)), ())
 
     def _list(self, relative: bytes) -> _Listed:
         top = os.open(self._path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -105,20 +123,22 @@ class _Tree:
         try:
             now = time.time_ns()
             status = os.fstat(fd)
-            files, directories = set(), []
+            is_top_of_home = self._is_home and not relative
+            found = set() if is_top_of_home else {identity_of(status)}
+            directories = []
             with os.scandir(fd) as entries:
                 for entry in entries:
                     name = os.fsencode(entry.name)
-                    if self._is_home and not relative and not is_reserved(fold(name)):
+                    if is_top_of_home and not is_reserved(fold(name)):
                         continue
                     if entry.is_dir(follow_symlinks=False):
                         directories.append(name)
                     else:
                         # Not what the entry says: on an overlayfs it is another number.
                         of_file = os.stat(name, dir_fd=fd, follow_symlinks=False)
-                        files.add(identity_of(of_file))
+                        found.add(identity_of(of_file))
             is_settled = max(status.st_mtime_ns, status.st_ctime_ns) + _RACY_NS < now
-            return _Listed(_stamp(status), is_settled, frozenset(files), tuple(directories))
+            return _Listed(_stamp(status), is_settled, frozenset(found), tuple(directories))
         finally:
             os.close(fd)
 
@@ -147,6 +167,8 @@ class SecondNames:
             )
             self._home = frozenset() if home is None else self._table.named(home)
             self._trees = [_Tree(path) for path in paths]
+            self._found: list[frozenset[Identity]] | None = None
+            self._all: frozenset[Identity] = frozenset()
             if home is not None:
                 self._trees.append(_Tree(home, is_home=True))
         except BaseException:
@@ -181,10 +203,15 @@ class SecondNames:
     def identities(self) -> frozenset[Identity]:
         """Return device and inode number of all that is hidden at this moment.
 
+        The same object as before if nothing changed.
+
         Raises:
             Error: that cannot be told.
         """
-        return frozenset(each for tree in self._trees for each in tree.identities())
+        found = [tree.identities() for tree in self._trees]
+        if self._found is None or not all(map(operator.is_, found, self._found)):
+            self._all, self._found = frozenset().union(*found), found
+        return self._all
 
     def close(self) -> None:
         """Close it; harmless afterwards."""
