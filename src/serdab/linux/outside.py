@@ -24,7 +24,7 @@ from serdab.config.names import CONFIG, DESCRIPTOR
 from serdab.errors import UsageError
 from serdab.linux.dirfd import DirFd, word_for
 from serdab.linux.identity import Identity, identity
-from serdab.linux.whereabouts import NOTHING, MountTable, Where, open_if_there, untold
+from serdab.linux.whereabouts import MountTable, Where, leads_nowhere, open_if_there, untold
 
 MAX_LINKS: Final = 40  # as path_resolution(7)
 _PROC_SUPER_MAGIC: Final = 0x9FA0
@@ -278,8 +278,10 @@ def trace(table: MountTable, path: str) -> list[Where]:
     try:
         fd = walk.end(path)
     except OSError as exc:
-        if exc.errno not in NOTHING:
+        if not leads_nowhere(exc):
             raise untold(path, exc) from exc
+        if exc.errno == errno.EACCES:
+            return walk.places  # whoever wants to open it says so
         return [*walk.places, *table.named(os.fsencode(os.path.join(os.getcwd(), path)))]
     try:
         return [*walk.places, table.of(fd)]

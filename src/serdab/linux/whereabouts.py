@@ -75,7 +75,7 @@ class MountTable:
         self._fd = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLPRI)
-        self._mounts: dict[int, Mounted] = {}
+        self._lines: dict[int, bytes] = {}
         self._read()
 
     def _read(self) -> None:
@@ -83,22 +83,24 @@ class MountTable:
         parts = []
         while part := os.read(self._fd, 1 << 16):
             parts.append(part)
-        self._mounts = {}
-        for line in b"".join(parts).splitlines():
-            number, _, device, root, target, *_ = line.split(b" ", 5)
-            self._mounts[int(number)] = Mounted(Where(device, _plain(root)), _plain(target))
+        lines = b"".join(parts).splitlines()
+        # Taken apart when they are asked for: a host may have thousands.
+        self._lines = {int(line[: line.index(b" ")]): line for line in lines}
 
-    def _now(self) -> dict[int, Mounted]:
+    def _now(self) -> dict[int, bytes]:
         # The kernel says so when something was mounted or unmounted since the list was read.
         if self._poll.poll(0):
             self._read()
-        return self._mounts
+        return self._lines
 
     def of(self, fd: int) -> Where:
         """Return where what a descriptor stands for lies."""
         path = os.readlink(b"/proc/self/fd/%d" % fd)
         number = _mount_id(fd)
-        mount = self._now().get(number)
+        if number not in self._now():
+            self._read()  # a line may be missed while others come and go
+        line = self._lines.get(number)
+        mount = None if line is None else _parse(line)
         if mount is None or not is_below(path, mount.target):
             return Where(b"mount %d" % number, path)
         return mount.shows.join(path[len(mount.target.rstrip(b"/")) :].strip(b"/"))
@@ -132,13 +134,14 @@ class MountTable:
 
     def names(self, where: Where) -> Iterator[bytes]:
         """Yield the paths by which a place is reached."""
-        for mount in self._now().values():
-            if where.is_below(mount.shows):
+        device = b" %s " % where.device
+        for line in self._now().values():
+            if device in line and where.is_below((mount := _parse(line)).shows):
                 yield os.path.join(mount.target, where.below(mount.shows)).rstrip(b"/") or b"/"
 
     def mounted_below(self, path: bytes) -> Iterator[Mounted]:
         """Yield the mounts below a path, but for one on it."""
-        for mount in self._now().values():
+        for mount in map(_parse, self._now().values()):
             if mount.target != path and is_below(mount.target, path):
                 yield mount
 
@@ -203,6 +206,11 @@ def _mount_id(fd: int) -> int:
         os.close(info)
     at = raw.index(b"mnt_id:")
     return int(raw[at + 7 :].split(b"\n", 1)[0])
+
+
+def _parse(line: bytes) -> Mounted:
+    _, _, device, root, target, _ = line.split(b" ", 5)
+    return Mounted(Where(device, _plain(root)), _plain(target))
 
 
 def _plain(escaped: bytes) -> bytes:
