@@ -164,3 +164,9 @@ def test_a_key_beside_the_instance_is_still_one(box: Box, bind: Bind) -> None:
     for key in ("keys/k", "mounted/k", "lnk"):
         box.command.ok("-C", box.path, "build", "--image-key", place / key)
     box.command.ok("-C", box.path, "run", "--image-key", place / "mounted/k", "/bin/true")
+    if not box.is_root:
+        # One that is closed to them is for whoever opens it to refuse.
+        (place / "closed").mkdir(mode=0o700)
+        done = box.command.run("-C", box.path, "build", "--image-key", place / "closed/k")
+        assert done.returncode == 2, describe(done)
+        assert b"the image key cannot be read" in done.stderr, describe(done)
