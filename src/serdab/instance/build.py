@@ -571,8 +571,9 @@ def _has_writable_layer(instance: Instance, config: InstanceConfig) -> bool:
     try:
         with outer.open_directory(instance, config.upper.source, shown) as upper:
             return bool(upper.names())
-    except (OSError, UsageError):
-        return False
+    except (OSError, UsageError) as exc:
+        # Where that cannot be told the image that it would lie over stays.
+        return not any(isinstance(each, FileNotFoundError) for each in (exc, exc.__cause__))
 
 
 def _remember_signer(instance: Instance, signer: Digest, say: Say) -> None:

@@ -22,6 +22,7 @@ from serdab.libos.ground import Ground
 from serdab.libos.keysource import explaining
 from serdab.libos.mountrules import derive_named
 from serdab.linux.dirfd import DirFd
+from serdab.linux.whereabouts import leads_nowhere
 from serdab.sefs.anchor import ANCHOR_NAME, Anchor, load_anchor
 from serdab.sefs.hostplace import open_place
 from serdab.sefs.image import Image, open_image
@@ -204,7 +205,9 @@ def _anchor(ground: Ground, path: str, key: Key) -> Anchor | None:
             return load_anchor(file, key, path)[0]
         finally:
             file.close()
-    except (Error, OSError):
+    except (Error, OSError) as exc:
+        if not leads_nowhere(exc):
+            raise  # whether it opens with the old key alone cannot be told
         return None  # gone, or of another key: no matter of ours
 
 

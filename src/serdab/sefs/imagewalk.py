@@ -23,7 +23,8 @@ from typing import Final, Protocol
 
 from serdab.errors import UsageError
 from serdab.linux.dirfd import DirFd
-from serdab.linux.dirtree import Descent, identity, listing
+from serdab.linux.dirtree import Descent, listing
+from serdab.linux.identity import identity, identity_of
 from serdab.structs import field, frozen, mutable
 from serdab.vfs.api import ROOT_INO, Inode
 
@@ -138,7 +139,7 @@ class Walk:
     def entries(self) -> Iterator[SourceEntry]:
         """Yield each inode once. ``nlink`` is final when the walk is over."""
         status = os.fstat(self._here.fd)
-        root = self._new(b"", _identity(status), status.st_mode, 0)
+        root = self._new(b"", identity_of(status), status.st_mode, 0)
         root.inode.nlink = 2
         yield from in_order(root, self._directory)
 
@@ -174,7 +175,7 @@ class Walk:
                 raise self._changed(entry) from exc
             raise
         status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or _identity(status) != entry.host:
+        if not stat.S_ISREG(status.st_mode) or identity_of(status) != entry.host:
             os.close(fd)
             raise self._changed(entry)
         return fd
@@ -255,7 +256,7 @@ class Walk:
                 stage="build",
                 subject=self._here.label(found.name),
             )
-        host = _identity(status)
+        host = identity_of(status)
         if status.st_nlink > 1 and kind == stat.S_IFREG and host in self._seen:
             entry = self._seen[host]
             entry.inode.nlink += 1
@@ -281,10 +282,6 @@ class Walk:
         return entry, True
 
 
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
-
-
 def _user_xattrs(directory: int, name: str) -> list[tuple[bytes, bytes]]:
     """Return the ``user.*`` attributes; the others speak of the host, not of the program.
 
@@ -294,7 +291,9 @@ def _user_xattrs(directory: int, name: str) -> list[tuple[bytes, bytes]]:
     path = f"/proc/self/fd/{directory}/{name}"
     try:
         names = os.listxattr(path, follow_symlinks=False)
-    except OSError:
+    except OSError as exc:
+        if exc.errno != errno.EOPNOTSUPP:
+            raise
         return []  # the file system has no attributes
     return sorted(
         (os.fsencode(attribute), os.getxattr(path, attribute, follow_symlinks=False))

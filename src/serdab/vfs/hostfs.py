@@ -35,7 +35,7 @@ from serdab.errors import FsError
 from serdab.linux.files import chown_at, fallocate, list_from, renameat2, set_times, syncfs
 from serdab.structs import frozen
 from serdab.vfs.api import ROOT_INO, DirEntry, Inode, SetAttr, StatFs
-from serdab.vfs.hiding import Kind
+from serdab.vfs.hiding import NOWHERE, Elsewhere, Kind
 from serdab.vfs.hostnodes import PHANTOM_INO, Node, NodeTable
 
 Owner: TypeAlias = tuple[int, int]
@@ -71,21 +71,26 @@ class HostFs:
         *,
         hidden: Iterable[bytes] = (),
         instance: bytes | None = None,
+        elsewhere: Elsewhere = NOWHERE,
         read_only: bool = False,
         owners: Owners | None = None,
         max_path_fds: int = _MAX_PATH_FDS,
     ) -> None:
         """``root`` is a path, or a directory's descriptor, which then belongs to this object.
 
-        ``hidden`` are relative paths; ``instance`` is that of the instance, ``.`` for the root.
+        ``hidden`` are relative paths; ``instance`` is that of the instance, ``.`` for the root;
+        ``elsewhere``: what has no other name here either.
 
         Raises:
             OSError: the root is not a directory, or cannot be opened.
             UsageError: it is an interface of the kernel, such as /proc.
+            Error: what is hidden elsewhere cannot be told.
         """
         fd = root if isinstance(root, int) else _open_root(root)
         try:
-            self._table = NodeTable(fd, hidden, instance=instance, max_fds=max_path_fds)
+            self._table = NodeTable(
+                fd, hidden, instance=instance, elsewhere=elsewhere, max_fds=max_path_fds
+            )
         except BaseException:
             os.close(fd)
             raise
@@ -209,11 +214,7 @@ class HostFs:
             return
         node = self._node(ino)
         self._listed = listed = {}
-        under = {
-            status.st_ino
-            for status in self._hiding.everything()
-            if status.st_dev == node.identity[0]
-        }
+        under = self._hiding.identities()
         fd = self._data_fd(node, is_writable=False)
         for after, name, host_ino, dtype in list_from(fd, cookie):
             if name == b".":
@@ -222,7 +223,8 @@ class HostFs:
                 number = node.parent
             else:
                 kind = self._table.kind(node, name)
-                if kind is Kind.ABSENT or (kind is Kind.SHOWN and host_ino in under):
+                is_alias = (node.identity[0], host_ino) in under
+                if kind is Kind.ABSENT or (kind is Kind.SHOWN and is_alias):
                     continue
                 if kind is Kind.EMPTY:
                     number, dtype = self._table.phantom(node, name), _DIRECTORY
