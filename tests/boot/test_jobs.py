@@ -8,6 +8,7 @@ said by a program, never typed in that form, since the terminal echoes what is t
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shlex
 import signal
@@ -18,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.instances import wait_until_unused
-from tests.recovery.processes import wait_until
+from tests.recovery.processes import descendants, wait_until
 from tests.sandbox.conftest import Box, Place
 from tests.service.conftest import Typist
 
@@ -259,6 +260,22 @@ class TestLoops:
         bash.type("\x03")
         assert "round" not in bash.until(PROMPT).replace("rou''nd", "")
 
+    def test_ctrl_c_through_timeout_is_died_of(self, two_boxes: tuple[Box, Box]) -> None:
+        """It sends what the terminal did once more; the boot is held up meanwhile."""
+        box = two_boxes[0]
+        words = [*box.command.prefix, "-C", str(box.path), "run", "/bin/true"]
+        person = Typist(["timeout", "60", *words], box.command.env)
+        lock = os.open(box.path / "run", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            person.wait_for("waiting for the last run")
+            person.type("\x03")
+            person.wait()
+            assert os.WTERMSIG(person.status or 0) == signal.SIGINT
+        finally:
+            os.close(lock)
+            person.close()
+
     @pytest.mark.parametrize("has_it", [False, True], ids=["ours", "the program's"])
     @pytest.mark.parametrize("shell", ["bash", "dash"])
     def test_one_ctrl_c_ends_a_script(
@@ -406,6 +423,30 @@ class TestJobs:
         bash.person.close()
         (host / "end").touch()
         wait_until(lambda: mark.read_text() == "over\n", "it does not go on")
+
+
+class TestKilled:
+    def test_the_terminal_comes_back_though_no_stream_but_output_is_it(
+        self, two_boxes: tuple[Box, Box]
+    ) -> None:
+        """The kernel process would have seen to it, and was killed."""
+        box = two_boxes[0]
+        inner = "read x </dev/tty; echo begun; exec sleep 1000"
+        words = [*box.command.prefix, "-C", str(box.path), "run", "/bin/sh", "-c", inner]
+        outer = f": | {shlex.join(words)} 2>/dev/null; echo left; read y; echo got:$y"
+        person = Typist(["sh", "-c", outer], box.command.env)
+        try:
+            person.type("go\n")
+            person.wait_for("begun\r\n")
+            below = descendants(person.pid)
+            (kernel,) = (one for one in below if "serdab.libos.main" in one.shown())
+            kernel.kill(signal.SIGKILL)
+            person.wait_for("left\r\n")
+            person.type("hello\n")
+            person.wait_for("got:hello")
+        finally:
+            person.close()
+            wait_until_unused(box.path)
 
 
 class TestLibrary:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 
+from serdab.cli import interrupts
 from serdab.version import VERSION
 
 TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
@@ -121,22 +122,10 @@ def _run(words: list[str]) -> int:
             raise _unknown_verb(call.verb)
         call.starts_program = entry[1]
         if call.starts_program:
-            _let_interrupts_end_us()
+            interrupts.let_end_us()
         return _dispatch(call.verb, entry[0], words, context)
 
     return finish(work, context, call)
-
-
-def _let_interrupts_end_us() -> None:
-    """Give SIGINT its default meaning, up to where the verb hands it to its program.
-
-    A KeyboardInterrupt in the middle of an import can be lost: the interpreter runs callbacks
-    there whose exceptions it ignores. Nothing has to be put in order until then.
-    """
-    import signal
-
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Call:
@@ -165,6 +154,7 @@ def finish(work: Callable[[], int], context: Context, call: Call) -> int:
             exc.stage = call.verb
             exc.message = exc.message.removeprefix(f"{call.verb}: ")
     except KeyboardInterrupt:
+        interrupts.leave_pending()
         return exitcodes.INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output went away; nothing is left to say it to.
@@ -238,6 +228,8 @@ def _dispatch(verb: str, module_name: str, words: list[str], context: object) ->
         return int(exc.code or 0)
     assert isinstance(context, Context)  # noqa: S101 - for the type checker
     require_out_of_reach(args, context)
+    if not VERBS[verb][1]:
+        interrupts.hear()
     code: int = module.main(args, context)
     return code
 

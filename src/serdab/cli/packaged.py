@@ -111,10 +111,13 @@ def main() -> int:
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path.insert(0, os.path.dirname(os.path.dirname(here)))
     _keep_byte_code_away()
+    from serdab.cli import door, interrupts
+
+    door.enter()
     from serdab.cli import main as command_line
 
-    sys.argv = [os.path.join(top, "serdab"), "-C", os.path.join(top, "instance"), *words]
-    return command_line.main()
+    own = os.path.join(top, "serdab")
+    interrupts.end(command_line.main([own, "-C", os.path.join(top, "instance"), *words]))
 
 
 if __name__ == "__main__":

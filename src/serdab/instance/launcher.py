@@ -27,7 +27,10 @@ start() {
     found=$(command -v "$1") || return 0
     # A version switcher has a name for every version it knows, also for those that are not active.
     case $found in */shims/*) "$1" -c '' 2>/dev/null || return 0 ;; esac
-    exec "$@"
+    shift
+    # It holds Ctrl-C back while the interpreter starts. Not where nothing here may be executed.
+    if [ -x "$top/@DOOR@" ]; then exec "$top/@DOOR@" "$found" "$@"; fi
+    exec "$found" "$@"
 }
 run() {
     python=$1
@@ -85,14 +88,15 @@ class Runtime:
     glibc: str
 
 
-def launcher(runtime: Runtime, entry: str) -> bytes:
-    """Return the launcher; ``entry`` is the path of ``packaged.py`` below the top folder."""
+def launcher(runtime: Runtime, entry: str, door: str) -> bytes:
+    """Return the launcher; the paths of ``packaged.py`` and ``door`` are below the top folder."""
     text = _TEXT
     for name, value in (
         ("VERSION", runtime.version),
         ("SUFFIX", runtime.suffix),
         ("GLIBC", runtime.glibc),
         ("ENTRY", entry),
+        ("DOOR", door),
     ):
         text = text.replace(f"@{name}@", value)
     return text.encode("ascii")
