@@ -46,7 +46,7 @@ else
     done
 fi
 # Nothing was found. As everywhere: 6, or 125 for a verb that starts a program.
-code=6 json= skip=
+code=6 json= skip= verb=
 for word do
     if [ -n "$skip" ]; then
         skip=
@@ -56,8 +56,11 @@ for word do
     -C | --instance | --log-level) skip=yes ;;
     --json) json=yes ;;
     -*) ;;
-    run | exec) code=125; break ;;
-    *) break ;;
+    *)
+        if [ $code = 125 ]; then break; fi
+        case $verb$word in run | exec) code=125 ;; esac
+        verb=$verb$word
+        ;;
     esac
 done
 hint='install Python @VERSION@, or name one in SERDAB_PYTHON'
