@@ -80,6 +80,24 @@ class Bash:
             return self.has_run() and bool(started)
         return False
 
+    def has_job(self, wanted: bytes) -> bool:
+        """Return whether a process of the terminal's job, not its first, is one of these."""
+        group = os.tcgetpgrp(self.person.master)
+        for pid in in_session(self.person.pid):
+            with contextlib.suppress(OSError):
+                is_of_it = pid != group and os.getpgid(pid) == group
+                if is_of_it and wanted in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    return True
+        return False
+
+    def end(self) -> None:
+        """End the shell, and all that it started."""
+        for pid in in_session(self.person.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(OSError):  # a test may have hung up
+            self.person.close()
+
 
 @pytest.fixture(scope="session")
 def two_boxes(place: Place, probe_program: Path) -> tuple[Box, Box]:
@@ -98,11 +116,7 @@ def scripts(two_boxes: tuple[Box, Box]) -> Path:
 def bash(two_boxes: tuple[Box, Box]) -> Iterator[Bash]:
     shell = Bash(*two_boxes)
     yield shell
-    for pid in in_session(shell.person.pid):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    with contextlib.suppress(OSError):  # a test may have hung up
-        shell.person.close()
+    shell.end()
     for box in two_boxes:
         wait_until_unused(box.path)
 

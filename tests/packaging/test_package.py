@@ -182,7 +182,7 @@ class TestContents:
         assert {m.mode for m in members} == {0o755, 0o644}
         assert all(m.isfile() or m.isdir() for m in members)
         programs = {m.name.split("/")[-1] for m in members if m.isfile() and m.mode == 0o755}
-        assert programs == {"serdab", "init", "launcher"}
+        assert programs == {"serdab", "init", "launcher", "door"}
 
     def test_the_same_input_gives_the_same_bytes(
         self, publisher: Publisher, made: Path, tmp_path: Path
