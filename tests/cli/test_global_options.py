@@ -177,18 +177,17 @@ class TestTheCommand:
             assert len(line) <= 40 or len(line.split()) == 1 or "[" in line, line
 
 
-class TestOutput:
-    def test_a_reader_that_has_enough_does_not_change_the_verdict(
-        self, serdab: Command, tmp_path: Path
-    ) -> None:
-        serdab.ok("new", tmp_path / "app")
-        serdab.ok("-C", tmp_path / "app", "build")
-        reader, writer = os.pipe()
-        os.close(reader)
-        try:
-            with serdab.popen("-C", tmp_path / "app", "fsck", stdout=writer) as process:
-                _, errors = process.communicate(timeout=60)
-        finally:
-            os.close(writer)
-        assert process.returncode == 0, errors
-        assert errors == b""
+@pytest.mark.parametrize("words", [("fsck",), ("--help",), ("build", "--help")])
+def test_a_reader_that_has_enough_does_not_change_the_verdict(
+    serdab: Command, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    serdab.ok("new", tmp_path / "app")
+    serdab.ok("-C", tmp_path / "app", "build")
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        with serdab.popen("-C", tmp_path / "app", *words, stdout=writer) as process:
+            _, errors = process.communicate(timeout=60)
+    finally:
+        os.close(writer)
+    assert (process.returncode, errors) == (0, b"")

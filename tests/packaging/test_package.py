@@ -495,6 +495,11 @@ class TestUnpacked:
         (receiver.home / "bom.yaml").chmod(0o644)
         result = receiver.run("app/serdab", "copy-bom", "-f", "bom.yaml", "--root", "x")
         refused(result, 6, "yaml")
+        # So the help does not offer it, nor the others that want sources.
+        shown = receiver.run("app/serdab", "--help").stdout.decode()
+        offered = {line.split()[0] for line in shown.splitlines() if line.startswith("  ")}
+        assert not offered & {"new", "init", "copy-bom", "build", "package"}
+        assert offered >= {"run", "start", "exec", "fsck", "reset"}
 
     def test_build_says_that_there_are_no_sources(self, receiver: Receiver, made: Path) -> None:
         receiver.unpack(made)

@@ -64,8 +64,11 @@ def end(code: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
+        except BrokenPipeError:
+            # Whoever read it had enough. What is left would be a failure when the interpreter ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         except (OSError, ValueError):
-            pass  # whoever read it went away: said, or no failure, where it was written
+            pass  # no failure of the verb's
     let_end_us()
     let_through()
     sys.exit(code)

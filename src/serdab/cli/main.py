@@ -286,6 +286,7 @@ def _help(verbs: frozenset[str] | None) -> int:
     """Print the help; ``verbs`` are those that work here, None for all."""
     import importlib
 
+    from serdab.cli.messages import show
     from serdab.cli.parsing import wrapped
 
     lines = ["usage: serdab [-C DIR] [--log-level LEVEL] [--json] [-q|-v] VERB ...", "", "verbs:"]
@@ -294,6 +295,5 @@ def _help(verbs: frozenset[str] | None) -> int:
             continue
         summary = importlib.import_module(f"serdab.cli.{module_name}").SUMMARY
         lines.append(f"  {verb:15}{summary}")
-    for line in (*lines, *_GLOBALS_HELP.split("\n")):
-        print(wrapped(line))
+    show("\n".join(wrapped(line) for line in (*lines, *_GLOBALS_HELP.split("\n"))))
     return 0

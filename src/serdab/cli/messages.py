@@ -99,25 +99,17 @@ class Context:
 
     def tell(self, line: str, end: str = "\n") -> None:
         """Print one line to standard output, whatever names stand in it."""
-        self._print(printable(line), end)
-
-    @staticmethod
-    def _print(text: str, end: str = "\n") -> None:
-        """Print; that a reader has enough (``| head -1``) changes neither work nor verdict."""
-        try:
-            print(text, end=end, flush=True)
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        show(printable(line), end)
 
     def result(self, fields: dict[str, object], *lines: str) -> None:
         """Print a result: ``fields`` with --json, else ``lines``, each of which stays one line."""
         if self.as_json:
             import json
 
-            self._print(json.dumps(fields, sort_keys=True))
+            show(json.dumps(fields, sort_keys=True))
         else:
             for line in lines:
-                self._print(printable(line))
+                show(printable(line))
 
 
 def _log_level(text: str) -> str:
@@ -130,6 +122,14 @@ def _log_level(text: str) -> str:
             hint="without the option errors and notices are shown",
         )
     return LOG_LEVELS[text]
+
+
+def show(text: str, end: str = "\n") -> None:
+    """Print; that a reader has enough (``| head -1``) changes neither work nor verdict."""
+    try:
+        print(text, end=end, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def report(error: Error, context: Context, *, starts_program: bool) -> None:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from serdab.cli.messages import Context
+from serdab.cli.messages import Context, show
 from serdab.errors import UsageError
 from serdab.keys import Key
 
@@ -96,6 +96,10 @@ class VerbParser(argparse.ArgumentParser):
             self._add_action(_Global(context, flags, takes_value=True))
         for flags in (("--json",), ("-q", "--quiet"), ("-v", "--verbose")):
             self._add_action(_Global(context, flags, takes_value=False))
+
+    def print_help(self, _file: object = None) -> None:
+        """Print the help to standard output."""
+        show(self.format_help(), end="")
 
     def format_help(self) -> str:
         """Return the help, no wider than the terminal."""

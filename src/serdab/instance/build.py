@@ -32,7 +32,7 @@ from serdab.config.boot import (
     parse_boot_config,
 )
 from serdab.config.occlum import InstanceConfig, parse
-from serdab.errors import Error, FormatError, MeasurementMismatch, UsageError
+from serdab.errors import Error, MeasurementMismatch, UsageError
 from serdab.instance import outer, publish
 from serdab.instance.buildwarnings import of_change, of_configuration
 from serdab.instance.epoch import source_date_epoch
@@ -54,6 +54,7 @@ from serdab.instance.layout import (
     PROTECTED_CONFIG,
     Instance,
 )
+from serdab.instance.leftimage import deviation_of
 from serdab.instance.locks import is_in_use, lock_build, settle_switch
 from serdab.instance.owners import Owner, load_owners
 from serdab.instance.signedrecord import (
@@ -69,7 +70,7 @@ from serdab.instance.signedrecord import (
 from serdab.keys import Key
 from serdab.linux.dirfd import DirFd
 from serdab.sefs.imagebuild import ImageOptions, build_image
-from serdab.sefs.imageformat import HEADER_BYTES, IMAGE_NAME, header_mac, parse_header
+from serdab.sefs.imageformat import IMAGE_NAME
 from serdab.sefs.imagewalk import Additions
 from serdab.trust import platform
 from serdab.trust.descriptor import Descriptor, sign
@@ -364,37 +365,15 @@ class _Sealer:
         return info.root_mac
 
     def _is_as_left(self, image: str, old: Sealed | None) -> bool:
-        """Return whether an image looks like what was sealed: its header, its size and its time.
-
-        The rest is verified when it is read; what was changed there, with its time put back, a
-        build does not notice.
-        """
-        root = self._instance.root
-        if old is None or not root.is_file(image):
+        if old is None or not self._instance.root.is_file(image):
             return False
-        fd = root.open(image, os.O_RDONLY)
-        try:
-            status, raw = os.fstat(fd), os.pread(fd, HEADER_BYTES, 0)
-        finally:
-            os.close(fd)
-        try:
-            header = parse_header(raw)
-        except FormatError:
-            return self._say_damaged(image, "its header cannot be read")
-        if header_mac(raw, header.hash) != old.root_mac:
-            return self._say_damaged(image, "another header")
-        if header.total_size != status.st_size:
-            return self._say_damaged(image, f"{status.st_size} bytes of {header.total_size}")
-        if status.st_mtime_ns > recorded_at_ns(self._instance.path):
-            return self._say_damaged(image, "written to since")
-        return True
-
-    def _say_damaged(self, image: str, found: str) -> bool:
-        self._say(
-            f"{self._instance.at(image)}: not as the last build left it ({found}): sealed anew; "
-            "`build -f` seals both trees whatever they look like"
-        )
-        return False
+        found = deviation_of(self._instance.root, image, old, recorded_at_ns(self._instance.path))
+        if found:
+            self._say(
+                f"{self._instance.at(image)}: not as the last build left it ({found}): sealed "
+                "anew; `build -f` seals both trees whatever they look like"
+            )
+        return not found
 
     def to_be_signed(self, raw_config: bytes) -> Signed:
         """Return what is going to be signed, in terms of the sources."""
