@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from serdab.config.boot import (
@@ -32,9 +32,16 @@ from serdab.config.boot import (
 )
 from serdab.config.occlum import InstanceConfig, parse
 from serdab.errors import Error, MeasurementMismatch, UsageError
-from serdab.instance import keychange, outer, publish
+from serdab.instance import outer, publish
+from serdab.instance.buildwarnings import of_change, of_configuration
 from serdab.instance.epoch import source_date_epoch
-from serdab.instance.fingerprint import Sealed, fingerprint, load_record, store_record
+from serdab.instance.fingerprint import (
+    Sealed,
+    fingerprint,
+    load_record,
+    recorded_at_ns,
+    store_record,
+)
 from serdab.instance.layout import (
     CONFIG,
     DESCRIPTOR,
@@ -46,6 +53,7 @@ from serdab.instance.layout import (
     PROTECTED_CONFIG,
     Instance,
 )
+from serdab.instance.leftimage import deviation_of
 from serdab.instance.locks import is_in_use, lock_build, settle_switch
 from serdab.instance.owners import Owner, load_owners
 from serdab.instance.signedrecord import (
@@ -59,7 +67,6 @@ from serdab.instance.signedrecord import (
     store_signed,
 )
 from serdab.keys import Key
-from serdab.libos import hostdirs
 from serdab.linux.dirfd import DirFd
 from serdab.sefs.imagebuild import ImageOptions, build_image
 from serdab.sefs.imageformat import IMAGE_NAME
@@ -75,6 +82,7 @@ from serdab.version import VERSION
 IMAGE_CONFIG: Final = b"etc/image_config.json"
 IMAGE_KEY: Final = b"etc/image_key"
 _BUILD_PREFIX: Final = "build/"
+_UNKNOWN: Final = bytes(32)
 # Bound over at boot with what the host says; an image without them gets empty ones.
 _HOST_FILES: Final = (b"etc/resolv.conf", b"etc/hosts", b"etc/hostname")
 
@@ -138,36 +146,14 @@ def build(
         settle_switch(instance)
         raw_config = instance.read(CONFIG)
         config = parse(raw_config)
-        for note in config.notes:
-            say(note)
-        for note in _unusable_sources(instance, config):
-            say(note)
-        if request.builtin_key:
-            say(
-                "warning: --buildin-image-key puts the image key in clear into the init FS: "
-                "whoever can read build/ can read the image; the writable layer stays secret"
-            )
+        for line in of_configuration(instance, config, builtin_key=request.builtin_key):
+            say(line)
         _check_trees(instance)
         with publish.begin(instance) as staging:
             try:
                 return _build(instance, raw_config, request, staging, say, progress)
             finally:
                 publish.abandon(instance)
-
-
-def _unusable_sources(instance: Instance, config: InstanceConfig) -> Iterator[str]:
-    """Yield a warning for each host directory that a boot here would refuse.
-
-    No more than that: the instance may be meant for another machine.
-    """
-    with outer.ground_of(instance, outer.shown_by(config)) as ground:
-        for entry in config.mounts:
-            if entry.type != "hostfs":
-                continue
-            try:
-                hostdirs.find(entry.source or ".", ground=ground, private=())[1].close()
-            except UsageError as exc:
-                yield f"warning: `run` will refuse the mount at {entry.target}: {exc}"
 
 
 def _build(
@@ -181,7 +167,7 @@ def _build(
     config = parse(raw_config)
     image_type = INTEGRITY_ONLY if request.image_key is None else ENCRYPTED
     record = {} if request.force else load_record(instance.path)
-    sealer = _Sealer(instance, staging, record, progress)
+    sealer = _Sealer(instance, staging, record, progress, say)
     builtin = _builtin(request.image_key, wanted=request.builtin_key)
     init_mac = sealer.seal(
         "initfs", INITFS_SOURCE, INITFS, None, _initfs_additions(image_type, builtin)
@@ -194,37 +180,21 @@ def _build(
     changed = () if before is None else tuple(changes(before, now))
     for change in changed:
         say(change)  # before anything is signed
-    boot = _boot_config(config, request, image_type, init_mac, root_mac)
+    boot = _boot_config(config, image_type, init_mac, root_mac, builtin_key=request.builtin_key)
     protected = dump_boot_config(boot)
-    separation = config.key_separation or (b"", b"")
-    descriptor = Descriptor(
-        serdab_version=VERSION,
-        code_digest=code_digest(),
-        conf_mac=Digest.of(protected),
-        product_id=config.product_id,
-        security_version=config.security_version,
-        debuggable=config.debuggable,
-        platform=platform.current().name,
-        family_id=separation[0],
-        ext_prod_id=separation[1],
-    )
+    descriptor = _descriptor(config, protected)
     signed = sign(descriptor, request.signer)
     staging.write_new(_staged(PROTECTED_CONFIG), protected)
     staging.write_new(_staged(DESCRIPTOR), signed)
     mrsigner = request.signer.public.mrsigner()
-    if image_type == INTEGRITY_ONLY and _published_type(instance) == ENCRYPTED:
-        say(
-            "warning: the image was encrypted, and this one is not: without --image-key everybody "
-            "can read it"
-        )
-    line = keychange.warning_of(
+    for line in of_change(
         instance,
         boot,
         request.image_key,
+        before,
         mrsigner=mrsigner,
         mrenclave=descriptor.mrenclave(),
-    )
-    if line is not None:
+    ):
         say(line)  # before anything is replaced
     old_image = _replaced_image(instance, root_mac)
     kept = False
@@ -241,7 +211,7 @@ def _build(
     store_record(instance.path, sealer.outcome)
     if now != before:
         store_signed(instance.path, now)
-    _remember_signer(instance, mrsigner, say)
+    _remember_signer(instance, mrsigner)
     if kept:
         say(
             "the image before this one is kept, for the writable layer: if `run` refuses it, "
@@ -262,10 +232,18 @@ def _build(
     )
 
 
-def check(instance: Instance, *, image_key: Key | None, builtin_key: bool) -> tuple[str, ...]:
+def check(
+    instance: Instance,
+    signer: Signer | None,
+    *,
+    image_key: Key | None,
+    builtin_key: bool,
+    say: Say,
+) -> tuple[str, ...]:
     """Return what differs from what this user signed last, a line each; nothing is written.
 
     It goes by sizes, times and inode numbers, as a build does when it decides what to seal anew.
+    ``say`` gets the warnings that a build would give; ``signer`` is None where there is no key yet.
 
     Raises:
         UsageError: configuration or trees are not fit to be sealed.
@@ -274,16 +252,31 @@ def check(instance: Instance, *, image_key: Key | None, builtin_key: bool) -> tu
     with lock_build(instance):
         raw_config = instance.read(CONFIG)
         config = parse(raw_config)
+        for line in of_configuration(instance, config, builtin_key=builtin_key):
+            say(line)
         _check_trees(instance)
         before = load_signed(instance.path)
-        if before is None:
-            return (NOTHING_ON_RECORD,)
-        sealer = _Sealer(instance, None, load_record(instance.path), None)
+        sealer = _Sealer(instance, None, load_record(instance.path), None, say)
         image_type = INTEGRITY_ONLY if image_key is None else ENCRYPTED
         initfs = _initfs_additions(image_type, _builtin(image_key, wanted=builtin_key))
-        sealer.seal("initfs", INITFS_SOURCE, INITFS, None, initfs)
+        init_mac = sealer.seal("initfs", INITFS_SOURCE, INITFS, None, initfs)
         image = _image_additions(instance, config)
-        sealer.seal("image", IMAGE_SOURCE, IMAGE, image_key, image)
+        root_mac = sealer.seal("image", IMAGE_SOURCE, IMAGE, image_key, image)
+        # Of what is to be sealed anew nobody knows the MAC yet; it is another one, and that counts.
+        boot = _boot_config(
+            config, image_type, init_mac or _UNKNOWN, root_mac or _UNKNOWN, builtin_key=builtin_key
+        )
+        for line in of_change(
+            instance,
+            boot,
+            image_key,
+            before,
+            mrsigner=None if signer is None else signer.public.mrsigner(),
+            mrenclave=_descriptor(config, dump_boot_config(boot)).mrenclave(),
+        ):
+            say(line)
+        if before is None:
+            return (NOTHING_ON_RECORD,)
         return tuple(changes(before, sealer.to_be_signed(raw_config)))
 
 
@@ -299,8 +292,10 @@ class _Sealer:
         staging: DirFd | None,
         record: dict[str, Sealed],
         progress: Callable[[int], None] | None,
+        say: Say,
     ) -> None:
         self._instance = instance
+        self._say = say
         self._staging = staging
         self._record = record
         self._progress = progress
@@ -346,9 +341,11 @@ class _Sealer:
             found = fingerprint(tree, parameters=parameters, key=key, seen=seen)
             self._files[name] = stamps(seen, owners)
             old = self._record.get(name)
+            is_same = old is not None and found == old.fingerprint
             # A check tells of sources, not of what became of build/.
-            there = self._staging is None or root.is_file(f"{output}/{IMAGE_NAME}")
-            if old is not None and found == old.fingerprint and there:
+            if is_same and self._staging is not None:
+                is_same = self._is_as_left(f"{output}/{IMAGE_NAME}", old)
+            if old is not None and is_same:
                 self.outcome[name] = old
                 self._unchanged.append(output)
                 return old.root_mac
@@ -366,6 +363,17 @@ class _Sealer:
         self.outcome[name] = None if found is None else Sealed(found, info.root_mac)
         self.sealed.append(name)
         return info.root_mac
+
+    def _is_as_left(self, image: str, old: Sealed | None) -> bool:
+        if old is None or not self._instance.root.is_file(image):
+            return False
+        found = deviation_of(self._instance.root, image, old, recorded_at_ns(self._instance.path))
+        if found:
+            self._say(
+                f"{self._instance.at(image)}: not as the last build left it ({found}): sealed "
+                "anew; `build -f` seals both trees whatever they look like"
+            )
+        return not found
 
     def to_be_signed(self, raw_config: bytes) -> Signed:
         """Return what is going to be signed, in terms of the sources."""
@@ -506,12 +514,28 @@ def _check_reference(config: InstanceConfig, root_mac: bytes) -> None:
         )
 
 
+def _descriptor(config: InstanceConfig, protected: bytes) -> Descriptor:
+    separation = config.key_separation or (b"", b"")
+    return Descriptor(
+        serdab_version=VERSION,
+        code_digest=code_digest(),
+        conf_mac=Digest.of(protected),
+        product_id=config.product_id,
+        security_version=config.security_version,
+        debuggable=config.debuggable,
+        platform=platform.current().name,
+        family_id=separation[0],
+        ext_prod_id=separation[1],
+    )
+
+
 def _boot_config(
     config: InstanceConfig,
-    request: BuildRequest,
     image_type: str,
     init_mac: bytes,
     root_mac: bytes,
+    *,
+    builtin_key: bool,
 ) -> BootConfig:
     return BootConfig(
         image_type=image_type,
@@ -523,7 +547,7 @@ def _boot_config(
         limits=config.limits,
         mounts=config.mounts,
         upper=config.upper,
-        builtin_image_key=request.builtin_key,
+        builtin_image_key=builtin_key,
         product_id=config.product_id,
         security_version=config.security_version,
         debuggable=config.debuggable,
@@ -555,14 +579,6 @@ def _replaced_image(instance: Instance, root_mac: bytes) -> str | None:
     return None if old == root_mac else old.hex()
 
 
-def _published_type(instance: Instance) -> str:
-    """Return how the image in ``build/`` is said to be sealed: untrusted words, for a warning."""
-    try:
-        return parse_boot_config(instance.read(PROTECTED_CONFIG)).image_type
-    except (OSError, Error):
-        return ""
-
-
 def _has_writable_layer(instance: Instance, config: InstanceConfig) -> bool:
     """Return whether there is a writable layer, or a session that may begin one any moment."""
     if is_in_use(instance):
@@ -576,13 +592,8 @@ def _has_writable_layer(instance: Instance, config: InstanceConfig) -> bool:
         return not any(isinstance(each, FileNotFoundError) for each in (exc, exc.__cause__))
 
 
-def _remember_signer(instance: Instance, signer: Digest, say: Say) -> None:
-    """Whoever builds says whom to expect; a change is told."""
+def _remember_signer(instance: Instance, signer: Digest) -> None:
+    """Whoever builds says whom to expect."""
     known = recorded_signer(instance.path)
-    if known is not None and not known.matches(signer):
-        say(
-            f"warning: the instance had another signer: before {known}, now {signer}; automatic "
-            "keys change with it, and others who pinned the first one will refuse it"
-        )
     if known is None or not known.matches(signer):
         record_signer(instance.path, signer)

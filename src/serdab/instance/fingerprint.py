@@ -122,6 +122,14 @@ def load_record(instance: str) -> dict[str, Sealed]:
     return out
 
 
+def recorded_at_ns(instance: str) -> int:
+    """Return when the record was written, after what it tells of; 0 if there is none."""
+    try:
+        return os.stat(record_path(instance, ".json")).st_mtime_ns
+    except OSError:
+        return 0
+
+
 def store_record(instance: str, sealed: dict[str, Sealed | None]) -> None:
     """Put the outcome of a build on record; None forgets one."""
     path = record_path(instance, ".json")

@@ -363,6 +363,11 @@ class Image:
             self._directory.close()
 
 
+DAMAGED_HINT: Final = (
+    "the image was damaged or is none: restore it, or seal its tree again with `serdab build -f`"
+)
+
+
 def open_image(path: Place, *, key: Key | None, expected_mac: bytes | None) -> Image:
     """Open the image in a host directory, under a shared lock.
 
@@ -402,8 +407,13 @@ def open_image_in(directory: Dir, *, key: Key | None, expected_mac: bytes | None
 
 
 def _open_file(file: File, label: str, key: Key | None, expected_mac: bytes | None) -> Image:
-    raw = read_exact(file, HEADER_BYTES, 0)
-    header = parse_header(raw)
+    try:
+        raw = read_exact(file, HEADER_BYTES, 0)
+        header = parse_header(raw)
+    except FormatError as exc:
+        exc.subject = exc.subject or label
+        exc.hint = exc.hint or DAMAGED_HINT
+        raise
     mac = header_mac(raw, header.hash)
     if expected_mac is not None and not hmac.compare_digest(mac, expected_mac):
         raise MeasurementMismatch(
@@ -419,6 +429,7 @@ def _open_file(file: File, label: str, key: Key | None, expected_mac: bytes | No
             subject=label,
             expected=f"{header.total_size} bytes",
             found=f"{file.size()} bytes",
+            hint=DAMAGED_HINT,
         )
     if key is None:
         if header.mode != Mode.INTEGRITY:

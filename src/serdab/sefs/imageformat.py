@@ -168,7 +168,11 @@ def parse_header(raw: bytes) -> Header:
         FormatError: anything is not exactly what format version 1 allows.
     """
     if len(raw) != HEADER_BYTES or raw[:8] != MAGIC:
-        raise FormatError("not a sealed image", expected="a SEFSIMG header", found=repr(raw[:8]))
+        raise FormatError(
+            "not a sealed image",
+            expected="a SEFSIMG header",
+            found=repr(raw[:8]) if raw else "an empty file",
+        )
     (
         _,
         version,
