@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options that all verbs have count before and after the verb; ``-C DIR`` is where paths begin."""
+"""Options that all verbs have count before and after the verb; ``-C DIR`` is the instance."""
 
 from __future__ import annotations
 
@@ -47,14 +47,13 @@ class Seen:
     def __init__(self, args: argparse.Namespace, context: Context) -> None:
         self.args = args
         self.context = context
-        self.directory = os.getcwd()
 
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory with another one in it, where everything that is named lies; we are in it."""
     (tmp_path / "app").mkdir()
-    (tmp_path / "app/there").touch()
+    (tmp_path / "there").touch()
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -93,10 +92,10 @@ def test_they_count_before_and_after_the_verb(
     assert context.quiet
     assert context.verbose
     assert context.log_level == "debug"
-    assert seen.directory == str(place / "app")
+    assert context.instance == "app"
     if VERBS[verb][1]:
         assert seen.args.command == PROGRAM
-    # One rule for all: a path is looked up where the verb works, and is not changed before.
+    # A path is looked up where we are, and is not changed before.
     named = [value for value in vars(seen.args).values() if value in ("there", "./there")]
     assert all(os.path.exists(value) for value in named)
     assert len(named) >= len([word for word in own if word == "there"]) - own.count("-i")
@@ -104,21 +103,20 @@ def test_they_count_before_and_after_the_verb(
 
 def test_the_last_one_wins(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = call(monkeypatch, "-C", "elsewhere", "status", "--instance=app")
-    assert seen.directory == str(place / "app")
+    assert seen.context.instance == "app"
 
 
 def test_without_the_option_the_directory_is_ours(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = call(monkeypatch, "status")
-    assert (seen.directory, seen.context.instance) == (str(place), ".")
+    assert seen.context.instance == "."
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_directory_that_is_not_there_is_refused(
     place: Path, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
-    """Or what is relative would be looked up here."""
     own = PATHS[verb] + (PROGRAM if VERBS[verb][1] else [])
     with pytest.raises(UsageError, match="not an instance"):
         call(monkeypatch, verb, "-C", str(place / "nowhere"), *own)
@@ -130,14 +128,15 @@ class TestTheCommand:
         assert result.returncode == 2, describe(result)
         assert "--nonsense" in json.loads(result.stdout)["message"]
 
-    def test_files_are_made_and_found_below_the_directory(
+    def test_a_part_of_the_instance_begins_there_and_what_is_ours_where_we_are(
         self, serdab: Command, tmp_path: Path
     ) -> None:
         serdab.ok("new", tmp_path / "app")
         (tmp_path / "bom.yaml").write_text("targets:\n  - target: /opt/x\n    mkdirs: [y]\n")
-        words = ("copy-bom", "-f", "../bom.yaml", "--root", "image")
+        words = ("copy-bom", "-f", "bom.yaml", "--root", "image")
         serdab.ok("-C", "app", *words, cwd=tmp_path)
-        serdab.ok("gen-image-key", "-C", "app", "../key", cwd=tmp_path)
+        serdab.ok("gen-image-key", "-C", "app", "key", cwd=tmp_path)
+        serdab.ok("build", "-C", "app", "--image-key", "key", cwd=tmp_path)
         assert (tmp_path / "app/image/opt/x/y").is_dir()
         assert (tmp_path / "key").is_file()
         assert sorted(os.listdir(tmp_path)) == ["app", "bom.yaml", "home", "key"]

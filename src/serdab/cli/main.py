@@ -47,7 +47,7 @@ _PACKAGED = frozenset(VERBS) - {"new", "init", "copy-bom", "build", "package"}
 
 _GLOBALS_HELP = """
 options, before the verb or after it:
-  -C, --instance DIR  work in DIR, the instance; by default in the current directory
+  -C, --instance DIR  the instance; by default the current directory
   --log-level LEVEL   what the instance logs: off, error, warning, info, debug
   --json              results and errors as JSON, one object a line
   -q, --quiet         no output but results and errors

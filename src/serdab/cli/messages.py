@@ -27,8 +27,7 @@ LOG_LEVELS: Final = {
 class Context:
     """What the options that all verbs have say, before the verb or after it.
 
-    ``directory`` is what ``-C`` names, ``instance`` the way to the instance from where the verb
-    works: after :meth:`enter` that is the directory itself.
+    ``directory`` is what ``-C`` names; ``instance`` is that, once :meth:`enter` has looked at it.
     """
 
     __slots__ = ("as_json", "directory", "instance", "log_level", "quiet", "verbose")
@@ -60,7 +59,7 @@ class Context:
                 self.verbose = True
 
     def enter(self) -> None:
-        """Work in the directory that ``-C`` names: every path is relative to it.
+        """Take the directory that ``-C`` names for the instance.
 
         Raises:
             UsageError: there is no such directory.
@@ -68,16 +67,20 @@ class Context:
         if self.directory is None:
             return
         try:
-            os.chdir(self.directory)
+            os.stat(os.path.join(self.directory, ""))
         except OSError as exc:
             raise UsageError(
                 "not an instance",
                 subject=self.directory,
                 expected="a directory that `serdab new` has made",
                 found=os.strerror(exc.errno or 0),
-                hint="-C names the directory to work in; `serdab new PATH` makes an instance",
+                hint="-C names the instance; `serdab new PATH` makes one",
             ) from exc
-        self.instance = "."
+        self.instance = self.directory
+
+    def inside(self, path: str) -> str:
+        """Return where a path lies that names a part of the instance."""
+        return path if self.directory is None else os.path.join(self.directory, path)
 
     def shown_level(self) -> str:
         """Return up to which level lines for the operator are shown."""
