@@ -266,12 +266,16 @@ def test_a_lying_item_of_a_volume(name: str) -> None:
 
 def test_the_key_of_an_image_is_no_key_of_a_volume(killed: SealedVolume) -> None:
     """One user key serves both; what is derived from it never meets."""
-    from serdab.sefs.image import image_keys
+    from serdab.sefs.imagekeys import ImageKeys
 
     anchor, keys, _ = load_anchor(killed.copy().open("anchor"), KEY, "host")
     labels = (b"anchor", b"segment", b"log", b"image pack", b"image content", b"key check")
     volume = {keys.derive(label, b"context") for label in labels}
-    image = {image_keys(Key(KEY.raw())).derive(label, b"context") for label in labels}
-    assert len(volume | image) == 2 * len(labels)
+    image = {
+        ImageKeys(Key(KEY.raw()), version).schedule.derive(label, b"context")
+        for label in labels
+        for version in (1, 2)
+    }
+    assert len(volume | image) == 3 * len(labels)
     assert anchor.uuid != bytes(16)
     assert isinstance(open_host(killed.copy()), Union)

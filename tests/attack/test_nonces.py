@@ -20,7 +20,9 @@ import pytest
 
 from serdab.crypto.aead import RecordCipher
 from serdab.keys import Key
+from serdab.sefs.image import open_image
 from serdab.sefs.imagebuild import ImageOptions, build_image
+from serdab.sefs.page import dump_page
 from serdab.vfs.api import ROOT_INO
 from serdab.vfs.union import Union
 from tests.attack.sealedvolume import SealedVolume, open_host
@@ -92,6 +94,35 @@ def test_two_images_that_differ_in_one_file(tmp_path: Path) -> None:
         )  # fmt: skip
     assert len({first.root_mac, second.root_mac, third.root_mac}) == 3
     assert not LEDGER.repeats
+
+
+@pytest.mark.parametrize("zstd_level", [0, 3])
+def test_pages_and_file_data_of_the_same_bytes(tmp_path: Path, zstd_level: int) -> None:
+    """An image without a data pack, and another whose only record holds the page of the first.
+
+    Nothing else is in what the identifiers of both runs are made of but what kind of run it is.
+    """
+    options = ImageOptions(chunk_size=4096, page_size=4096, zstd_level=zstd_level)
+    small, file = tmp_path / "small", tmp_path / "file"
+    small.mkdir()
+    file.mkdir()
+    (small / "name").write_bytes(random.Random(3).randbytes(2048))
+    (small / "other").write_bytes(b"inline" * 200)
+    plain = build_image(small, tmp_path / "plain", key=None, options=options)
+    image = open_image(tmp_path / "plain", key=None, expected_mac=plain.root_mac)
+    page = dump_page(0, list(image.tree.scan(b"", b"\xff")))
+    image.close()
+    assert len(page) > options.chunk_size // 2, "it would share a record"
+    (file / "page").write_bytes(page)
+    ledger = Ledger()
+    with pytest.MonkeyPatch.context() as patch:
+        _install(ledger, patch)
+        build_image(small, tmp_path / "one", key=KEY, options=options)
+        kinds = len(ledger.seen)
+        build_image(file, tmp_path / "two", key=KEY, options=options)
+    assert kinds == 1
+    assert len(ledger.seen) == 3, "a (key, nonce) pair of the first image came back"
+    assert not ledger.repeats
 
 
 _WRITER = """
