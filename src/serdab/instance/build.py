@@ -31,6 +31,7 @@ from serdab.config.boot import (
     dump_boot_config,
     parse_boot_config,
 )
+from serdab.config.imageform import ImageForm
 from serdab.config.occlum import InstanceConfig, parse
 from serdab.errors import Error, MeasurementMismatch, UsageError
 from serdab.instance import keychange, outer, publish
@@ -62,7 +63,7 @@ from serdab.instance.signedrecord import (
 from serdab.keys import Key
 from serdab.libos import hostdirs
 from serdab.linux.dirfd import DirFd
-from serdab.sefs.imagebuild import ImageOptions, build_image
+from serdab.sefs.imagebuild import ZSTD_LEVEL, ImageOptions, build_image
 from serdab.sefs.imageformat import IMAGE_NAME
 from serdab.sefs.imagewalk import Additions
 from serdab.trust import platform
@@ -142,6 +143,11 @@ def build(
             say(note)
         for note in _unusable_sources(instance, config):
             say(note)
+        if config.image_form.padding_bytes and request.image_key is None:
+            say(
+                "serdab.image.padding: accepted, changes nothing here: an image that is not "
+                "encrypted has nothing to hide"
+            )
         if request.builtin_key:
             say(
                 "warning: --buildin-image-key puts the image key in clear into the init FS: "
@@ -187,7 +193,12 @@ def _build(
         "initfs", INITFS_SOURCE, INITFS, None, _initfs_additions(image_type, builtin)
     )
     root_mac = sealer.seal(
-        "image", IMAGE_SOURCE, IMAGE, request.image_key, _image_additions(instance, config)
+        "image",
+        IMAGE_SOURCE,
+        IMAGE,
+        request.image_key,
+        _image_additions(instance, config),
+        config.image_form,
     )
     _check_reference(config, root_mac)
     before, now = load_signed(instance.path), sealer.to_be_signed(raw_config)
@@ -283,7 +294,7 @@ def check(instance: Instance, *, image_key: Key | None, builtin_key: bool) -> tu
         initfs = _initfs_additions(image_type, _builtin(image_key, wanted=builtin_key))
         sealer.seal("initfs", INITFS_SOURCE, INITFS, None, initfs)
         image = _image_additions(instance, config)
-        sealer.seal("image", IMAGE_SOURCE, IMAGE, image_key, image)
+        sealer.seal("image", IMAGE_SOURCE, IMAGE, image_key, image, config.image_form)
         return tuple(changes(before, sealer.to_be_signed(raw_config)))
 
 
@@ -311,11 +322,17 @@ class _Sealer:
         self.sealed: list[str] = []
 
     def seal(
-        self, name: str, source: str, output: str, key: Key | None, additions: Additions
+        self,
+        name: str,
+        source: str,
+        output: str,
+        key: Key | None,
+        additions: Additions,
+        form: ImageForm | None = None,
     ) -> bytes:
         """Return the root MAC of the tree."""
         try:
-            root_mac = self._seal(name, source, output, key, additions)
+            root_mac = self._seal(name, source, output, key, additions, form or ImageForm())
             self._macs[name] = root_mac
             return root_mac
         except PermissionError as exc:
@@ -332,13 +349,21 @@ class _Sealer:
             ) from exc
 
     def _seal(
-        self, name: str, source: str, output: str, key: Key | None, additions: Additions
+        self,
+        name: str,
+        source: str,
+        output: str,
+        key: Key | None,
+        additions: Additions,
+        form: ImageForm,
     ) -> bytes:
         root = self._instance.root
         owners = load_owners(root, source)
         options = ImageOptions(
             clamp_s=source_date_epoch(),
             owner=lambda path: owners.get(os.fsdecode(path), (0, 0)),
+            zstd_level=ZSTD_LEVEL if form.is_compressed else 0,
+            padding=form.padding_bytes,
         )
         with root.directory(source) as tree:
             # What changes after this moment differs from the fingerprint at the next build.
@@ -398,6 +423,7 @@ def _parameters(options: ImageOptions, additions: Additions, owners: Mapping[str
         options.page_size,
         int(options.hash),
         options.zstd_level,
+        options.padding,
         options.clamp_s,
         sorted(additions.directories.items()),
         sorted(additions.files.items()),

@@ -32,7 +32,7 @@ from serdab.vfs.layer import Dirent
 
 PACK_MIN: Final = 1 << 20
 PACK_MAX: Final = 16 << 20
-_ZSTD_LEVEL: Final = 3
+ZSTD_LEVEL: Final = 3
 
 
 def _root_owner(_: bytes) -> tuple[int, int]:
@@ -46,7 +46,7 @@ class ImageOptions:
     chunk_size: int = 32 << 10
     page_size: int = 16 << 10
     hash: HashAlgorithm = HashAlgorithm.BLAKE3
-    zstd_level: int = _ZSTD_LEVEL
+    zstd_level: int = ZSTD_LEVEL
     """0 stores everything as it is."""
     padding: int = 0
     """The size of an encrypted image is made a multiple of this, a power of two; 0: it is not."""
@@ -133,7 +133,7 @@ def reseal_image(
         chunk_size=header.chunk_size,
         page_size=header.page_size,
         hash=header.hash,
-        zstd_level=_ZSTD_LEVEL if header.compression else 0,
+        zstd_level=ZSTD_LEVEL if header.compression else 0,
         padding=header.padding,
     )
     return _write_image(ImageSource(image, replaced or {}), out, key, options, progress)
