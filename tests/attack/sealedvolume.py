@@ -61,11 +61,13 @@ class _Listener(logging.Handler):
 _LOG = logging.getLogger("serdab.sefs")
 
 
-def open_host(host: MemoryDir, *, key: Key = KEY, read_only: bool = True) -> Union:
-    """Mount a host directory in memory."""
+def open_host(
+    host: MemoryDir, *, key: Key = KEY, read_only: bool = True, version: int = ks.V2
+) -> Union:
+    """Mount a host directory in memory; ``version`` is that of a new volume."""
     volume = open_volume_in(
         host, key=key, create=not host.files, read_only=read_only, chunk_size=CHUNK,
-        page_size=1024, limits=SMALL,
+        page_size=1024, limits=SMALL, version=version,
     )  # fmt: skip
     return Union(volume, None)
 
@@ -119,9 +121,9 @@ def _visit(fs: Union, ino: int, path: bytes, found: Survey) -> None:
 class SealedVolume:
     """A volume that was closed, or killed with commits in its log."""
 
-    def __init__(self, *, closed: bool) -> None:
+    def __init__(self, *, closed: bool, version: int = ks.V2) -> None:
         self.host = MemoryDir("host")
-        fs = open_host(self.host, read_only=False)
+        fs = open_host(self.host, read_only=False, version=version)
         self.history = [copy.deepcopy(self.host)]
         fill(fs)
         if closed:

@@ -33,15 +33,18 @@ def killed() -> SealedVolume:
 
 
 def with_state(
-    volume: SealedVolume, fields: dict[str, object], *, slot: int | None = None, version: int = 1
+    volume: SealedVolume,
+    fields: dict[str, object],
+    *,
+    slot: int | None = None,
+    version: int | None = None,
 ) -> MemoryDir:
     """Return the host with a newest anchor that says something else, sealed as it should be."""
     host = volume.copy()
     anchor, keys, _ = load_anchor(host.open("anchor"), KEY, "host")
     state = msgspec.structs.replace(anchor.state, **fields)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("serdab.sefs.anchor.VERSION", version)
-        raw, _ = dump_slot(keys, anchor.uuid, anchor.source, state)
+    said = anchor.version if version is None else version
+    raw, _ = dump_slot(keys, anchor.uuid, anchor.source, state, said)
     place = (state.epoch % 2 if slot is None else slot) * SLOT_BYTES
     content = host.files["anchor"].content
     content[:] = bytes(2 * SLOT_BYTES)
@@ -126,7 +129,7 @@ def test_an_anchor_in_the_wrong_slot_is_refused(killed: SealedVolume) -> None:
         open_host(host)
 
 
-@pytest.mark.parametrize("version", [0, 2, 0xFFFFFFFF])
+@pytest.mark.parametrize("version", [0, 3, 0xFFFFFFFF])
 def test_an_unknown_version_is_refused_though_it_is_authentic(
     killed: SealedVolume, version: int
 ) -> None:
@@ -221,7 +224,7 @@ def forged(change: Callable[[dict[bytes, bytes]], object]) -> MemoryDir:
     change(items)
     for key, value in items.items():
         if before.get(key) != value:
-            upper.restore_item(key, value)  # type: ignore[attr-defined]
+            upper.restore_item(key, value, ks.V2)  # type: ignore[attr-defined]
     union.close()
     return host
 

@@ -20,6 +20,7 @@ import pytest
 
 from serdab.errors import Error, FormatError, FsError, WrongKeyError
 from serdab.keys import Key
+from serdab.sefs import keyspace as ks
 from serdab.sefs.anchor import SLOT_BYTES
 from serdab.sefs.memorydir import MemoryDir, MemoryFile
 from serdab.vfs.api import ROOT_INO
@@ -42,9 +43,9 @@ from tests.harness.hangs import no_hang
 CLOSED = pytest.mark.parametrize("closed", [True, False], ids=["closed", "killed"])
 
 
-@pytest.fixture(scope="module")
-def volumes() -> dict[bool, SealedVolume]:
-    return {closed: SealedVolume(closed=closed) for closed in (True, False)}
+@pytest.fixture(scope="module", params=[ks.V1, ks.V2], ids=["v1", "v2"])
+def volumes(request: pytest.FixtureRequest) -> dict[bool, SealedVolume]:
+    return {closed: SealedVolume(closed=closed, version=request.param) for closed in (True, False)}
 
 
 def is_live(spans: list[tuple[int, int]], offset: int) -> bool:
@@ -80,10 +81,10 @@ def test_flipped_bits(volumes: dict[bool, SealedVolume], closed: bool) -> None:
     """A sample here: the borders of every live range, and bytes in between; all in `make soak`."""
 
     def chosen(alive: bool, offset: int, distance: int) -> Iterator[int]:
-        if (alive and (distance < 2 or offset % 13 == 0)) or (not alive and offset % 211 == 0):
+        if (alive and (distance < 2 or offset % 29 == 0)) or (not alive and offset % 431 == 0):
             yield offset % 8
 
-    assert flip_all(volumes[closed], chosen) > 500
+    assert flip_all(volumes[closed], chosen) > 300
 
 
 @pytest.mark.soak

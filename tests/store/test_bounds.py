@@ -29,7 +29,7 @@ from serdab.vfs.union import Union
 from tests.property.fsops import picture
 
 KEY = Key(b"at the bounds of")
-KEYS = volume_keys(KEY, bytes(16))
+KEYS = volume_keys(KEY, bytes(16), ks.V2)
 AROUND = pytest.mark.parametrize("by", [-1, 0, 1], ids=["below", "at", "above"])
 
 

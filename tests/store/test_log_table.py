@@ -164,7 +164,7 @@ def commits(host: MemoryDir) -> list[Commit]:
     """Return what the newest log holds."""
     anchor, _, _ = load_anchor(host.open("anchor"), KEY, "host")
     state = anchor.state
-    cipher = log_cipher(volume_keys(KEY, anchor.uuid), state.log, state.log_salt)
+    cipher = log_cipher(volume_keys(KEY, anchor.uuid, anchor.version), state.log, state.log_salt)
     file = host.subdir("log").open(file_name(state.log))
     return [commit for _, _, commit in read_log(file, cipher, state.sequence, state.chain)]
 

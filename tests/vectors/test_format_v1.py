@@ -112,7 +112,7 @@ def test_the_golden_volume_is_read_and_its_log_replayed(tmp_path: Path) -> None:
 def test_derived_keys_are_frozen() -> None:
     """These may not change: they are the on-disk format."""
     image = ImageKeys(KEY, V1).schedule
-    volume = volume_keys(KEY, bytes(range(16)))
+    volume = volume_keys(KEY, bytes(range(16)), 1)
     found = {
         "image pack": image.derive(b"image pack", b"id", 28).hex(),
         "image content": image.derive(b"image content").hex(),

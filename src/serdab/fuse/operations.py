@@ -300,7 +300,7 @@ class Operations:
 
     def _listxattr(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         room = wire.parse_listxattr(self.view, size)
-        names = self._fs.listxattr(nodeid)
+        names = [name for name in self._fs.listxattr(nodeid) if not _refused_xattr(name)]
         return self._sized(unique, room, b"".join(name + b"\0" for name in names))
 
     @staticmethod

@@ -6,7 +6,7 @@ Above: ``volume``. Below: ``crypto``, ``hostdir``.
 On-disk format of ``anchor``: two slots of 16 KiB, slot = epoch mod 2 (integers little-endian)::
 
     0   magic       8   "SEFSVOL\\0"
-    8   version     u32 1
+    8   version     u32 1 or 2
     12  source_len  u16 at most 1024
     14  zero        u16
     16  uuid        16
@@ -16,6 +16,9 @@ On-disk format of ``anchor``: two slots of 16 KiB, slot = epoch mod 2 (integers 
     100 source          canonical JSON: where the key comes from, in clear and authenticated
     ..  sealed          AES-128-GCM of the state (a MessagePack array), AAD = all that precedes it
     ..  zero to the end of the slot, not looked at
+
+The state of version 2 ends with one field more (``reserved_bytes``). A volume stays in the version
+that it was made in.
 
 Security:
     1. The key of a slot is derived from its salt, so no nonce repeats, whatever is rolled back.
@@ -37,6 +40,7 @@ from serdab.crypto.aead import TAG_BYTES
 from serdab.crypto.kdf import KeySchedule
 from serdab.errors import AuthenticationError, FormatError, WrongKeyError
 from serdab.keys import Key
+from serdab.sefs import keyspace as ks
 from serdab.sefs.hostdir import Dir, File, read_exact
 from serdab.sefs.page import MAX_LEVEL
 from serdab.sefs.segment import MAX_SEGMENT
@@ -44,11 +48,12 @@ from serdab.sefs.segment import MAX_SEGMENT
 ANCHOR_NAME: Final = "anchor"
 SLOT_BYTES: Final = 16 << 10
 MAGIC: Final = b"SEFSVOL\0"
-VERSION: Final = 1
+VERSIONS: Final = (ks.V1, ks.V2)
 _HEAD: Final = struct.Struct("<8sIHH16s32s32sI")
 MAX_SOURCE: Final = 1024
 """Bytes of the key source."""
 _KIND: Final = b"volume"
+_V1_FIELDS: Final = 16
 _MAX_COUNTER: Final = 1 << 63
 _MIN_UNIT: Final = 512
 _MAX_UNIT: Final = 1 << 20
@@ -82,21 +87,40 @@ class AnchorState(msgspec.Struct, array_like=True, forbid_unknown_fields=True, f
     live_bytes: int
     previous: bytes
     """Tag of the anchor before this one."""
+    reserved_bytes: int = 0
+    """What extents that are reserved and not written will take. Not in version 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
     """A verified slot."""
 
+    version: int
     uuid: bytes
     source: bytes
     state: AnchorState
     tag: bytes
 
 
-def volume_keys(key: Key, uuid: bytes) -> KeySchedule:
+def volume_keys(key: Key, uuid: bytes, version: int) -> KeySchedule:
     """Return the key schedule of a volume."""
-    return KeySchedule(key, kind=_KIND, uuid=uuid, version=VERSION)
+    return KeySchedule(key, kind=_KIND, uuid=uuid, version=version)
+
+
+def _dump_state(state: AnchorState, version: int) -> bytes:
+    if version == ks.V1:
+        return msgspec.msgpack.encode(msgspec.structs.astuple(state)[:_V1_FIELDS])
+    return msgspec.msgpack.encode(state)
+
+
+def _parse_state(raw: bytes, version: int) -> AnchorState:
+    try:
+        state = msgspec.msgpack.decode(raw, type=AnchorState)
+    except msgspec.DecodeError as exc:
+        raise FormatError("anchor state cannot be read", found=str(exc)) from None
+    if not _is_sensible(state) or _dump_state(state, version) != raw:
+        raise FormatError("anchor state with an impossible field")
+    return state
 
 
 def check_slot(source: bytes, state: AnchorState) -> None:
@@ -112,14 +136,14 @@ def check_slot(source: bytes, state: AnchorState) -> None:
 
 
 def dump_slot(
-    keys: KeySchedule, uuid: bytes, source: bytes, state: AnchorState
+    keys: KeySchedule, uuid: bytes, source: bytes, state: AnchorState, version: int
 ) -> tuple[bytes, bytes]:
-    """Return the 16 KiB of a slot, and its tag."""
-    plain = msgspec.msgpack.encode(state)
+    """Return the 16 KiB of a slot, and its tag; ``keys`` are those of the version."""
+    plain = _dump_state(state, version)
     salt = os.urandom(32)
     head = _HEAD.pack(
         MAGIC,
-        VERSION,
+        version,
         len(source),
         0,
         uuid,
@@ -139,6 +163,7 @@ def dump_slot(
 class _Clear:
     """The part of a slot that needs no key."""
 
+    version: int
     uuid: bytes
     salt: bytes
     check: bytes
@@ -151,16 +176,15 @@ def _parse_clear(raw: bytes) -> _Clear:
     if len(raw) != SLOT_BYTES or raw[:8] != MAGIC:
         raise FormatError("anchor slot without its magic")
     _, version, source_len, zero, uuid, salt, check, sealed_len = _HEAD.unpack_from(raw)
-    if version != VERSION:
-        raise FormatError("unknown volume version", expected=str(VERSION), found=str(version))
+    if version not in VERSIONS:
+        raise FormatError("unknown volume version", expected="1 or 2", found=str(version))
     start = _HEAD.size + source_len
     if zero or source_len > MAX_SOURCE or start + sealed_len > SLOT_BYTES:
         raise FormatError("anchor slot with impossible lengths")
     # What follows is not looked at. Were a slot refused for garbage there (a torn write), the next
     # write, torn too, could bring back the state that the session between them never saw.
-    return _Clear(
-        uuid, salt, check, raw[_HEAD.size : start], raw[:start], raw[start : start + sealed_len]
-    )
+    source, sealed = raw[_HEAD.size : start], raw[start : start + sealed_len]
+    return _Clear(version, uuid, salt, check, source, raw[:start], sealed)
 
 
 def read_source(directory: Dir) -> bytes | None:
@@ -222,7 +246,7 @@ def load_anchor(file: File, key: Key, label: str) -> tuple[Anchor, KeySchedule, 
         try:
             clear = _parse_clear(raw)
             readable = True
-            keys = volume_keys(key, clear.uuid)
+            keys = volume_keys(key, clear.uuid, clear.version)
             if not hmac.compare_digest(keys.derive(b"key check"), clear.check):
                 problems.append(f"slot {slot}: the key check does not match")
                 continue
@@ -263,10 +287,13 @@ def load_anchor(file: File, key: Key, label: str) -> tuple[Anchor, KeySchedule, 
 
 def _is_sensible(state: AnchorState) -> bool:
     """Return whether an honest volume could be in this state (its key may be an enemy's too)."""
-    counters = (state.epoch, state.sequence, state.next_ino, state.log, state.next_log)
+    counters = (
+        state.epoch, state.sequence, state.next_ino, state.log, state.next_log,
+        state.live_bytes, state.reserved_bytes,
+    )  # fmt: skip
     units = (state.chunk_size, state.page_size)
     return (
-        all(0 <= counter < _MAX_COUNTER for counter in (*counters, state.live_bytes))
+        all(0 <= counter < _MAX_COUNTER for counter in counters)
         and 0 < state.next_segment < MAX_SEGMENT
         and 0 <= state.root_level <= MAX_LEVEL
         and all(_MIN_UNIT <= unit <= _MAX_UNIT and unit & (unit - 1) == 0 for unit in units)
@@ -280,12 +307,7 @@ def _is_sensible(state: AnchorState) -> bool:
 
 def _open_slot(clear: _Clear, keys: KeySchedule, slot: int) -> Anchor:
     plain = keys.cipher(b"anchor", clear.salt).open_(0, clear.sealed, clear.aad)
-    try:
-        state = msgspec.msgpack.decode(plain, type=AnchorState)
-    except msgspec.DecodeError as exc:
-        raise FormatError("anchor state cannot be read", found=str(exc)) from None
-    if not _is_sensible(state):
-        raise FormatError("anchor state with an impossible field")
+    state = _parse_state(plain, clear.version)
     if state.epoch % 2 != slot:
         raise FormatError("anchor in the wrong slot")
-    return Anchor(clear.uuid, clear.source, state, clear.sealed[-TAG_BYTES:])
+    return Anchor(clear.version, clear.uuid, clear.source, state, clear.sealed[-TAG_BYTES:])

@@ -29,7 +29,7 @@ NEW_ANCHOR: Final = "anchor.new"
 class AnchorFile:
     """The newest durable state and the file that holds it."""
 
-    __slots__ = ("_dir", "_keys", "_source", "exists", "state", "tag", "uuid")
+    __slots__ = ("_dir", "_keys", "_source", "exists", "state", "tag", "uuid", "version")
 
     def __init__(
         self,
@@ -37,14 +37,17 @@ class AnchorFile:
         keys: KeySchedule,
         state: AnchorState,
         *,
+        version: int,
         uuid: bytes,
         source: bytes,
         tag: bytes | None,
     ) -> None:
-        """``tag`` is that of the anchor on the host; None: there is none yet."""
+        """``keys`` are those of ``version``. ``tag`` is that of the anchor on the host; None: there
+        is none yet."""
         self._dir = directory
         self._keys = keys
         self._source = source
+        self.version = version
         self.uuid = uuid
         self.exists = tag is not None
         self.tag = tag if tag is not None else bytes(TAG_BYTES)
@@ -60,7 +63,7 @@ class AnchorFile:
             # and what follows: it would give the old, half file the name.
             self._dir.unlink(NEW_ANCHOR)
             self._dir.sync()
-        raw, tag = dump_slot(self._keys, self.uuid, self._source, self.state)
+        raw, tag = dump_slot(self._keys, self.uuid, self._source, self.state, self.version)
         file = self._dir.open(NEW_ANCHOR, create=True)
         try:
             file.pwrite(raw + bytes(SLOT_BYTES), 0)
@@ -81,7 +84,7 @@ class AnchorFile:
             OSError: the host refused; the older state still stands.
         """
         check_slot(self._source, state)
-        raw, tag = dump_slot(self._keys, self.uuid, self._source, state)
+        raw, tag = dump_slot(self._keys, self.uuid, self._source, state, self.version)
         file = self._dir.open(ANCHOR_NAME, write=True)
         try:
             # A volume that was rolled back under us must not go on from two states at once.

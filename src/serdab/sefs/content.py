@@ -30,8 +30,6 @@ from serdab.sefs.segment import (
     POINTER_BYTES,
     SegmentStore,
     Writer,
-    data_aad,
-    data_aads,
     plain_length,
 )
 from serdab.vfs.api import Inode
@@ -79,7 +77,7 @@ class Content:
     # Records ------------------------------------------------------------------------------
 
     def _seal(self, ino: int, chunk: int, plain: bytes | bytearray | memoryview) -> None:
-        pointer = self.writer.append(plain, data_aad(ino, chunk))
+        pointer = self.writer.append_data(plain, ino, chunk)
         self._own(ino, chunk, 1, pointer)
         self._set_pointer(ino, chunk, pointer)
 
@@ -89,8 +87,7 @@ class Content:
         most = min(len(plain) // size, ks.GROUP - chunk % ks.GROUP)
         # In this order: what was written before is not lost when the host fails here.
         count = min(self.writer.make_room(size + TAG_BYTES), most)
-        aads = data_aads(ino, range(chunk, chunk + count))
-        pointers = self.writer.append_run(plain[: count * size], size, aads)
+        pointers = self.writer.append_run(plain[: count * size], size, ino, chunk)
         self._own(ino, chunk, count, pointers)
         self._extents.set_records(ino, chunk, pointers)
         if ino in self._dirty:
@@ -111,7 +108,7 @@ class Content:
         """Seal a record anew elsewhere, if its owner still refers to it."""
         pointer = self._pointer(ino, chunk)
         if POINTER.unpack(pointer)[:3] == (segment, offset, stored):
-            plain = self._segments.read(pointer, data_aad(ino, chunk), self._chunk_size)
+            plain = self._segments.read_data(pointer, ino, chunk, self._chunk_size)
             self._seal(ino, chunk, plain)
 
     def copy_group(self, into: Content, ino: int, group: int) -> Iterator[tuple[int, str]]:
@@ -123,7 +120,7 @@ class Content:
                 into._set_pointer(ino, chunk, HOLE)
             elif pointer != ABSENT:
                 try:
-                    plain = self._segments.read(pointer, data_aad(ino, chunk), self._chunk_size)
+                    plain = self._segments.read_data(pointer, ino, chunk, self._chunk_size)
                 except (AuthenticationError, FormatError) as exc:
                     into._set_pointer(ino, chunk, HOLE)
                     yield chunk, str(exc)
@@ -199,9 +196,8 @@ class Content:
             self._read_record(ino, chunk, POINTER.pack(*records[0]), 0, out)
             return size
         del records[count:]
-        aads = data_aads(ino, range(chunk, chunk + count))
         try:
-            self._segments.read_run(records, aads, buf[start : start + count * size])
+            self._segments.read_run(records, ino, chunk, buf[start : start + count * size])
         except (AuthenticationError, FormatError):
             # One by one, to say which record it is (and to serve none of the damaged request).
             for index, record in enumerate(records):
@@ -224,12 +220,12 @@ class Content:
             if skip == 0 and len(out) >= (length := plain_length(pointer)):
                 if length > self._chunk_size:
                     raise FormatError("chunk longer than the chunk size")
-                self._segments.read_into(pointer, data_aad(ino, chunk), out[:length])
+                self._segments.read_into(pointer, ino, chunk, out[:length])
                 out[length:] = bytes(len(out) - length)
                 return
             plain = self._chunks.get(pointer)
             if plain is None:
-                plain = self._segments.read(pointer, data_aad(ino, chunk), self._chunk_size)
+                plain = self._segments.read_data(pointer, ino, chunk, self._chunk_size)
                 self._chunks.put(pointer, plain, len(plain))
         except (AuthenticationError, FormatError) as exc:
             segment, offset, *_ = POINTER.unpack(pointer)

@@ -147,6 +147,8 @@ class _Walk:
                         self._report.add(path, "a directory with two names")
                         continue
                     seen.add(inode.ino)
+                    if inode.parent_ino not in (0, ino):
+                        self._report.add(path, "its record names another parent")
                     stack.append((inode.ino, path))
                 else:
                     self._file(path, inode)
@@ -237,7 +239,7 @@ def salvage(damaged: Volume, into: Volume, progress: Progress | None = None) -> 
         if kind == ks.T_DIRENT:
             paths.add(ino, key, value)
         if kind in (ks.T_INODE, ks.T_INLINE, ks.T_XATTR, ks.T_DIRENT, ks.T_ORPHAN):
-            into.restore_item(key, value)
+            _restore(damaged, into, key, value, report)
         elif kind == ks.T_EXTENTS:
             group = int.from_bytes(key[9:], "big")
             for chunk, problem in damaged.copy_group(into, ino, group):
@@ -253,6 +255,13 @@ def salvage(damaged: Volume, into: Volume, progress: Progress | None = None) -> 
     into.commit()
     report.damaged = {paths.named(subject): text for subject, text in report.damaged.items()}
     return report
+
+
+def _restore(damaged: Volume, into: Volume, key: bytes, value: bytes, report: Report) -> None:
+    try:
+        into.restore_item(key, value, damaged.version)
+    except FormatError as exc:
+        report.add(f"inode {int.from_bytes(key[:8], 'big')}", exc)
 
 
 class _Paths:

@@ -79,6 +79,7 @@ class Journal:
         keys: KeySchedule,
         state: AnchorState,
         *,
+        version: int,
         uuid: bytes,
         source: bytes,
         tag: bytes | None,
@@ -86,18 +87,22 @@ class Journal:
         read_only: bool,
         limits: VolumeLimits,
     ) -> None:
-        """``tag`` is that of the anchor on the host; None: there is none yet."""
+        """``keys`` are those of ``version``. ``tag`` is that of the anchor on the host; None: there
+        is none yet."""
         self._reserve = Reserve(directory)
         # Reads need no room; everything that is written goes through the reserve.
         self._dir = RoomyDir(directory, self._reserve)
         self.label = directory.label
         self._limits = limits
         self._keys = keys
-        self._anchor = AnchorFile(self._dir, keys, state, uuid=uuid, source=source, tag=tag)
+        self._anchor = AnchorFile(
+            self._dir, keys, state, version=version, uuid=uuid, source=source, tag=tag
+        )
+        self.version = version
         self.read_only = read_only
         self._subdirs: dict[str, Dir] = {}
         self.segments = SegmentStore(
-            lambda: self._subdir(SEGMENTS), keys, state.next_segment, limits
+            lambda: self._subdir(SEGMENTS), keys, state.next_segment, version, limits
         )
         self._pages = VolumePages(self.segments)
         self._load_table()
@@ -227,7 +232,7 @@ class Journal:
         count = 0
         try:
             for sequence, chain, commit in read_log(file, cipher, self._sequence, self._chain):
-                replay(commit, self.items, self.content)
+                replay(commit, self.items, self.content, self.version)
                 self.next_ino = max(self.next_ino, commit.next_ino)
                 self._sequence, self._chain = sequence, chain
                 self.history.replayed(sequence, chain)
@@ -346,7 +351,7 @@ class Journal:
     def save_items(self) -> None:
         """Put what is known of inodes and extents into the items."""
         for ino, inode in self.inodes.items():
-            self.items.put(ks.key(ino, ks.T_INODE), ks.dump_inode(inode, ks.V1))
+            self.items.put(ks.key(ino, ks.T_INODE), ks.dump_inode(inode, self.version))
         self.inodes.clear()
         for ino in self.orphans:
             self.items.put(ks.orphan_key(ino), b"")

@@ -18,12 +18,18 @@ from enum import Enum
 from typing import Final, final
 
 from serdab.errors import FormatError
+from serdab.sefs import keyspace as ks
 from serdab.sefs.anchor import AnchorState
 
 UUID_BYTES: Final = 16
 CHAIN_BYTES: Final = 16
 _MOST: Final = (1 << 63) - 1
-_LOGGED_LABEL: Final = b"serdab sefs volume v1 with log\0"
+_MAC_LABEL_V1: Final = b"serdab sefs volume v1\0"
+_MAC_LABEL: Final = b"serdab sefs v2 volume root\0"
+_LOGGED_LABELS: Final = {
+    ks.V1: b"serdab sefs volume v1 with log\0",
+    ks.V2: b"serdab sefs v2 volume with log\0",
+}
 
 
 class Order(Enum):
@@ -153,7 +159,30 @@ class History:
         self._announced = position
 
 
-def logged_mac(root_mac: bytes, position: Position) -> bytes:
+def checkpoint_mac(version: int, uuid: bytes, state: AnchorState) -> bytes:
+    """Return the root MAC of a volume: it stands for the whole tree of a checkpoint.
+
+    In version 2 no two states have one encoding, whatever their parts hold. In version 1 a root
+    pointer and the MAC of a lower layer are not told apart, nor is no root from one.
+    """
+    level = bytes((state.root_level,))
+    if version == ks.V1:
+        raw = _MAC_LABEL_V1 + uuid + level + state.root + b"".join(state.lower)
+        return hashlib.sha256(raw).digest()
+    parts = [_MAC_LABEL, _sized(uuid), level, _sized(state.root), _u32(len(state.lower))]
+    return hashlib.sha256(b"".join(parts + [_sized(mac) for mac in state.lower])).digest()
+
+
+def _u32(number: int) -> bytes:
+    return number.to_bytes(4, "little")
+
+
+def _sized(part: bytes) -> bytes:
+    return _u32(len(part)) + part
+
+
+def logged_mac(version: int, root_mac: bytes, position: Position) -> bytes:
     """Return the MAC of a state that is a checkpoint and the commits after it."""
     number = position.sequence.to_bytes(8, "little")
-    return hashlib.sha256(_LOGGED_LABEL + root_mac + number + position.chain).digest()
+    raw = _LOGGED_LABELS[version] + root_mac + number + position.chain
+    return hashlib.sha256(raw).digest()

@@ -14,7 +14,7 @@ from serdab.sefs.items import Items
 from serdab.vfs.api import Inode
 
 
-def replay(commit: Commit, items: Items, content: Content) -> None:
+def replay(commit: Commit, items: Items, content: Content, version: int) -> None:
     """Apply what a commit says, in its order: discards, items, small writes.
 
     Raises:
@@ -33,25 +33,25 @@ def replay(commit: Commit, items: Items, content: Content) -> None:
         if key[8] == ks.T_INLINE:
             content.replay_inline(int.from_bytes(key[:8], "big"))
         elif key[8] == ks.T_INODE:
-            _replay_inode(content, int.from_bytes(key[:8], "big"), value)
+            _replay_inode(content, int.from_bytes(key[:8], "big"), value, version)
     for ino, offset, raw in commit.writes:
-        content.replay_write(content.live_inode(ino) or _inode(items, ino), offset, raw)
+        content.replay_write(content.live_inode(ino) or _inode(items, ino, version), offset, raw)
     content.save_extents()
     items.pending.clear()
 
 
-def _replay_inode(content: Content, ino: int, value: bytes | None) -> None:
+def _replay_inode(content: Content, ino: int, value: bytes | None, version: int) -> None:
     if value is None:
         content.replay_drop(ino)
         return
     # An inode with dirty content is one object: it takes the newer record.
     live = content.live_inode(ino)
     if live is not None:
-        ks.copy_inode(ks.parse_inode(ino, value, ks.V1), live)
+        ks.copy_inode(ks.parse_inode(ino, value, version), live)
 
 
-def _inode(items: Items, ino: int) -> Inode:
+def _inode(items: Items, ino: int, version: int) -> Inode:
     raw = items.get(ks.key(ino, ks.T_INODE))
     if raw is None:
         raise FormatError("log write to no inode", subject=f"inode {ino}")
-    return ks.parse_inode(ino, raw, ks.V1)
+    return ks.parse_inode(ino, raw, version)

@@ -16,7 +16,9 @@ Security:
        wrote is never appended to, and a new one gets a fresh salt. So no (key, nonce) repeats,
        even when the host directory is rolled back and written again.
     2. The parent holds the tag: an older or another authentic record does not pass.
-    3. Authenticated beside the record: its kind, and for file data (inode, chunk).
+    3. Authenticated beside the record: its kind, and of file data where it lies (segment, number),
+       in version 1 whose it is (inode, chunk). So it is the pointer alone, with its tag, that ties
+       a record to a file, and several files may name one.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ import hmac
 import logging
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Final, final
@@ -35,6 +37,7 @@ from serdab.crypto.aead import TAG_BYTES, RecordCipher
 from serdab.crypto.kdf import KeySchedule
 from serdab.errors import AuthenticationError, FormatError, FsError
 from serdab.sefs.hostdir import Dir, File, read_exact
+from serdab.sefs.keyspace import V1
 from serdab.sefs.limits import DEFAULT_LIMITS, VolumeLimits
 
 HEADER_BYTES: Final = 4096
@@ -68,14 +71,14 @@ _AAD: Final = struct.Struct("<BQQ")
 log = logging.getLogger("serdab.sefs")
 
 
-def data_aad(ino: int, chunk: int) -> bytes:
-    """Return what is authenticated beside a chunk that belongs to one file."""
-    return _AAD.pack(R_DATA, ino, chunk)
-
-
-def data_aads(ino: int, chunks: range) -> Iterator[bytes]:
-    """Yield that of each of some chunks."""
-    return map(_AAD.pack, repeat(R_DATA), repeat(ino), chunks)
+def data_aads(
+    version: int, ino: int, chunk: int, segment: int, numbers: Sequence[int]
+) -> Iterator[bytes]:
+    """Yield what is authenticated beside the records of successive chunks, of one segment."""
+    if version == V1:
+        chunks = range(chunk, chunk + len(numbers))
+        return map(_AAD.pack, repeat(R_DATA), repeat(ino), chunks)
+    return map(_AAD.pack, repeat(R_DATA), repeat(segment), numbers)
 
 
 def page_aad(level: int) -> bytes:
@@ -122,8 +125,11 @@ class SegmentStore:
         directory: Callable[[], Dir],
         keys: KeySchedule,
         next_number: int,
+        version: int,
         limits: VolumeLimits = DEFAULT_LIMITS,
     ) -> None:
+        """``keys`` are those of ``version``."""
+        self.version = version
         self.limits = limits
         self._directory = directory
         self._keys = keys
@@ -280,25 +286,37 @@ class SegmentStore:
         view, cipher, number = self._sealed(pointer, limit)
         return cipher.open_(number, view, aad)
 
-    def read_into(self, pointer: bytes, aad: bytes, out: memoryview) -> None:
-        """Open a record straight into ``out``, whose length is the record's."""
-        view, cipher, number = self._sealed(pointer, len(out))
-        cipher.open_into(number, view, aad, out)
+    def _data_aad(self, pointer: bytes, ino: int, chunk: int) -> bytes:
+        if self.version == V1:
+            return _AAD.pack(R_DATA, ino, chunk)
+        segment, _, _, number, _ = POINTER.unpack(pointer)
+        return _AAD.pack(R_DATA, segment, number)
 
-    def read_run(self, records: list[Record], aads: Iterable[bytes], out: memoryview) -> None:
+    def read_data(self, pointer: bytes, ino: int, chunk: int, limit: int) -> bytes:
+        """Return the record of a chunk of a file, of at most ``limit`` bytes, verified."""
+        return self.read(pointer, self._data_aad(pointer, ino, chunk), limit)
+
+    def read_into(self, pointer: bytes, ino: int, chunk: int, out: memoryview) -> None:
+        """Open the record of a chunk straight into ``out``, whose length is the record's."""
+        view, cipher, number = self._sealed(pointer, len(out))
+        cipher.open_into(number, view, self._data_aad(pointer, ino, chunk), out)
+
+    def read_run(self, records: list[Record], ino: int, chunk: int, out: memoryview) -> None:
         """Open equally long records that lie one after another: one host read for all of them.
 
-        Preconditions: the records are contiguous in one segment and fill ``out``.
+        Preconditions: the records are contiguous in one segment, are those of successive chunks
+        from ``chunk`` on, and fill ``out``.
         """
         segment, start, stored, _, _ = records[0]
         writer = self._writers.get(segment)
         length = stored - TAG_BYTES
         total = stored * len(records)
         if writer is not None and start + total > writer.written:
-            for index, (record, aad) in enumerate(zip(records, aads, strict=True)):
+            for index, record in enumerate(records):
                 part = out[index * length : (index + 1) * length]
-                self.read_into(POINTER.pack(*record), aad, part)
+                self.read_into(POINTER.pack(*record), ino, chunk + index, part)
             return
+        aads = data_aads(self.version, ino, chunk, segment, [record[3] for record in records])
         if total > len(self._scratch):
             self._scratch = bytearray(total)
         view = memoryview(self._scratch)[:total]
@@ -368,12 +386,25 @@ class Writer:
         self.make_room(stored)
         return self._seal(plain, len(plain), (aad,))
 
-    def append_run(self, plain: memoryview, size: int, aads: Iterable[bytes]) -> bytes:
-        """Seal each ``size`` bytes as a record of their own; return the pointers, joined.
+    def append_data(self, plain: bytes | bytearray | memoryview, ino: int, chunk: int) -> bytes:
+        """Seal a chunk of a file, as :meth:`append` does.
+
+        Preconditions: it is no longer than any chunk may be.
+        """
+        self.make_room(len(plain) + TAG_BYTES)
+        return self._seal(plain, len(plain), self._data_aads(ino, chunk, 1))
+
+    def append_run(self, plain: memoryview, size: int, ino: int, chunk: int) -> bytes:
+        """Seal successive chunks of ``size`` bytes; return the pointers, joined.
 
         Preconditions: :meth:`make_room` has just said that so many fit.
         """
-        return self._seal(plain, size, aads)
+        return self._seal(plain, size, self._data_aads(ino, chunk, len(plain) // size))
+
+    def _data_aads(self, ino: int, chunk: int, count: int) -> Iterator[bytes]:
+        """Yield what goes beside the next records of this segment."""
+        numbers = range(self._count, self._count + count)
+        return data_aads(self._store.version, ino, chunk, self._number, numbers)
 
     def make_room(self, stored: int) -> int:
         """Have room for a record in the buffer; return how many of its length there is room for.

@@ -10,7 +10,6 @@ Threads: one.
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -38,14 +37,13 @@ from serdab.sefs.journal import Journal
 from serdab.sefs.limits import DEFAULT_LIMITS, VolumeLimits, fitted
 from serdab.sefs.memorydir import MemoryDir
 from serdab.sefs.page import Item
-from serdab.sefs.position import History, Position, logged_mac
+from serdab.sefs.position import History, Position, checkpoint_mac, logged_mac
 from serdab.sefs.tree import Tree
 from serdab.vfs.api import ROOT_INO, Inode, StatFs
 from serdab.vfs.layer import Dirent, Layer
 
 CHUNK_SIZE: Final = 32 << 10
 PAGE_SIZE: Final = 8 << 10
-_MAC_LABEL: Final = b"serdab sefs volume v1\0"
 
 log = logging.getLogger("serdab.sefs")
 
@@ -67,8 +65,11 @@ class Volume:
         page_size: int = PAGE_SIZE,
         limits: VolumeLimits = DEFAULT_LIMITS,
         heir_of: Position | None = None,
+        version: int = ks.V2,
     ) -> None:
+        """``version``, like the sizes, counts where there is no ``anchor`` yet."""
         self.lower = lower
+        self.version = version if anchor is None else anchor.version
         if anchor is None:
             begin = heir_of or Position(os.urandom(16), 0, 0, bytes(16))
             self.uuid = begin.uuid
@@ -88,8 +89,9 @@ class Volume:
             state = anchor.state
         self._journal = Journal(
             directory,
-            volume_keys(key, self.uuid),
+            volume_keys(key, self.uuid, self.version),
             state,
+            version=self.version,
             uuid=self.uuid,
             source=self._source,
             tag=anchor.tag if anchor is not None else None,
@@ -131,10 +133,7 @@ class Volume:
     @property
     def root_mac(self) -> bytes:
         """The MAC of the last checkpoint."""
-        state = self.state
-        return hashlib.sha256(
-            _MAC_LABEL + self.uuid + bytes((state.root_level,)) + state.root + b"".join(state.lower)
-        ).digest()
+        return checkpoint_mac(self.version, self.uuid, self.state)
 
     @property
     def state(self) -> AnchorState:
@@ -167,7 +166,7 @@ class Volume:
         position = self.position
         if position is None or position.sequence == self.state.sequence:
             return self.root_mac
-        return logged_mac(self.root_mac, position)
+        return logged_mac(self.version, self.root_mac, position)
 
     def contradicts(self, earlier: Position) -> bool:
         """Return whether the history of this volume shows another state at an earlier position."""
@@ -175,7 +174,7 @@ class Volume:
 
     def inode(self, ino: int) -> Inode | None:
         raw = self._items.get(ks.key(ino, ks.T_INODE))
-        return None if raw is None else ks.parse_inode(ino, raw, ks.V1)
+        return None if raw is None else ks.parse_inode(ino, raw, self.version)
 
     def dirent(self, parent: int, name: bytes) -> Dirent | None:
         raw = self._items.get(ks.dirent_key(parent, name))
@@ -190,11 +189,12 @@ class Volume:
         return self._items.get(ks.key(ino, ks.T_INLINE)) or b""
 
     def xattr(self, ino: int, name: bytes) -> bytes | None:
-        return self._items.get(ks.xattr_key(ino, name))
+        marked = self._items.get(ks.xattr_key(ino, name))
+        return marked if marked is None else ks.check_xattr(name, marked, self.version)
 
     def xattrs(self, ino: int) -> Iterator[tuple[bytes, bytes]]:
         for key, value in self._items.scan(ks.key(ino, ks.T_XATTR)):
-            yield key[9:], value
+            yield key[9:], ks.check_xattr(key[9:], value, self.version)
 
     def read_into(self, ino: int, offset: int, buf: memoryview) -> int:
         inode = self.live_inode(ino) or self.inode(ino)
@@ -282,6 +282,13 @@ class Volume:
         self._journal.touch()
 
     def put_xattr(self, ino: int, name: bytes, marked: bytes) -> None:
+        if name in ks.ACL_NAMES:
+            if self.version == ks.V1:
+                raise FsError(errno.EOPNOTSUPP)
+            try:
+                ks.check_xattr(name, marked, self.version)
+            except FormatError:
+                raise FsError(errno.EINVAL) from None
         self._items.put(ks.xattr_key(ino, name), marked)
         self._journal.touch()
 
@@ -361,8 +368,15 @@ class Volume:
         self._journal.save_items()
         return self._content.uncommitted()
 
-    def restore_item(self, key: bytes, value: bytes) -> None:
-        """Put an item of another volume as it is."""
+    def restore_item(self, key: bytes, value: bytes, version: int) -> None:
+        """Put an item of another volume, of that version, as it is.
+
+        Raises:
+            FormatError: an inode record that this version of the format cannot hold, or none can.
+        """
+        if version != self.version and key[8] == ks.T_INODE:
+            inode = ks.parse_inode(int.from_bytes(key[:8], "big"), value, version)
+            value = ks.dump_inode(inode, self.version)
         self._items.put(key, value)
         self._journal.touch()
 
@@ -389,13 +403,15 @@ def open_volume(
     limits: VolumeLimits = DEFAULT_LIMITS,
     tolerant: bool = False,
     heir_of: Position | None = None,
+    version: int = ks.V2,
 ) -> Volume:
     """Open the volume in a host directory, under a lock (shared if read-only).
 
     ``create`` makes a new one of an empty directory; nothing else is ever formatted over.
     ``source`` is stored, authenticated but in clear: where the key comes from. ``tolerant`` opens
     a volume whose tree or log is damaged, for fsck. ``heir_of`` is the state of another volume
-    whose history a new one goes on with (see ``volumecopy``).
+    whose history a new one goes on with (see ``volumecopy``). ``version`` is that of the format in
+    which a new one is made.
 
     Raises:
         UsageError: no such directory.
@@ -406,7 +422,7 @@ def open_volume(
     return open_volume_in(
         open_place(path), key=key, lower=lower, create=create, read_only=read_only,
         source=source, chunk_size=chunk_size, page_size=page_size, limits=limits,
-        tolerant=tolerant, heir_of=heir_of,
+        tolerant=tolerant, heir_of=heir_of, version=version,
     )  # fmt: skip
 
 
@@ -423,6 +439,7 @@ def open_volume_in(
     limits: VolumeLimits = DEFAULT_LIMITS,
     tolerant: bool = False,
     heir_of: Position | None = None,
+    version: int = ks.V2,
 ) -> Volume:
     """Open the volume in an open directory; see :func:`open_volume`."""
     try:
@@ -451,7 +468,7 @@ def open_volume_in(
         volume = Volume(
             directory, key, anchor, source=source, lower=lower, read_only=read_only,
             chunk_size=chunk_size, page_size=page_size,
-            limits=fitted(limits, directory.free_bytes()[0]), heir_of=heir_of,
+            limits=fitted(limits, directory.free_bytes()[0]), heir_of=heir_of, version=version,
         )  # fmt: skip
         volume.recover(tolerant=tolerant)
     except BaseException:

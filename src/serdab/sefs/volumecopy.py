@@ -16,7 +16,11 @@ same number: that is a fork, and refused.
 A copy that was cut off goes on behind its last checkpoint: it holds all items of the original up to
 a key, and says, sealed, which state of which volume it is a copy of.
 
-Security: the copy's key is another one, so the same uuid brings no pair of key and nonce back.
+A copy may be of a later version than the original. The parents of directories are not recorded in
+version 1: their records say 0 until they change.
+
+Security: the copy's key is another one, or it is of another version, whose keys all differ. So the
+same uuid brings no pair of key and nonce back.
 """
 
 from __future__ import annotations
@@ -97,12 +101,14 @@ def copy_volume(
     key: Key,
     lower: Layer | None,
     source: bytes,
+    version: int = ks.V2,
     progress: Progress | None = None,
 ) -> None:
     """Copy a volume that was closed into the host directory ``into``; durable on return.
 
     What the directory holds is a part of the same copy, or removed. ``source`` says where the key
-    comes from. ``progress`` is called with the content bytes done.
+    comes from, ``version`` of which format the copy is. ``progress`` is called with the content
+    bytes done.
 
     Raises:
         AuthenticationError, FormatError: something of the original does not verify.
@@ -115,7 +121,7 @@ def copy_volume(
         )
     with writable_place(into) as place:
         _copy_into(original, position, place, key=key, lower=lower, source=source,
-                   progress=progress)  # fmt: skip
+                   version=version, progress=progress)  # fmt: skip
 
 
 def _copy_into(
@@ -126,9 +132,10 @@ def _copy_into(
     key: Key,
     lower: Layer | None,
     source: bytes,
+    version: int,
     progress: Progress | None,
 ) -> None:
-    copy = _take_up(original, position, into, key=key, lower=lower)
+    copy = _take_up(original, position, into, key=key, lower=lower, version=version)
     if copy is None:
         for name in into.names():
             into.remove(name)
@@ -141,6 +148,7 @@ def _copy_into(
             chunk_size=original.state.chunk_size,
             page_size=original.state.page_size,
             heir_of=position,
+            version=version,
         )
     try:
         if copy.state.epoch <= position.epoch:
@@ -154,7 +162,13 @@ def _copy_into(
 
 
 def _take_up(
-    original: Volume, position: Position, into: DirFd, *, key: Key, lower: Layer | None
+    original: Volume,
+    position: Position,
+    into: DirFd,
+    *,
+    key: Key,
+    lower: Layer | None,
+    version: int,
 ) -> Volume | None:
     """Return a copy of just this state that was cut off, if there is one worth going on with."""
     if not into.exists(ANCHOR_NAME):
@@ -164,7 +178,8 @@ def _take_up(
     except (Error, OSError):
         return None  # whatever it is, it is no work of ours
     state = copy.state
-    is_of_this = (copy.uuid, state.sequence, state.chain) == (
+    is_of_this = (copy.version, copy.uuid, state.sequence, state.chain) == (
+        version,
         position.uuid,
         position.sequence,
         position.chain,
@@ -197,7 +212,7 @@ def _copy_items(original: Volume, copy: Volume, progress: Progress | None) -> No
             continue
         kind = key[8]
         if kind in _PUT_AS_THEY_ARE:
-            copy.restore_item(key, value)
+            copy.restore_item(key, value, original.version)
         elif kind == ks.T_EXTENTS:
             _copy_chunks(original, copy, key)
             done += len(value) // POINTER_BYTES * chunk_size

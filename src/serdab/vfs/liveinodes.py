@@ -18,7 +18,7 @@ import time
 from typing import Final
 
 from serdab.errors import FsError
-from serdab.vfs.api import Inode
+from serdab.vfs.api import ROOT_INO, Inode
 from serdab.vfs.attributes import one_name_less
 from serdab.vfs.layer import Layer, WritableLayer
 from serdab.vfs.merged import FLAG_SPARSE, Merged
@@ -38,8 +38,8 @@ class LiveInodes:
         self._counts: dict[int, int] = {}
         #: No name left, and still in use.
         self._orphans: dict[int, Inode] = {}
-        #: Where a directory was last found: what ``..`` of it leads to.
-        self._parents: dict[int, int] = {}
+        #: Where a directory was last found: what ``..`` of it leads to, if its record does not say.
+        self._parents: dict[int, int] = {ROOT_INO: ROOT_INO}
 
     def _find(self, ino: int) -> Inode | None:
         """Return an inode that is not at hand, and keep it there."""
@@ -69,6 +69,10 @@ class LiveInodes:
             raise FsError(errno.ENOTDIR)
         return inode
 
+    def _parent(self, directory: Inode) -> int:
+        """Return the inode that a directory is in."""
+        return directory.parent_ino or self._parents.get(directory.ino, ROOT_INO)
+
     def _stamp_all(self, inode: Inode) -> None:
         now = time.time_ns()
         inode.atime_ns = inode.mtime_ns = inode.ctime_ns = inode.btime_ns = now
@@ -79,6 +83,9 @@ class LiveInodes:
         inode.ctime_ns = now
         if content:
             inode.mtime_ns = now
+        if not inode.parent_ino and inode.mode & _FORMAT == stat.S_IFDIR:
+            # Taken over from a layer that does not record it.
+            inode.parent_ino = self._parents.get(inode.ino, 0)
         self._upper.put_inode(inode)
 
     def _measured(self, inode: Inode) -> Inode:
@@ -100,7 +107,8 @@ class LiveInodes:
             self._counts[ino] = left
             return
         self._counts.pop(ino, None)
-        self._parents.pop(ino, None)
+        if ino != ROOT_INO:
+            self._parents.pop(ino, None)
         orphan = self._orphans.pop(ino, None)
         if orphan is not None:
             self._inodes.pop(ino, None)

@@ -66,6 +66,7 @@ class Union(LiveInodes):
             raise FsError(errno.EIO, "the first inode of a volume is its root")
         root = Inode(ino, stat.S_IFDIR | 0o755)
         root.nlink = 2
+        root.parent_ino = ROOT_INO
         self._stamp_all(root)
         self._inodes[ino] = root
         self._upper.put_inode(root)
@@ -94,7 +95,7 @@ class Union(LiveInodes):
         if name == b".":
             return self._count(directory)
         if name == b"..":
-            return self._count(self._inode(self._parents.get(parent, ROOT_INO)))
+            return self._count(self._inode(self._parent(directory)))
         entry = self._merged.entry(parent, name)
         if entry is None:
             raise FsError(errno.ENOENT)
@@ -206,7 +207,7 @@ class Union(LiveInodes):
         self._upper.admit(NAME_GROWTH)
         inode = self._new(directory, stat.S_IFDIR | (mode & 0o7777), uid, gid)
         inode.nlink = 2
-        self._parents[inode.ino] = parent
+        self._moved(inode, parent)
         self._merged.show(parent, name, inode)
         directory.nlink += 1
         self._changed(directory, content=True)
@@ -327,11 +328,15 @@ class Union(LiveInodes):
         if is_dir:
             one_name_less(source_dir)
             target_dir.nlink += 1
-            self._parents[inode.ino] = new_parent
+            self._moved(inode, new_parent)
         self._changed(inode)
         self._changed(source_dir, content=True)
         if target_dir is not source_dir:
             self._changed(target_dir, content=True)
+
+    def _moved(self, directory: Inode, parent: int) -> None:
+        """A directory is in another one now; the caller saves its record."""
+        self._parents[directory.ino] = directory.parent_ino = parent
 
     def _exchange(
         self,
@@ -352,7 +357,7 @@ class Union(LiveInodes):
             if stat.S_ISDIR(moved.mode):
                 one_name_less(old)
                 new.nlink += 1
-                self._parents[moved.ino] = new.ino
+                self._moved(moved, new.ino)
             self._changed(moved)
         self._changed(source_dir, content=True)
         if target_dir is not source_dir:
@@ -364,7 +369,7 @@ class Union(LiveInodes):
         while new_parent != ROOT_INO:
             if new_parent == ino:
                 raise FsError(errno.EINVAL)
-            new_parent = self._parents.get(new_parent, ROOT_INO)
+            new_parent = self._parent(self._inode(new_parent))
             walked += 1
             if walked > 1 << 16:
                 raise FsError(errno.ELOOP)
@@ -465,11 +470,11 @@ class Union(LiveInodes):
     # Listing ------------------------------------------------------------------------------
 
     def readdir(self, ino: int, cookie: int) -> Iterator[DirEntry]:
-        self._dir(ino)
+        directory = self._dir(ino)
         if cookie < 1:
             yield DirEntry(1, b".", ino, stat.S_IFDIR >> 12)
         if cookie < 2:
-            yield DirEntry(2, b"..", self._parents.get(ino, ROOT_INO), stat.S_IFDIR >> 12)
+            yield DirEntry(2, b"..", self._parent(directory), stat.S_IFDIR >> 12)
         for position, name, entry in self._merged.entries(ino, cookie + 1 if cookie >= 2 else 0):
             yield DirEntry(position, name, entry.ino, entry.dtype)
 

@@ -367,6 +367,12 @@ class TestExtendedAttributes:
         assert peer.call(Opcode.LISTXATTR, 1, struct.pack("=II", 7, 0)) == (0, b"user.a\0")
         assert peer.call(Opcode.LISTXATTR, 1, struct.pack("=II", 6, 0)) == (errno.ERANGE, b"")
 
+    def test_what_cannot_be_asked_for_is_not_listed(self, peer: Peer) -> None:
+        """A volume may hold ACLs; a program that copies all that is listed would fail on them."""
+        peer.fs.setxattr(1, b"user.a", b"value", 0)
+        peer.fs.setxattr(1, b"system.posix_acl_access", b"value", 0)
+        assert peer.call(Opcode.LISTXATTR, 1, struct.pack("=II", 99, 0)) == (0, b"user.a\0")
+
 
 class _Ticking(MemFs):
     def __init__(self, delay_s: float | None) -> None:
