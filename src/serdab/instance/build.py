@@ -256,7 +256,8 @@ def _build(
     if kept:
         say(
             "the image before this one is kept, for the writable layer: if `run` refuses it, "
-            "`serdab run --previous` boots what it belongs to; `serdab reset` gives both up"
+            "`serdab rebind` binds it to this one where both hold the same, `serdab run "
+            "--previous` boots what it belongs to, and `serdab reset` gives both up"
         )
     return BuildResult(
         mrenclave=descriptor.mrenclave(),

@@ -171,7 +171,7 @@ def _refuse_others(
     ours = ground.real(chain.config.upper.source)
     layer_key = Key(keys.volume.key)
     for path in records.known_below(ground.real(".")):
-        anchor = _anchor(ground, path, layer_key)
+        anchor = anchor_at(ground, path, layer_key)
         is_above = anchor is not None and chain.config.root_mac in anchor.state.lower
         if is_above and path != ours:
             raise _left_behind("another writable layer belongs to the image", path)
@@ -181,7 +181,7 @@ def _refuse_others(
     for name in named:
         key = Key(derive_named(keys.image.raw(), name))
         for path in records.known_below("/"):
-            if _anchor(ground, path, key) is not None:
+            if anchor_at(ground, path, key) is not None:
                 raise _left_behind(
                     f"a volume has the key {name}, which comes from the old one", path
                 )
@@ -191,7 +191,7 @@ def _refuse_others(
     )
 
 
-def _anchor(ground: Ground, path: str, key: Key) -> Anchor | None:
+def anchor_at(ground: Ground, path: str, key: Key) -> Anchor | None:
     """Return the anchor of the volume at a path if the key opens it."""
     try:
         with ground.directory(path) as place:

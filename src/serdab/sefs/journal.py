@@ -31,6 +31,8 @@ import time
 from collections.abc import Callable
 from typing import final
 
+from msgspec import structs
+
 from serdab.crypto.kdf import KeySchedule
 from serdab.errors import AuthenticationError, Error, FormatError, FsError
 from serdab.sefs import keyspace as ks
@@ -396,6 +398,10 @@ class Journal:
             self._log.close()
             self._log = None
             self._uncommitted = True
+
+    def name_lower(self, root_mac: bytes) -> None:
+        """Let the next anchor name another lower layer."""
+        self._anchor.state = structs.replace(self.state, lower=(root_mac,))
 
     def checkpoint(self) -> None:
         """Write a checkpoint that nothing follows, unless something else changes."""

@@ -338,6 +338,10 @@ class Volume:
         self._journal.history.begin_above(above_epoch)
         self._journal.checkpoint()
 
+    def belong_to(self, root_mac: bytes) -> None:
+        """Name another lower layer from the next checkpoint on: one that holds the same."""
+        self._journal.name_lower(root_mac)
+
     # Salvage ------------------------------------------------------------------------------
 
     @property
@@ -495,7 +499,8 @@ def _bind(anchor: Anchor, lower: Layer | None, label: str) -> Anchor:
         subject=label,
         expected=", ".join(mac.hex() for mac in state.lower) or "no lower layer",
         found=", ".join(mac.hex() for mac in found) or "no lower layer",
-        hint="`run --previous` opens it over its own image; `serdab reset` throws it away",
+        hint="`serdab rebind` binds it to this image if both hold the same, as after an upgrade of "
+        "Serdab; `run --previous` opens it over its own image; `serdab reset` throws it away",
     )
 
 
