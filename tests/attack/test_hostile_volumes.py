@@ -21,6 +21,8 @@ from serdab.sefs import keyspace as ks
 from serdab.sefs.anchor import SLOT_BYTES, dump_slot, load_anchor
 from serdab.sefs.intentlog import Commit, LogWriter, log_cipher
 from serdab.sefs.memorydir import MemoryDir
+from serdab.sefs.segment import POINTER
+from serdab.sefs.volume import Volume
 from serdab.vfs.api import ROOT_INO
 from serdab.vfs.union import Union
 from tests.attack.forgery import Exerciser, add_entry, bounded, changed_inode
@@ -200,6 +202,22 @@ def test_a_lying_commit(killed: SealedVolume, name: str) -> None:
         except (Error, FsError):
             return
         Exerciser(fs).run()
+
+
+@pytest.mark.parametrize("said", [0, 1, 3, 5])
+def test_a_commit_whose_references_do_not_fit_its_extents_is_refused(said: int) -> None:
+    volume = SealedVolume(closed=True)
+    upper = open_host(volume.copy())._upper
+    assert isinstance(upper, Volume)
+    slot = upper.slot(5, 0)
+    segment, _, _, number, _ = POINTER.unpack(slot)
+    more = [(ks.group_key(4, 2), slot), (ks.group_key(5, 2), slot)]
+    shared = ks.shared_key(segment, number)
+    host = with_commits(volume, Commit([(shared, ks.dump_shared(said)), *more], [], [], 1))
+    if said == 3:
+        assert not survey(host).refused
+    else:
+        assert survey(host).refused
 
 
 def test_a_commit_of_another_sequence_or_chain_is_not_replayed(killed: SealedVolume) -> None:

@@ -29,6 +29,7 @@ PROGRAM = "tests/unit/libos/test_caller_program.py"
 STREAMS = "tests/boot/test_streams.py"
 TARGETS = "tests/mount/test_targets.py"
 BUILDS = "tests/unit/trust/test_older_builds.py"
+SHARING = "tests/store/test_sharing.py"
 HOSTILE_VOLUME = "tests/attack/test_hostile_volumes.py"
 
 
@@ -223,9 +224,33 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "version of a volume": Mutant(
         "sefs/anchor.py",
-        "    if version != VERSION:\n        raise",
+        "    if version not in VERSIONS:\n        raise",
         "    if False:\n        raise",
         (HOSTILE_VOLUME, "-k", "version"),
+    ),
+    "slots that version 1 does not have": Mutant(
+        "sefs/slots.py",
+        "    if version == ks.V1:\n        return False\n",
+        "",
+        (SHARING, "-k", "refused"),
+    ),
+    "all who name a record that moves": Mutant(
+        "sefs/datarecords.py",
+        "        for owner in others:\n            self.share(first, owner)\n",
+        "",
+        (SHARING, "-k", "repoints"),
+    ),
+    "references of a commit": Mutant(
+        "sefs/references.py",
+        "            if not fits_before or not fits_after:\n",
+        "            if False:\n",
+        (HOSTILE_VOLUME, "-k", "references"),
+    ),
+    "parent of a directory": Mutant(
+        "sefs/fsck.py",
+        "if inode.parent_ino not in (0, ino):",
+        "if False:",
+        ("tests/store/test_parents.py",),
     ),
     "sequence and chain of a commit": Mutant(
         "sefs/intentlog.py",

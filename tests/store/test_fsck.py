@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from serdab.keys import Key
-from serdab.sefs.fsck import Report, check, salvage
+from serdab.sefs.damage import Report
+from serdab.sefs.fsck import check, salvage
 from serdab.sefs.image import open_image
 from serdab.sefs.imagebuild import ImageOptions, build_image
 from serdab.sefs.segment import POINTER

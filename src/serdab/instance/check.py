@@ -27,7 +27,8 @@ from serdab.linux.dirfd import DirFd
 from serdab.linux.outside import Walk
 from serdab.sefs.anchor import ANCHOR_NAME
 from serdab.sefs.anchorfile import NEW_ANCHOR
-from serdab.sefs.fsck import Report, check, salvage
+from serdab.sefs.damage import Report
+from serdab.sefs.fsck import check, salvage
 from serdab.sefs.hostdir import HostDir, read_exact
 from serdab.sefs.hostplace import Place, label_of, open_place
 from serdab.sefs.image import Image, open_image

@@ -146,7 +146,8 @@ class Admission:
         """
         limits, changes = self._limits, self._changes
         most = limits.max_bytes
-        if most and self._segments.live_bytes + changes.added_bytes(growth) > most:
+        taken = self._segments.live_bytes + self._segments.reserved_bytes
+        if most and taken + changes.added_bytes(growth) > most:
             raise FsError(errno.ENOSPC)
         if changes.scattered_bytes() + self._segments.appended_bytes >= self._ask_host_at:
             self._ask_host()

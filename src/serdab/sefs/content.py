@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """File content of a writable volume: chunks in memory, chunks in segments, the lower layer below.
 
-Above: ``volume``. Below: ``extents`` (which record), ``segment`` (records), the lower ``Layer``.
+Above: ``volume``. Below: ``extents`` (which slot), ``datarecords``, the lower ``Layer``.
 
-A byte of a file is, in this order: in a dirty chunk; in the record its extent names; zero if the
-extent is a hole; the lower layer's if the inode is LOWER and the byte is below ``lower_limit``;
+A byte of a file is, in this order: in a dirty chunk; what the slot of its chunk says (``slots``),
+if it says anything; the lower layer's if the inode is LOWER and the byte is below ``lower_limit``;
 zero. A chunk that a write covers whole is sealed at once; a part of one waits as a dirty chunk
-until a commit, a checkpoint or the limit of dirty bytes.
+until a commit, a checkpoint or the limit of dirty bytes. A chunk is as long as the records of its
+file (``keyspace.record_size``).
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from serdab.crypto.aead import TAG_BYTES
 from serdab.errors import AuthenticationError, FormatError, FsError
 from serdab.sefs import keyspace as ks
 from serdab.sefs.cache import ByteCache
+from serdab.sefs.datarecords import DataRecords
 from serdab.sefs.dirty import DirtyChunk, DirtyFile, Discards
-from serdab.sefs.extents import END, Extents, check_group
+from serdab.sefs.extents import END, Extents
 from serdab.sefs.items import Items
+from serdab.sefs.references import References
 from serdab.sefs.segment import (
     ABSENT,
     HOLE,
@@ -32,14 +35,13 @@ from serdab.sefs.segment import (
     Writer,
     plain_length,
 )
+from serdab.sefs.slots import check_group, is_record, is_reserved, parse_lower
 from serdab.vfs.api import Inode
 from serdab.vfs.layer import Layer
 
 _CHUNK_CACHE: Final = 4 << 20
-_OWNERS_PER_ITEM: Final = 128
 _CHUNK_BYTES: Final = 320
 """What a dirty chunk takes beside its content: objects here, a tag and an owner on the host."""
-_OWNER_BYTES: Final = 200
 
 
 @final
@@ -56,76 +58,30 @@ class Content:
     ) -> None:
         self._items = items
         self._segments = segments
-        self._extents = extents = Extents(items, segments)
+        self.references = references = References(items, segments)
+        self._extents = extents = Extents(items, references, segments.version)
+        self.records = records = DataRecords(items, segments, extents, references)
         # Bound once: reading asks for one of each chunk.
         self._pointer, self._set_pointer = extents.pointer, extents.set_pointer
+        self._seal = records.seal
         self._chunk_size = chunk_size
-        self._largest = (ks.MAX_GROUP + 1) * ks.GROUP * chunk_size
         self._lower = lower
         self._put_inode = put_inode
-        self.writer: Writer = segments.writer()
+        self.writer: Writer = records.writer
         self._dirty: dict[int, DirtyFile] = {}
         self.dirty_bytes = 0
         """What the dirty chunks take in memory, and at most on the host when they are sealed."""
         self._chunks: ByteCache[bytes, bytes] = ByteCache(_CHUNK_CACHE)
-        self._owners: dict[int, list[tuple[int, bytes]]] = {}
-        self._owner_count = 0
         self._discards = Discards()
-        # A file of more chunks than one is no inline item, however small the chunks are.
-        self._inline_most = min(ks.INLINE_MAX, chunk_size)
 
-    # Records ------------------------------------------------------------------------------
+    def chunk_size(self, inode: Inode) -> int:
+        """Return how long the chunks of a file are."""
+        return ks.record_size(inode.flags, self._chunk_size)
 
-    def _seal(self, ino: int, chunk: int, plain: bytes | bytearray | memoryview) -> None:
-        pointer = self.writer.append_data(plain, ino, chunk)
-        self._own(ino, chunk, 1, pointer)
-        self._set_pointer(ino, chunk, pointer)
-
-    def _seal_run(self, ino: int, chunk: int, plain: memoryview) -> int:
-        """Seal whole chunks, as many as go to the host together; return how many."""
-        size = self._chunk_size
-        most = min(len(plain) // size, ks.GROUP - chunk % ks.GROUP)
-        # In this order: what was written before is not lost when the host fails here.
-        count = min(self.writer.make_room(size + TAG_BYTES), most)
-        pointers = self.writer.append_run(plain[: count * size], size, ino, chunk)
-        self._own(ino, chunk, count, pointers)
-        self._extents.set_records(ino, chunk, pointers)
-        if ino in self._dirty:
-            for sealed in range(chunk, chunk + count):
-                self._drop_chunk(ino, sealed)
-        return count
-
-    def _own(self, ino: int, chunk: int, count: int, pointers: bytes) -> None:
-        segment, offset, stored, number, _ = POINTER.unpack_from(pointers)
-        self._owner_count += count
-        pack = ks.OWNER.pack
-        self._owners.setdefault(segment, []).extend(
-            (number + index, pack(ino, chunk + index, offset + index * stored, stored))
-            for index in range(count)
-        )
-
-    def move(self, ino: int, chunk: int, segment: int, offset: int, stored: int) -> None:
-        """Seal a record anew elsewhere, if its owner still refers to it."""
-        pointer = self._pointer(ino, chunk)
-        if POINTER.unpack(pointer)[:3] == (segment, offset, stored):
-            plain = self._segments.read_data(pointer, ino, chunk, self._chunk_size)
-            self._seal(ino, chunk, plain)
-
-    def copy_group(self, into: Content, ino: int, group: int) -> Iterator[tuple[int, str]]:
-        """Seal the chunks of a group in another volume; yield (chunk, problem) of bad ones."""
-        for index in range(len(self._extents.group(ino, group)) // POINTER_BYTES):
-            chunk = group * ks.GROUP + index
-            pointer = self._pointer(ino, chunk)
-            if pointer == HOLE:
-                into._set_pointer(ino, chunk, HOLE)
-            elif pointer != ABSENT:
-                try:
-                    plain = self._segments.read_data(pointer, ino, chunk, self._chunk_size)
-                except (AuthenticationError, FormatError) as exc:
-                    into._set_pointer(ino, chunk, HOLE)
-                    yield chunk, str(exc)
-                else:
-                    into._seal(ino, chunk, plain)
+    @staticmethod
+    def _largest(size: int) -> int:
+        """Return where the chunks of ``size`` end that can be numbered."""
+        return (ks.MAX_GROUP + 1) * ks.GROUP * size
 
     # Reading ------------------------------------------------------------------------------
 
@@ -141,7 +97,7 @@ class Content:
             return length
         opened = self._dirty.get(ino)
         dirty = opened.chunks if opened is not None else {}
-        size = self._chunk_size
+        size = self.chunk_size(inode)
         position, end = offset, offset + length
         while position < end:
             chunk, skip = divmod(position, size)
@@ -161,12 +117,13 @@ class Content:
                     ):
                         stop = min(stop + size, end)
                     self._read_below(inode, position, buf[position - offset : stop - offset])
-                elif pointer == HOLE:
-                    out[:] = bytes(len(out))
+                elif not is_record(pointer):
+                    self._read_special(pointer, skip, out)
                 elif skip == 0 and end - position > size:
-                    stop = position + self._read_run(ino, chunk, dirty, buf, position - offset)
+                    at = position - offset
+                    stop = position + self._read_run(ino, chunk, size, dirty, buf, at)
                 else:
-                    self._read_record(ino, chunk, pointer, skip, out)
+                    self._read_record(ino, chunk, size, pointer, skip, out)
             position = stop
         return length
 
@@ -174,12 +131,12 @@ class Content:
         self,
         ino: int,
         chunk: int,
+        size: int,
         dirty: dict[int, DirtyChunk],
         buf: memoryview,
         start: int,
     ) -> int:
         """Read whole chunks whose records lie one after another; return the bytes read."""
-        size = self._chunk_size
         records = self._extents.records(ino, chunk, (len(buf) - start) // size)
         segment, offset, stored, _, _ = records[0]
         count = 1
@@ -193,7 +150,7 @@ class Content:
                 count += 1
         if count == 1:
             out = buf[start : start + size]
-            self._read_record(ino, chunk, POINTER.pack(*records[0]), 0, out)
+            self._read_record(ino, chunk, size, POINTER.pack(*records[0]), 0, out)
             return size
         del records[count:]
         try:
@@ -202,7 +159,7 @@ class Content:
             # One by one, to say which record it is (and to serve none of the damaged request).
             for index, record in enumerate(records):
                 out = buf[start + index * size : start + (index + 1) * size]
-                self._read_record(ino, chunk + index, POINTER.pack(*record), 0, out)
+                self._read_record(ino, chunk + index, size, POINTER.pack(*record), 0, out)
         return count * size
 
     def _read_below(self, inode: Inode, offset: int, out: memoryview) -> None:
@@ -213,19 +170,32 @@ class Content:
         if count < len(out):
             out[count:] = bytes(len(out) - count)
 
+    def _read_special(self, slot: bytes, skip: int, out: memoryview) -> None:
+        """Read what a slot says that names no record."""
+        part = parse_lower(slot)
+        count = 0
+        if part is not None:
+            if self._lower is None:
+                raise FormatError("extent of a lower layer that there is not")
+            want = min(len(out), max(part.length - skip, 0))
+            if want:
+                count = self._lower.read_into(part.ino, part.offset + skip, out[:want])
+        if count < len(out):
+            out[count:] = bytes(len(out) - count)
+
     def _read_record(
-        self, ino: int, chunk: int, pointer: bytes, skip: int, out: memoryview
+        self, ino: int, chunk: int, size: int, pointer: bytes, skip: int, out: memoryview
     ) -> None:
         try:
             if skip == 0 and len(out) >= (length := plain_length(pointer)):
-                if length > self._chunk_size:
+                if length > size:
                     raise FormatError("chunk longer than the chunk size")
                 self._segments.read_into(pointer, ino, chunk, out[:length])
                 out[length:] = bytes(len(out) - length)
                 return
             plain = self._chunks.get(pointer)
             if plain is None:
-                plain = self._segments.read_data(pointer, ino, chunk, self._chunk_size)
+                plain = self._segments.read_data(pointer, ino, chunk, size)
                 self._chunks.put(pointer, plain, len(plain))
         except (AuthenticationError, FormatError) as exc:
             segment, offset, *_ = POINTER.unpack(pointer)
@@ -252,14 +222,13 @@ class Content:
             opened = self._dirty[inode.ino] = DirtyFile(inode)
         held = opened.chunks.get(chunk)
         if held is None:
-            start = chunk * self._chunk_size
-            present = max(0, min(self._chunk_size, inode.size - start))
-            if (
-                present
-                and inode.flags & (ks.F_INLINE | ks.F_LOWER) == 0
-                and (self._pointer(inode.ino, chunk) in (ABSENT, HOLE))
-            ):
-                present = 0
+            size = self.chunk_size(inode)
+            start = chunk * size
+            present = max(0, min(size, inode.size - start))
+            if present and inode.flags & (ks.F_INLINE | ks.F_LOWER) == 0:
+                slot = self._pointer(inode.ino, chunk)
+                if slot in (ABSENT, HOLE) or is_reserved(slot):
+                    present = 0
             buf = bytearray(present)
             if present:
                 with memoryview(buf) as view:
@@ -280,16 +249,20 @@ class Content:
 
     def write(self, inode: Inode, offset: int, data: memoryview) -> None:
         """Store content; the caller sets the size afterwards."""
-        if offset + len(data) > self._largest:
+        size = self.chunk_size(inode)
+        if offset + len(data) > self._largest(size):
             raise FsError(errno.EFBIG)  # a file may be longer, as a hole
-        if inode.flags & ks.F_INLINE:
-            self._load(inode, 0)
-        size = self._chunk_size
+        self.leave_inline(inode)
         position, end = offset, offset + len(data)
         while position < end:
             chunk, skip = divmod(position, size)
             if skip == 0 and end - position >= size:
-                position += size * self._seal_run(inode.ino, chunk, data[position - offset :])
+                rest = data[position - offset :]
+                count = self.records.seal_run(inode.ino, chunk, rest, size)
+                if inode.ino in self._dirty:
+                    for sealed in range(chunk, chunk + count):
+                        self._drop_chunk(inode.ino, sealed)
+                position += size * count
                 continue
             stop = min((chunk + 1) * size, end)
             self._write_part(inode, chunk, skip, data[position - offset : stop - offset])
@@ -297,7 +270,7 @@ class Content:
 
     def _write_part(self, inode: Inode, chunk: int, skip: int, part: memoryview) -> None:
         held = self._place(inode, chunk, skip, part)
-        if held.high - held.low == self._chunk_size:
+        if held.high - held.low == self.chunk_size(inode):
             self._seal(inode.ino, chunk, held.buf)
             self._drop_chunk(inode.ino, chunk)
 
@@ -317,6 +290,43 @@ class Content:
         held.touch(skip if skip < before else before, stop)
         return held
 
+    def seal_chunk(self, inode: Inode, chunk: int) -> None:
+        """Have a chunk in its record, if it is in memory."""
+        opened = self._dirty.get(inode.ino)
+        if opened is not None and chunk in opened.chunks:
+            self._seal_or_leave(inode.ino, chunk, opened.chunks[chunk].buf)
+            self._drop_chunk(inode.ino, chunk)
+
+    def _seal_or_leave(self, ino: int, chunk: int, buf: bytearray) -> None:
+        if buf:
+            self._seal(ino, chunk, buf)
+        else:
+            self._discards.add(ino, chunk)
+            self._set_pointer(ino, chunk, ABSENT)
+
+    def forget_chunk(self, inode: Inode, chunk: int) -> None:
+        """Hold a chunk in memory no more: its slot is about to be another."""
+        self._drop_chunk(inode.ino, chunk)
+        self._discards.add(inode.ino, chunk)
+
+    def leave_inline(self, inode: Inode) -> None:
+        """Have the content of a file in chunks."""
+        if inode.flags & ks.F_INLINE:
+            self._load(inode, 0)
+
+    def slot(self, ino: int, chunk: int) -> bytes:
+        """Return the slot of a chunk; what is in memory is newer."""
+        return self._pointer(ino, chunk)
+
+    def is_dirty(self, inode: Inode, chunk: int) -> bool:
+        """Return whether a chunk is in memory."""
+        opened = self._dirty.get(inode.ino)
+        return opened is not None and chunk in opened.chunks
+
+    def holds(self, inode: Inode) -> bool:
+        """Return whether anything is held of a file."""
+        return inode.ino in self._dirty or self._extents.count(inode.ino) > 0
+
     def _drop_chunk(self, ino: int, chunk: int) -> None:
         opened = self._dirty.get(ino)
         if opened is None:
@@ -330,7 +340,8 @@ class Content:
     def truncate(self, inode: Inode, size: int) -> None:
         """Forget content from ``size`` on; the caller sets the size afterwards."""
         ino = inode.ino
-        chunk, keep = divmod(min(size, self._largest), self._chunk_size)
+        chunk_size = self.chunk_size(inode)
+        chunk, keep = divmod(min(size, self._largest(chunk_size)), chunk_size)
         if inode.flags & ks.F_INLINE:
             if size == 0:
                 self._leave_inline(inode)
@@ -348,7 +359,7 @@ class Content:
                 self._drop_chunk(ino, number)
         # What is kept of the border chunk is dirty and whole: its record and the lower layer
         # must not show through when the file grows again.
-        inode.lower_limit = min(inode.lower_limit, chunk * self._chunk_size)
+        inode.lower_limit = min(inode.lower_limit, chunk * chunk_size)
         self._discards.add_from(ino, chunk)
         self._extents.clear(ino, chunk)
 
@@ -362,9 +373,8 @@ class Content:
 
     def punch(self, inode: Inode, offset: int, length: int) -> None:
         """Make a range read as zeros."""
-        if inode.flags & ks.F_INLINE:
-            self._load(inode, 0)
-        size = self._chunk_size
+        self.leave_inline(inode)
+        size = self.chunk_size(inode)
         position, end = offset, min(offset + length, inode.size)
         while position < end:
             chunk, skip = divmod(position, size)
@@ -404,14 +414,20 @@ class Content:
             if start < min(end, ks.INLINE_MAX):
                 yield start, min(end, ks.INLINE_MAX)
             return
-        size = self._chunk_size
+        size = self.chunk_size(inode)
         while start < end:
             chunk = start // size
             held = self._next_held(inode.ino, chunk)
             stop = min(max(held, chunk + 1) * size, end)
             pointer = self._pointer(inode.ino, chunk) if held == chunk else ABSENT
-            if chunk in dirty or pointer not in (ABSENT, HOLE):
+            if chunk in dirty or is_record(pointer):
                 yield start, stop
+            elif (part := parse_lower(pointer)) is not None and self._lower is not None:
+                # Where the chunk is, seen from where the part of the lower layer is.
+                shift = chunk * size - part.offset
+                limit = min(stop, chunk * size + part.length)
+                for low, high in self._lower.data_ranges(part.ino, start - shift, limit - shift):
+                    yield low + shift, high + shift
             elif pointer == ABSENT and inode.flags & ks.F_LOWER and self._lower is not None:
                 limit = min(stop, inode.lower_limit)
                 if start < limit:
@@ -430,16 +446,16 @@ class Content:
         if ino in self._dirty:
             chunks += sum(self._pointer(ino, n) in (ABSENT, HOLE) for n in self._dirty[ino].chunks)
         below = inode.lower_limit if inode.flags & ks.F_LOWER else 0
-        return min(chunks * self._chunk_size + below, inode.size)
+        return min(chunks * self.chunk_size(inode) + below, inode.size)
 
     # Saving -------------------------------------------------------------------------------
 
     def uncommitted(self) -> list[tuple[int, int, bytes]]:
         """Return (ino, offset, content) of every dirty range that no commit has."""
-        size = self._chunk_size
         return [
             (ino, chunk * size + held.low, bytes(held.buf[held.low : held.high]))
             for ino, opened in self._dirty.items()
+            for size in (self.chunk_size(opened.inode),)
             for chunk, held in opened.chunks.items()
             if held.low < held.high
         ]
@@ -456,8 +472,8 @@ class Content:
     def noted_bytes(self) -> int:
         """Return about what is noted beside the content takes in memory, and at most on the host:
         changed extents, who owns new records, discards."""
-        owners = self._owner_count * _OWNER_BYTES
-        return self._extents.changed_bytes + self._discards.bytes() + owners
+        noted = self._extents.changed_bytes + self._discards.bytes()
+        return noted + self.records.noted_bytes()
 
     def committed(self) -> None:
         """Everything dirty is in a commit now."""
@@ -471,12 +487,7 @@ class Content:
         for ino, opened in list(self._dirty.items()):
             inode = opened.inode
             held = opened.chunks.get(0)
-            if (
-                held is not None
-                and len(opened.chunks) == 1
-                and inode.size <= self._inline_most
-                and stat.S_ISREG(inode.mode)
-            ):
+            if held is not None and len(opened.chunks) == 1 and self._is_inline(inode):
                 self._set_pointer(ino, 0, ABSENT)
                 self._discards.add_from(ino, 0)
                 self._items.put(ks.key(ino, ks.T_INLINE), bytes(held.buf[: inode.size]))
@@ -485,29 +496,25 @@ class Content:
                 self._put_inode(inode)
             else:
                 for chunk in sorted(opened.chunks):
-                    buf = opened.chunks[chunk].buf
-                    if buf:
-                        self._seal(ino, chunk, buf)
-                    else:
-                        self._discards.add(ino, chunk)
-                        self._set_pointer(ino, chunk, ABSENT)
+                    self._seal_or_leave(ino, chunk, opened.chunks[chunk].buf)
             # One by one: if the host fails at a later inode, this one is in order.
             self.dirty_bytes -= sum(dirty.bytes() for dirty in opened.chunks.values())
             del self._dirty[ino]
 
+    def _is_inline(self, inode: Inode) -> bool:
+        """Return whether a file whose first chunk is in memory can be kept in its inode."""
+        # A file of more chunks than one is no inline item, however small the chunks are.
+        if inode.size > ks.INLINE_MAX or inode.size > self.chunk_size(inode):
+            return False
+        if self._segments.reserved_bytes and (
+            self._next_held(inode.ino, 1) != END or is_reserved(self._pointer(inode.ino, 0))
+        ):
+            return False  # an inline file has no extents that could hold room
+        return stat.S_ISREG(inode.mode)
+
     def save_extents(self) -> None:
         """Put the changed extents into the items."""
         self._extents.save()
-
-    def save_owners(self) -> None:
-        """Put who owns the new records into the items, for space reclaim to ask."""
-        for segment, owners in self._owners.items():
-            for start in range(0, len(owners), _OWNERS_PER_ITEM):
-                part = owners[start : start + _OWNERS_PER_ITEM]
-                value = b"".join(owner for _, owner in part)
-                self._items.put(ks.records_key(segment, part[0][0]), value)
-        self._owners.clear()
-        self._owner_count = 0
 
     def settle(self) -> None:
         """A checkpoint holds everything now."""
@@ -534,15 +541,14 @@ class Content:
 
     def replay_extents(self, ino: int, group: int, value: bytes) -> None:
         """Apply an extent item of the log, with its effect on the use of segments."""
-        check_group(ino, value)
+        check_group(ino, value, self._segments.version)
         for index in range(ks.GROUP):
             chunk = group * ks.GROUP + index
             pointer = value[index * POINTER_BYTES : (index + 1) * POINTER_BYTES] or ABSENT
             if pointer == self._pointer(ino, chunk):
                 continue
             self._drop_chunk(ino, chunk)
-            if pointer not in (ABSENT, HOLE):
-                self._segments.claim(pointer)
+            self.references.appear(pointer)
             self._set_pointer(ino, chunk, pointer)
 
     def replay_write(self, inode: Inode, offset: int, raw: bytes) -> None:
@@ -550,8 +556,9 @@ class Content:
 
         The size is the inode's already.
         """
-        chunk, skip = divmod(offset, self._chunk_size)
-        if skip + len(raw) > self._chunk_size or not 0 <= offset < self._largest:
+        size = self.chunk_size(inode)
+        chunk, skip = divmod(offset, size)
+        if skip + len(raw) > size or not 0 <= offset < self._largest(size):
             raise FormatError("log write across chunks", subject=f"inode {inode.ino}")
         with memoryview(raw) as view:
             self._place(inode, chunk, skip, view)

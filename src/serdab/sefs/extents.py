@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which record, hole or nothing each chunk of a file has: the extent items, and their changes.
 
-Above: ``content``. Below: ``items``, ``segment`` (which counts what of a segment is in use).
+Above: ``datarecords``, ``content``. Below: ``items``, ``slots`` (what a slot says), ``references``
+(which counts what of a segment is in use).
 
 A changed group stays here until a checkpoint, since later changes to it are likely; it goes into
 the items when a commit asks for them (:meth:`Extents.save`).
@@ -12,17 +13,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, final
 
-from serdab.errors import FormatError
 from serdab.sefs import keyspace as ks
 from serdab.sefs.cache import ByteCache
 from serdab.sefs.items import Items
-from serdab.sefs.segment import ABSENT, HOLE, POINTER, POINTER_BYTES, Record, SegmentStore
+from serdab.sefs.references import References
+from serdab.sefs.segment import ABSENT, POINTER, POINTER_BYTES, Record
+from serdab.sefs.slots import NOTHING, check_group
 
 _GROUP_CACHE: Final = 4 << 20
 _MAX_COUNTS: Final = 4096
 GROUP_BYTES: Final = 512
 """What a changed group takes beside its pointers, twice: here and among the items."""
-_NOTHING: Final = (ABSENT, HOLE)
 END: Final = 1 << 62
 """As the end of a discarded range: all that follows."""
 
@@ -31,9 +32,10 @@ END: Final = 1 << 62
 class Extents:
     """The pointers of all chunks of one volume, in groups of ``keyspace.GROUP``."""
 
-    def __init__(self, items: Items, segments: SegmentStore) -> None:
+    def __init__(self, items: Items, references: References, version: int) -> None:
         self._items = items
-        self._segments = segments
+        self._references = references
+        self._version = version
         self._changed: dict[int, dict[int, bytearray]] = {}
         self._unsaved: set[tuple[int, int]] = set()
         self.changed_bytes = 0
@@ -53,12 +55,15 @@ class Extents:
             return changed[group]
         value = self._clean.get((ino, group))
         if value is None:
-            value = check_group(ino, self._items.get(ks.group_key(ino, group)) or b"")
+            value = self._checked(ino, self._items.get(ks.group_key(ino, group)) or b"")
             self._clean.put((ino, group), value, len(value) + 64)
         return value
 
+    def _checked(self, ino: int, value: bytes) -> bytes:
+        return check_group(ino, value, self._version)
+
     def pointer(self, ino: int, chunk: int) -> bytes:
-        """Return the pointer of a chunk: to a record, HOLE or ABSENT."""
+        """Return the slot of a chunk (see ``slots``)."""
         group, index = divmod(chunk, ks.GROUP)
         if group > ks.MAX_GROUP:
             return ABSENT
@@ -105,10 +110,10 @@ class Extents:
         value = self._changing(ino, group)
         start = index * POINTER_BYTES
         self._reach(value, start + POINTER_BYTES)
-        if old not in _NOTHING:
-            self._segments.free(old)
+        if old not in NOTHING:
+            self._references.drop(old, (ino, chunk))
         if ino in self._counts:
-            self._counts[ino] += (pointer not in _NOTHING) - (old not in _NOTHING)
+            self._counts[ino] += (pointer not in NOTHING) - (old not in NOTHING)
         value[start : start + POINTER_BYTES] = pointer
         self._unsaved.add((ino, group))
 
@@ -121,7 +126,7 @@ class Extents:
         self._reach(value, start)
         old = value[start:end]
         self.changed_bytes += len(pointers) - len(old)
-        self._segments.free_all(old)
+        self._references.drop(old, (ino, chunk))
         if ino in self._counts:
             self._counts[ino] += _held(pointers) - _held(old)
         value[start:end] = pointers
@@ -144,13 +149,13 @@ class Extents:
         self.changed_bytes -= sum(len(value) + GROUP_BYTES for value in changed.values())
         self._counts.pop(ino, None)
         for group, pointers in groups.items():
-            self._segments.free_all(pointers)
+            self._references.drop(pointers, (ino, group * ks.GROUP))
             self._clean.drop((ino, group))
             self._unsaved.discard((ino, group))
             self._items.drop(ks.group_key(ino, group))
 
     def count(self, ino: int) -> int:
-        """Return how many chunks have a record."""
+        """Return how many chunks have a record, room for one, or a part of a lower layer."""
         found = self._counts.get(ino)
         if found is None:
             found = sum(_held(pointers) for pointers in self._groups(ino).values())
@@ -161,7 +166,7 @@ class Extents:
 
     def _groups(self, ino: int) -> dict[int, bytes | bytearray]:
         groups: dict[int, bytes | bytearray] = {
-            int.from_bytes(key[9:], "big"): check_group(ino, value)
+            int.from_bytes(key[9:], "big"): self._checked(ino, value)
             for key, value in self._items.scan(ks.key(ino, ks.T_EXTENTS))
         }
         groups.update(self._changed.get(ino, {}))
@@ -201,17 +206,6 @@ class Extents:
 
 
 def _held(pointers: bytes | bytearray) -> int:
-    """Return how many of these pointers name a record."""
+    """Return how many of these slots have something."""
     starts = range(0, len(pointers), POINTER_BYTES)
-    return sum(pointers[start : start + POINTER_BYTES] not in _NOTHING for start in starts)
-
-
-def check_group(ino: int, value: bytes) -> bytes:
-    """Return the value of an extent item.
-
-    Raises:
-        FormatError: its length is no number of pointers, or more than a group has.
-    """
-    if len(value) % POINTER_BYTES or len(value) > ks.GROUP * POINTER_BYTES:
-        raise FormatError("extent item of an impossible length", subject=f"inode {ino}")
-    return value
+    return sum(pointers[start : start + POINTER_BYTES] not in NOTHING for start in starts)

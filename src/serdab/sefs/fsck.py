@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Verifies a sealed file system to the last byte, and salvages what verifies into a new volume.
 
-Above: ``cli.fsck``. Below: ``image``, ``volume``, ``tree``; ``vfs.union`` for the view by path.
+Above: ``cli.fsck``. Below: ``damage``, ``volumecheck``; ``vfs.union`` for the view by path.
 
 Every page of the tree is read; then every name is followed from the root and every stored byte of
 every file read; then link counts are held against the names, and the items of a volume against what
@@ -15,60 +15,18 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Final
 
-from serdab.errors import AuthenticationError, Error, FormatError, FsError
+from serdab.errors import Error, FormatError, FsError
 from serdab.sefs import keyspace as ks
-from serdab.sefs.page import Item, Page
-from serdab.sefs.tree import Tree, load_child
+from serdab.sefs.damage import Report, tolerant_items
+from serdab.sefs.tree import Tree
 from serdab.sefs.volume import Volume
+from serdab.sefs.volumecheck import VolumeCheck
 from serdab.vfs.api import ROOT_INO, FileSystem, Inode
 
 _UNIT: Final = 1 << 20
-_ORPHAN: Final = bytes((ks.T_ORPHAN,))
 Progress = Callable[[int], None]
-
-
-@dataclass(slots=True)
-class Report:
-    """What a check found. ``damaged`` maps a path (or what has none) to what is wrong with it."""
-
-    files: int = 0
-    directories: int = 0
-    content_bytes: int = 0
-    damaged: dict[str, str] = field(default_factory=dict)
-
-    def is_clean(self) -> bool:
-        """Return whether nothing is damaged."""
-        return not self.damaged
-
-    def add(self, subject: str, problem: object) -> None:
-        """Note a problem; the first one of a subject is kept."""
-        self.damaged.setdefault(subject, str(problem))
-
-
-def tolerant_items(tree: Tree, report: Report) -> Iterator[Item]:
-    """Yield all items that can be reached, noting the pages that cannot be read."""
-    if not tree.root.pointer:
-        return
-    try:
-        root = tree.store.load_page(tree.root.pointer, level=tree.root.level)
-    except (AuthenticationError, FormatError) as exc:
-        report.add("tree root", exc)
-        return
-    stack: list[Page] = [root]
-    while stack:
-        page = stack.pop()
-        if page.level == 0:
-            yield from page.items()
-            continue
-        for index in reversed(range(len(page.keys))):
-            try:
-                stack.append(load_child(tree.store, page, index))
-            except (AuthenticationError, FormatError) as exc:
-                ino = int.from_bytes(page.keys[index][:8], "big")
-                report.add(f"tree page from inode {ino} on", exc)
 
 
 def check(
@@ -89,7 +47,7 @@ def check(
         report.add("intent log", upper.log_problem.message)
     for tree in trees:
         if upper is not None and tree is upper.tree:
-            held = _holders(upper, report)
+            held = VolumeCheck(upper, report).run()
             continue
         for _ in tolerant_items(tree, report):
             pass
@@ -104,17 +62,6 @@ def check(
         for ino in sorted(held - walk.named()):
             report.add(f"inode {ino}", "is stored, and no name leads to it")
     return report
-
-
-def _holders(volume: Volume, report: Report) -> set[int]:
-    """Return the inodes that have items, as of now, other than those in use without a name."""
-    held: set[int] = set()
-    orphans: set[int] = set()
-    for key, _ in volume.items_now(lambda tree: tolerant_items(tree, report)):
-        held.add(int.from_bytes(key[:8], "big"))
-        if key[8:9] == _ORPHAN:
-            orphans.add(int.from_bytes(key[9:17], "big"))
-    return held - orphans - {0}
 
 
 class _Walk:

@@ -106,6 +106,7 @@ class Journal:
         self.segments = SegmentStore(
             lambda: self._subdir(SEGMENTS), keys, state.next_segment, version, limits
         )
+        self.segments.reserved_bytes = state.reserved_bytes
         self._pages = VolumePages(self.segments)
         self._load_table()
         self.items = Items(Tree(self._pages, Root(state.root, state.root_level)))
@@ -167,7 +168,7 @@ class Journal:
         limit = self._limits.max_bytes
         if limit:
             total, free = min(total, limit), min(free, max(limit - self.segments.live_bytes, 0))
-        return total, free
+        return total, max(free - self.segments.reserved_bytes, 0)
 
     def put_inode(self, inode: Inode) -> None:
         """The record of an inode changed."""
@@ -359,7 +360,7 @@ class Journal:
             self.items.put(ks.orphan_key(ino), b"")
         self.orphans.clear()
         self.content.save_extents()
-        self.content.save_owners()
+        self.content.records.save_owners()
 
     def _append_commit(self) -> None:
         content, items = self.content, self.items
@@ -414,7 +415,7 @@ class Journal:
         if self._first_checkpoint and not self._leftovers.is_swept:
             self._leftovers.sweep_unreachable(self._dir, state)
         content.flush()
-        content.save_owners()
+        content.records.save_owners()
         mark = self._pages.writer.mark()
         try:
             victims = self._tree_writer.choose_victims(self._reclaim_budget())
@@ -482,6 +483,7 @@ class Journal:
             page_size=state.page_size,
             live_bytes=self.segments.live_bytes,
             previous=self.tag,
+            reserved_bytes=self.segments.reserved_bytes,
         )
 
     def _reclaim_budget(self) -> int:

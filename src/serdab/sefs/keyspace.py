@@ -16,6 +16,8 @@ On-disk format: a key is ``ino u64 big-endian | type u8 | rest``, so an inode st
     8 PACK      (ino = 0) pack u32 BE    32-byte key identifier of a pack of an image
     9 SUPER     (ino = 0)                max_ino u64, files u64, bytes u64 of an image; in version
                                          2 where its padding lies, too: offset u64, length u64
+    10 SHARED   (ino = 0) segment u32,   how many extents name a record, u32, at least 2
+                number u32 BE
 
 The position of a name is ``crypto.hashes.name_hash``. INODE record (little-endian, 84 bytes)::
 
@@ -33,6 +35,8 @@ Format version 2 has more of a record than version 1, where all of this is zero 
 * Bits 8 to 12 of ``flags``, of a regular file: log2 of the size of its records; 0: the chunk size
   of the image or volume. Fixed until the file is truncated to nothing.
 * Attributes named in ``ACL_NAMES`` are POSIX ACLs (see ``acl``).
+* SHARED items, and of each owner of such a record a RECORDS item of one run, whose key goes on with
+  ino u64 BE and chunk u32 BE.
 """
 
 from __future__ import annotations
@@ -60,6 +64,7 @@ T_ORPHAN: Final = 6
 T_RECORDS: Final = 7
 T_PACK: Final = 8
 T_SUPER: Final = 9
+T_SHARED: Final = 10
 
 GROUP: Final = 64
 MAX_LINKS: Final = 1 << 31
@@ -86,6 +91,8 @@ _MARKED: Final = 1
 _HEAD: Final = struct.Struct(">QB")
 _SUB32: Final = struct.Struct(">QBI")
 _RECORDS: Final = struct.Struct(">QBII")
+_OWNER_KEY: Final = struct.Struct(">QBIIQI")
+_SHARED: Final = struct.Struct("<I")
 _ORPHAN: Final = struct.Struct(">QBQ")
 _DIRENT_KEY: Final = struct.Struct(">QBQ")
 _INODE: Final = struct.Struct("<IIIIIIQqqqqQQ")
@@ -136,6 +143,44 @@ def group_key(ino: int, group: int) -> bytes:
 
 def records_key(segment: int, number: int) -> bytes:
     return _RECORDS.pack(0, T_RECORDS, segment, number)
+
+
+def owner_key(segment: int, number: int, ino: int, chunk: int) -> bytes:
+    """Return the key of the RECORDS item of one owner of a record that has several."""
+    return _OWNER_KEY.pack(0, T_RECORDS, segment, number, ino, chunk)
+
+
+def parse_owner_key(raw: bytes) -> tuple[int, int] | None:
+    """Return (ino, chunk) of the key of a RECORDS item, or None if it is one of runs."""
+    if len(raw) == _RECORDS.size:
+        return None
+    if len(raw) != _OWNER_KEY.size:
+        raise FormatError("owner of an impossible length", found=str(len(raw)))
+    _, _, _, _, ino, chunk = _OWNER_KEY.unpack(raw)
+    return ino, chunk
+
+
+def shared_key(segment: int, number: int) -> bytes:
+    return _RECORDS.pack(0, T_SHARED, segment, number)
+
+
+def parse_record_key(raw: bytes) -> tuple[int, int]:
+    """Return (segment, number) of the key of a SHARED or RECORDS item."""
+    if len(raw) not in (_RECORDS.size, _OWNER_KEY.size):
+        raise FormatError("record with an impossible key", found=raw.hex())
+    _, _, segment, number = _RECORDS.unpack_from(raw)
+    return segment, number
+
+
+def dump_shared(count: int) -> bytes:
+    return _SHARED.pack(count)
+
+
+def parse_shared(raw: bytes) -> int:
+    """Return how many extents name a record."""
+    if len(raw) != _SHARED.size or (count := int.from_bytes(raw, "little")) < 2:
+        raise FormatError("impossible number of owners of a record")
+    return count
 
 
 def orphan_key(ino: int) -> bytes:

@@ -80,7 +80,7 @@ def move_data(items: Items, content: Content, victims: Collection[int]) -> None:
             if len(value) % ks.OWNER.size:
                 raise FormatError("owners of an impossible length", found=str(len(value)))
             for ino, chunk, offset, stored in ks.OWNER.iter_unpack(value):
-                content.move(ino, chunk, segment, offset, stored)
+                content.records.move(ino, chunk, segment, offset, stored)
 
 
 def forget_owners(items: Items, segments: SegmentStore) -> None:

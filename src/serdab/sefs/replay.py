@@ -22,6 +22,7 @@ def replay(commit: Commit, items: Items, content: Content, version: int) -> None
     """
     for ino, first, end in commit.discards:
         content.replay_discard(ino, first, end)
+    content.references.begin_replay()
     for key, value in commit.items:
         if len(key) < 9:
             raise FormatError("log item with an impossible key")
@@ -29,11 +30,14 @@ def replay(commit: Commit, items: Items, content: Content, version: int) -> None
             ino, group = int.from_bytes(key[:8], "big"), int.from_bytes(key[9:], "big")
             content.replay_extents(ino, group, value or b"")
             continue
+        if key[8] == ks.T_SHARED:
+            content.references.item_replayed(key)
         items.put(key, value)
         if key[8] == ks.T_INLINE:
             content.replay_inline(int.from_bytes(key[:8], "big"))
         elif key[8] == ks.T_INODE:
             _replay_inode(content, int.from_bytes(key[:8], "big"), value, version)
+    content.references.replayed()
     for ino, offset, raw in commit.writes:
         content.replay_write(content.live_inode(ino) or _inode(items, ino, version), offset, raw)
     content.save_extents()

@@ -56,6 +56,9 @@ ABSENT: Final = bytes(POINTER_BYTES)
 HOLE: Final = b"\xff\xff\xff\xff" + bytes(POINTER_BYTES - 4)
 """Stands for zeros that hide the lower layer."""
 
+S_RESERVED: Final = 0xFFFFFFFD
+"""As the segment of a slot: room for a record that is not written (see ``slots``)."""
+
 MAX_STORED: Final = 1 << 24
 """A record takes less."""
 MAX_SEGMENT: Final = (1 << 32) - (1 << 20)
@@ -139,6 +142,8 @@ class SegmentStore:
         self._open: dict[int, tuple[File, RecordCipher]] = {}
         self._scratch = bytearray((1 << 20) + TAG_BYTES)
         self.unsynced_dir = False
+        self.reserved_bytes = 0
+        """What extents that are reserved and not written will take."""
         self.appended_bytes = 0
         self.churn_bytes = 0
         """What was appended and what was freed, in all."""
@@ -218,10 +223,17 @@ class SegmentStore:
         """The newest state no longer refers to any of these records."""
         usage = self.usage
         for segment, _, stored, _, _ in POINTER.iter_unpack(pointers):
-            # HOLE and ABSENT name segments that never are.
+            # Other slots name segments that never are.
             if segment in usage:
                 usage[segment].live -= stored
                 self.churn_bytes += stored
+            elif segment == S_RESERVED:
+                self.reserved_bytes -= stored
+
+    def reserve(self, slot: bytes, *, freed: bool = False) -> None:
+        """The newest state has a slot that holds room for a record; ``freed``: no longer."""
+        stored = POINTER.unpack(slot)[2]
+        self.reserved_bytes += -stored if freed else stored
 
     def claim(self, pointer: bytes) -> None:
         """The newest state refers to a record (again)."""

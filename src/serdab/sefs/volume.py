@@ -33,11 +33,15 @@ from serdab.sefs.anchorfile import NEW_ANCHOR
 from serdab.sefs.boundeddir import BoundedDir, limits_for, whole_size
 from serdab.sefs.hostdir import Dir
 from serdab.sefs.hostplace import Place, open_place
+from serdab.sefs.items import Items
 from serdab.sefs.journal import Journal
 from serdab.sefs.limits import DEFAULT_LIMITS, VolumeLimits, fitted
 from serdab.sefs.memorydir import MemoryDir
 from serdab.sefs.page import Item
 from serdab.sefs.position import History, Position, checkpoint_mac, logged_mac
+from serdab.sefs.segment import Usage
+from serdab.sefs.sharing import Sharing
+from serdab.sefs.slots import LowerPart
 from serdab.sefs.tree import Tree
 from serdab.vfs.api import ROOT_INO, Inode, StatFs
 from serdab.vfs.layer import Dirent, Layer
@@ -103,6 +107,7 @@ class Volume:
         self._items = self._journal.items
         self._content = self._journal.content
         self._live_inodes = self._journal.inodes
+        self._sharing = Sharing(self._content, self.version)
 
     def recover(self, *, tolerant: bool = False) -> None:
         """Check the root and replay the log. ``tolerant``: leave damage for fsck to report."""
@@ -311,6 +316,29 @@ class Volume:
             self._content.punch(inode, offset, length)
         self._journal.touch()
 
+    # Version 2: nothing of this is reached from outside yet -------------------------------
+
+    def set_record_size(self, inode: Inode, size: int) -> None:
+        """See :meth:`Sharing.set_record_size`."""
+        self._sharing.set_record_size(inode, size)
+        self.put_inode(inode)
+
+    def share(self, source: Inode, first: int, into: Inode, start: int, count: int) -> None:
+        """See :meth:`Sharing.share`; the caller sets the size afterwards."""
+        with self._journal.host_errors:
+            self._sharing.share(source, first, into, start, count)
+        self._journal.touch()
+
+    def reserve(self, inode: Inode, first: int, count: int) -> None:
+        """See :meth:`Sharing.reserve`."""
+        self._sharing.reserve(inode, first, count)
+        self._journal.touch()
+
+    def refer_below(self, inode: Inode, chunk: int, part: LowerPart) -> None:
+        """See :meth:`Sharing.refer_below`; the caller sets the size afterwards."""
+        self._sharing.refer_below(inode, chunk, part)
+        self._journal.touch()
+
     # Durability ---------------------------------------------------------------------------
 
     def admit(self, growth: int = 0) -> None:
@@ -341,6 +369,30 @@ class Volume:
     def belong_to(self, root_mac: bytes) -> None:
         """Name another lower layer from the next checkpoint on: one that holds the same."""
         self._journal.name_lower(root_mac)
+
+    # What fsck asks -----------------------------------------------------------------------
+
+    @property
+    def current_items(self) -> Items:
+        """All items as they are now."""
+        return self._items
+
+    def slot(self, ino: int, chunk: int) -> bytes:
+        """Return the extent slot of a chunk."""
+        return self._content.slot(ino, chunk)
+
+    def shared_records(self) -> dict[tuple[int, int], int]:
+        """Return how many extents name each record, (segment, number), that several do."""
+        return self._content.references.all_shared()
+
+    @property
+    def reserved_bytes(self) -> int:
+        """What extents that are reserved and not written will take, as it is counted."""
+        return self._journal.segments.reserved_bytes
+
+    def usage_by_segment(self) -> dict[int, Usage]:
+        """Return how much of each segment is used and live, as it is counted."""
+        return self._journal.segments.usage
 
     # Salvage ------------------------------------------------------------------------------
 
@@ -390,7 +442,7 @@ class Volume:
 
     def copy_group(self, into: Volume, ino: int, group: int) -> Iterator[tuple[int, str]]:
         """Copy the chunks of an extent item; yield (chunk, problem) of those that do not verify."""
-        yield from self._content.copy_group(into._content, ino, group)
+        yield from self._content.records.copy_group(into._content.records, ino, group)
         into._journal.touch()
 
 

@@ -35,7 +35,7 @@ from serdab.sefs import keyspace as ks
 from serdab.sefs.anchor import ANCHOR_NAME
 from serdab.sefs.hostplace import Place, writable_place
 from serdab.sefs.position import Position
-from serdab.sefs.segment import POINTER_BYTES
+from serdab.sefs.slots import stored_bytes
 from serdab.sefs.tree import Tree, load_child
 from serdab.sefs.volume import Volume, open_volume
 from serdab.vfs.layer import Layer
@@ -55,15 +55,14 @@ Progress = Callable[[int], None]
 class _Batches:
     """Says where the copy of a volume makes its checkpoints."""
 
-    def __init__(self, chunk_size: int) -> None:
-        self._chunk_size = chunk_size
+    def __init__(self) -> None:
         self._bytes = self._content = 0
 
     def is_full_with(self, key: bytes, value: bytes) -> bool:
         """Count an item; return whether a checkpoint is due after it."""
         self._bytes += len(value) + _OVERHEAD
         if key[8] == ks.T_EXTENTS:
-            self._content += len(value) // POINTER_BYTES * self._chunk_size
+            self._content += stored_bytes(value)
         if self._bytes < _BATCH_BYTES and self._content < _BATCH_CONTENT:
             return False
         self._bytes = self._content = 0
@@ -71,7 +70,7 @@ class _Batches:
 
 
 def _count_batches(original: Volume, start: bytes) -> int:
-    batches = _Batches(original.state.chunk_size)
+    batches = _Batches()
     items = original.tree.scan(start, _LAST)
     return sum(batches.is_full_with(key, value) for key, value in items)
 
@@ -203,8 +202,7 @@ def _reached(tree: Tree) -> bytes:
 
 
 def _copy_items(original: Volume, copy: Volume, progress: Progress | None) -> None:
-    chunk_size = original.state.chunk_size
-    batches = _Batches(chunk_size)
+    batches = _Batches()
     done = 0
     reached = _reached(copy.tree)
     for key, value in original.tree.scan(reached, _LAST):
@@ -215,7 +213,7 @@ def _copy_items(original: Volume, copy: Volume, progress: Progress | None) -> No
             copy.restore_item(key, value, original.version)
         elif kind == ks.T_EXTENTS:
             _copy_chunks(original, copy, key)
-            done += len(value) // POINTER_BYTES * chunk_size
+            done += stored_bytes(value)
             if progress is not None:
                 progress(done)
         # Who owns the records of a segment is written anew with the records themselves.
