@@ -5,11 +5,22 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from serdab.errors import LayerMismatch
+from serdab.instance.layout import Instance
+from serdab.instance.measurements import read_measurements
+from serdab.keys import Key
+from serdab.libos.volumekey import volume_key
+from serdab.sefs.image import open_image
 from serdab.sefs.imageformat import HEADER_BYTES, parse_header
+from serdab.sefs.volume import Volume, open_volume
+from serdab.trust.platform import current
+from serdab.trust.records import Record, remember_path, store_record
+from serdab.vfs.union import Union
 from tests.cli.test_rekey import CHANGES, LISTING, fill, refusal
 from tests.harness.command import Command, describe
 from tests.harness.instances import BuiltInstance, MakeInstance
@@ -144,6 +155,58 @@ def test_another_tree_is_refused_and_the_layer_is_what_it_was(make_instance: Mak
     assert "does not hold" in refusal(done, 3)
     assert (built.path / "run/mount/__ROOT/anchor").read_bytes() == anchor
     assert listing(built, "--previous") == before
+
+
+def test_what_an_init_put_above_the_image_is_bound_too(
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = make_instance()
+    build_as_before(built)
+    assert built.run("/bin/sh", "-c", "echo x > /root/x").returncode == 0
+    assert built.key is not None
+    image_key = Key.parse(built.key.read_text())
+    monkeypatch.setenv("XDG_STATE_HOME", built.command.env["XDG_STATE_HOME"])
+    measured = read_measurements(Instance.open(str(built.path)))
+    made = volume_key(
+        measured.config, image_key.raw(), platform=current(), mrsigner=measured.mrsigner,
+        mrenclave=measured.descriptor.mrenclave(),
+    )  # fmt: skip
+    layer, sealed = built.path / "second", built.path / Path(IMAGE).parent
+    layer.mkdir()
+
+    def opened() -> tuple[Union, Volume]:
+        lower = open_image(sealed, key=image_key, expected_mac=None)
+        volume = open_volume(layer, key=Key(made.key), lower=lower, create=True, source=made.source)
+        return Union(volume, lower), volume
+
+    fs, volume = opened()
+    fs.mkdir(1, b"made", 0o40755, 0, 0)
+    fs.close()
+    fs, volume = opened()
+    assert volume.position is not None
+    conf_mac = measured.descriptor.conf_mac.value
+    store_record(
+        Record(volume.position, root_mac=volume.root_mac, conf_mac=conf_mac, path=str(layer))
+    )
+    remember_path(str(layer), volume.uuid)
+    fs.close()
+    build_anew(built)
+    with pytest.raises(LayerMismatch):
+        opened()
+    assert rebind(built) == f"rebound   run/mount/__ROOT\nrebound   {layer}\n"
+    assert not list((built.path / "build/previous").iterdir())
+    fs, volume = opened()
+    assert fs.lookup(1, b"made").mode == 0o40755
+    fs.close()
+
+
+def test_a_new_key_makes_version_2_of_both(make_instance: MakeInstance, tmp_path: Path) -> None:
+    built = make_instance(fill=fill)
+    before = written(built)
+    built.command.ok("gen-image-key", tmp_path / "new")
+    built.command.ok("-C", built.path, "rekey", *keyed(built), "--new-image-key", tmp_path / "new")
+    assert version(built) == 2
+    assert listing(replace(built, key=tmp_path / "new")) == before
 
 
 @pytest.mark.parametrize(
