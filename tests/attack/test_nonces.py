@@ -23,12 +23,13 @@ from serdab.keys import Key
 from serdab.sefs.image import open_image
 from serdab.sefs.imagebuild import ImageOptions, build_image
 from serdab.sefs.page import dump_page
+from serdab.sefs.segment import TABLE_AAD, page_aad
 from serdab.vfs.api import ROOT_INO
 from serdab.vfs.union import Union
 from tests.attack.sealedvolume import SealedVolume, open_host
 from tests.harness.command import Command
 from tests.harness.instances import MakeInstance
-from tests.harness.nonces import LEDGER, Ledger, _install
+from tests.harness.nonces import LEDGER, Ledger, _digest, _install
 
 KEY = Key(b"key of an audit!")
 
@@ -53,12 +54,16 @@ def test_a_repeat_is_found() -> None:
         # Not sealed through the ledger of the session: this is its own violation.
         ledger.note(b"pair", b"content", "here")
         ledger.note(b"pair", b"other content", "there")
-    assert ledger.repeats == ["there"]
+        # One plaintext as two kinds of records is two inputs.
+        ledger.note(b"another pair", _digest(b"plain", page_aad(0)), "here")
+        ledger.note(b"another pair", _digest(b"plain", TABLE_AAD), "as a table")
+    assert ledger.repeats == ["there", "as a table"]
 
 
+@pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("closed", [True, False], ids=["closed", "killed"])
-def test_the_whole_directory_rolled_back_and_written_on(closed: bool) -> None:
-    volume = SealedVolume(closed=closed)
+def test_the_whole_directory_rolled_back_and_written_on(closed: bool, version: int) -> None:
+    volume = SealedVolume(closed=closed, version=version)
     before = len(LEDGER.seen)
     for turn in range(6):
         host = volume.copy()  # the same old state, again and again

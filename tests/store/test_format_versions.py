@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from serdab.errors import Error, FormatError, FsError
 from serdab.sefs import acl
@@ -64,9 +65,10 @@ class TestRootMac:
         macs = {checkpoint_mac(version, UUID, some) for version in (ks.V1, ks.V2)}
         macs.add(checkpoint_mac(ks.V2, bytes(16), some))
         macs.add(checkpoint_mac(ks.V2, UUID, state(bytes(32), (), level=1)))
+        macs.add(checkpoint_mac(ks.V2, UUID, structs.replace(some, chunk_size=8192)))
         position = Position(UUID, 2, 5, bytes(16))
         macs |= {logged_mac(version, bytes(32), position) for version in (ks.V1, ks.V2)}
-        assert len(macs) == 6
+        assert len(macs) == 7
 
 
 def test_no_key_of_one_version_is_a_key_of_the_other() -> None:

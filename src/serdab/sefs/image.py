@@ -14,6 +14,7 @@ Security:
 from __future__ import annotations
 
 import hmac
+import stat
 from collections.abc import Iterator
 from typing import Final, final
 
@@ -137,7 +138,12 @@ class Image:
 
     def inode(self, ino: int) -> Inode | None:
         raw = self.tree.get(ks.key(ino, ks.T_INODE))
-        return None if raw is None else ks.parse_inode(ino, raw, self.version)
+        if raw is None:
+            return None
+        inode = ks.parse_inode(ino, raw, self.version)
+        if self.version != V1 and not inode.parent_ino and stat.S_ISDIR(inode.mode):
+            raise FormatError("directory without a parent", subject=f"inode {ino}")
+        return inode
 
     def dirent(self, parent: int, name: bytes) -> Dirent | None:
         raw = self.tree.get(ks.dirent_key(parent, name))

@@ -162,15 +162,17 @@ class History:
 def checkpoint_mac(version: int, uuid: bytes, state: AnchorState) -> bytes:
     """Return the root MAC of a volume: it stands for the whole tree of a checkpoint.
 
-    In version 2 no two states have one encoding, whatever their parts hold. In version 1 a root
-    pointer and the MAC of a lower layer are not told apart, nor is no root from one.
+    In version 2 no two states have one encoding, whatever their parts hold, and the chunk size is
+    among them: it says which bytes of a file a record is. In version 1 a root pointer and the MAC
+    of a lower layer are not told apart, nor is no root from one.
     """
     level = bytes((state.root_level,))
     if version == ks.V1:
         raw = _MAC_LABEL_V1 + uuid + level + state.root + b"".join(state.lower)
         return hashlib.sha256(raw).digest()
-    parts = [_MAC_LABEL, _sized(uuid), level, _sized(state.root), _u32(len(state.lower))]
-    return hashlib.sha256(b"".join(parts + [_sized(mac) for mac in state.lower])).digest()
+    parts = [_MAC_LABEL, _sized(uuid), _u32(state.chunk_size), level, _sized(state.root)]
+    parts += [_u32(len(state.lower)), *(_sized(mac) for mac in state.lower)]
+    return hashlib.sha256(b"".join(parts)).digest()
 
 
 def _u32(number: int) -> bytes:
