@@ -22,6 +22,7 @@ from tests.harness.leftovers import SESSION_VARIABLE
 ROOT = Path(__file__).resolve().parents[2]
 VOLUME = "tests/attack/test_volume_tampering.py"
 IMAGE = "tests/attack/test_image_tampering.py"
+REBIND = "tests/crash/test_rebind.py"
 HOSTILE = "tests/attack/test_hostile_images.py"
 CHAIN = "tests/unit/trust/test_chain.py"
 FILTER = "tests/unit/libos/test_filter.py"
@@ -179,6 +180,36 @@ MUTANTS: dict[str, Mutant] = {
         "if mark != PLAIN or len(rest) > limit:",
         "if mark != PLAIN:",
         (HOSTILE, "-k", "version_2_has_more"),
+    ),
+    "parent of a directory of an image": Mutant(
+        "sefs/image.py",
+        "if self.version != V1 and not inode.parent_ino and",
+        "if False and",
+        (HOSTILE, "-k", "version_2_has_more"),
+    ),
+    "content of an image that is bound to": Mutant(
+        "sefs/rebind.py",
+        "if one[:count] != other[:count]:",
+        "if False:",
+        (REBIND, "-k", "difference"),
+    ),
+    "records of an image that is bound to": Mutant(
+        "sefs/rebind.py",
+        "if expected != found:",
+        "if False:",
+        (REBIND, "-k", "difference"),
+    ),
+    "names of an image that is bound to": Mutant(
+        "sefs/rebind.py",
+        "if value != other[1]:",
+        "if False:",
+        (REBIND, "-k", "difference"),
+    ),
+    "targets of an image that is bound to": Mutant(
+        "sefs/rebind.py",
+        "if stat.S_ISLNK(inode.mode) and old.target(ino) != new.target(ino):",
+        "if False:",
+        (REBIND, "-k", "difference"),
     ),
     "zeros of the header": Mutant(
         "sefs/imageformat.py",

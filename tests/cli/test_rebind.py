@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -76,93 +77,77 @@ def listing(built: BuiltInstance, *options: str) -> str:
     return done.stdout.decode()
 
 
-def written(built: BuiltInstance) -> str:
-    """Make an instance of version 1 with a layer that holds all that a layer may."""
+def refused_as(built: BuiltInstance, *options: str) -> str:
+    """Return the kind of refusal that a boot meets."""
+    done = built.command.run(
+        "--json", "-C", built.path, "run", *options, *keyed(built), "/bin/true"
+    )
+    assert done.returncode == 125, describe(done)
+    kind: str = json.loads(done.stderr.splitlines()[-1])["error"]
+    return kind
+
+
+def test_a_layer_over_version_1_goes_on(make_instance: MakeInstance, tmp_path: Path) -> None:
+    """All that a layer may hold; as it is, after the build, after the step, rolled back after it.
+
+    One test, for what it shows is one way: a dozen boots and builds.
+    """
+    built = make_instance(fill=fill)
     build_as_before(built)
-    done = built.run("/bin/sh", "-c", CHANGES)
-    assert done.returncode == 0, describe(done)
-    return listing(built)
-
-
-def check_the_upgrade(built: BuiltInstance) -> None:
-    before = written(built)
-    assert "`serdab rebind`" in build_anew(built)
-    refused = built.run("/bin/true")
-    assert refused.returncode == 125
-    assert b"`serdab rebind`" in refused.stderr
-    assert listing(built, "--previous") == before
-    kept = list((built.path / "build/previous").iterdir())
-    assert len(kept) == 1
-    assert rebind(built) == "rebound   run/mount/__ROOT\n"
-    assert listing(built) == before
-    assert not list((built.path / "build/previous").iterdir())
-    assert rebind(built) == "unchanged run/mount/__ROOT\n"
-    built.command.ok("-C", built.path, "fsck", *keyed(built))
-
-
-def test_a_layer_over_version_1_goes_on(make_instance: MakeInstance) -> None:
-    check_the_upgrade(make_instance(fill=fill))
-
-
-def test_over_an_image_that_is_not_encrypted_too(make_instance: MakeInstance) -> None:
-    check_the_upgrade(make_instance(fill=fill, encrypted=False))
-
-
-def test_an_image_of_version_1_boots_as_it_is(make_instance: MakeInstance) -> None:
-    built = make_instance(fill=fill)
-    before = written(built)
-    assert rebind(built) == "unchanged run/mount/__ROOT\n"
-    assert version(built) == 1
-    assert listing(built) == before
-
-
-def test_the_state_before_is_an_older_one_and_a_pin_goes_on(
-    make_instance: MakeInstance, tmp_path: Path
-) -> None:
-    built = make_instance(fill=fill)
+    assert built.run("/bin/sh", "-c", CHANGES).returncode == 0
     pin = ("--pin-file", str(tmp_path / "pin"))
-    written(built)
-    listing(built, *pin)
-    build_anew(built)
-    kept = next((built.path / "build/previous").iterdir())
+    before = listing(built, *pin)
+    assert rebind(built) == "unchanged run/mount/__ROOT\n"  # and an image of version 1 boots
+    assert "`serdab rebind`" in build_anew(built)
+    assert refused_as(built) == "layer"
+    assert listing(built, "--previous") == before
+    (kept,) = (built.path / "build/previous").iterdir()
     shutil.copytree(built.path / "run/mount", tmp_path / "mount")
     shutil.copytree(kept, tmp_path / kept.name)
-    rebind(built)
-    listing(built, *pin)
-    after = tmp_path / "after"
-    (built.path / "run/mount").rename(after)
+    assert rebind(built) == "rebound   run/mount/__ROOT\n"
+    assert not list((built.path / "build/previous").iterdir())
+    assert listing(built, *pin) == before
+    assert rebind(built) == "unchanged run/mount/__ROOT\n"
+    built.command.ok("-C", built.path, "fsck", *keyed(built))
+    # The state before is an older one from then on, for the record and for the pin.
+    shutil.rmtree(built.path / "run/mount")
     shutil.copytree(tmp_path / "mount", built.path / "run/mount")
     shutil.copytree(tmp_path / kept.name, kept)
     for options in ((), pin):
-        old = built.command.run(
-            "--json", "-C", built.path, "run", "--previous", *options, *keyed(built), "/bin/true"
-        )
-        assert old.returncode == 125
-        assert json.loads(old.stderr.splitlines()[-1])["error"] == "rollback"
+        assert refused_as(built, "--previous", *options) == "rollback"
     refusal(built.command.run("-C", built.path, "rebind", *keyed(built)), 3)
-    shutil.rmtree(built.path / "run/mount")
-    after.rename(built.path / "run/mount")
-    listing(built, *pin)
+
+
+def small(make_instance: MakeInstance, *, encrypted: bool) -> BuiltInstance:
+    """Make an instance of version 1 whose layer holds one file."""
+    built = make_instance(files={"/etc/motd": b"hello\n"}, encrypted=encrypted)
+    build_as_before(built)
+    assert built.run("/bin/sh", "-c", "echo x > /root/x").returncode == 0
+    return built
 
 
 def test_another_tree_is_refused_and_the_layer_is_what_it_was(make_instance: MakeInstance) -> None:
-    built = make_instance(fill=fill)
-    before = written(built)
-    (built.path / "image/big/one").write_bytes(b"another content")
+    """And where it is the same again, the step is done: here of an image without a key."""
+    built = small(make_instance, encrypted=False)
+    motd = built.path / "image/etc/motd"
+    status = motd.stat()
+    motd.write_bytes(b"jello\n")
     build_anew(built)
     anchor = (built.path / "run/mount/__ROOT/anchor").read_bytes()
-    done = built.command.run("-C", built.path, "rebind", *keyed(built))
+    done = built.command.run("-C", built.path, "rebind")
     assert "does not hold" in refusal(done, 3)
     assert (built.path / "run/mount/__ROOT/anchor").read_bytes() == anchor
-    assert listing(built, "--previous") == before
+    motd.write_bytes(b"hello\n")
+    os.utime(motd, ns=(status.st_atime_ns, status.st_mtime_ns))
+    build_anew(built)
+    assert rebind(built) == "rebound   run/mount/__ROOT\n"
+    assert built.run("/bin/cat", "/root/x", "/etc/motd").stdout == b"x\nhello\n"
 
 
 def test_what_an_init_put_above_the_image_is_bound_too(
     make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    built = make_instance()
-    build_as_before(built)
-    assert built.run("/bin/sh", "-c", "echo x > /root/x").returncode == 0
+    built = small(make_instance, encrypted=True)
     assert built.key is not None
     image_key = Key.parse(built.key.read_text())
     monkeypatch.setenv("XDG_STATE_HOME", built.command.env["XDG_STATE_HOME"])
@@ -201,23 +186,10 @@ def test_what_an_init_put_above_the_image_is_bound_too(
 
 
 def test_a_new_key_makes_version_2_of_both(make_instance: MakeInstance, tmp_path: Path) -> None:
-    built = make_instance(fill=fill)
-    before = written(built)
+    built = small(make_instance, encrypted=True)
+    refusal(built.command.run("-C", built.path, "rebind"), 4)
     built.command.ok("gen-image-key", tmp_path / "new")
     built.command.ok("-C", built.path, "rekey", *keyed(built), "--new-image-key", tmp_path / "new")
     assert version(built) == 2
-    assert listing(replace(built, key=tmp_path / "new")) == before
-
-
-@pytest.mark.parametrize(
-    ("words", "code"),
-    [
-        (("--image-key", "nowhere"), 2),
-        ((), 4),
-    ],
-)
-def test_without_the_key_nothing_is_done(
-    make_instance: MakeInstance, words: tuple[str, ...], code: int
-) -> None:
-    built = make_instance()
-    refusal(built.command.run("-C", built.path, "rebind", *words), code)
+    anew = replace(built, key=tmp_path / "new")
+    assert anew.run("/bin/cat", "/root/x", "/etc/motd").stdout == b"x\nhello\n"
