@@ -5,7 +5,7 @@ Order: configuration checked → init FS sealed (always integrity-only) → imag
 configuration → signed descriptor → swapped in as a whole (``publish``). The source trees are never
 written to: missing mount points and ``/etc/image_config.json`` are added to what is sealed.
 
-Above: ``cli``. Below: ``sefs`` (sealing), ``trust`` (signing), ``fingerprint``, ``publish``.
+Above: ``cli``. Below: ``treesealer`` (sealing), ``trust`` (signing), ``fingerprint``, ``publish``.
 
 Security:
     1. A root MAC that gets signed was computed in this run or comes from the record in the user's
@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,12 +31,10 @@ from serdab.config.boot import (
     dump_boot_config,
     parse_boot_config,
 )
-from serdab.config.imageform import ImageForm
 from serdab.config.occlum import InstanceConfig, parse
 from serdab.errors import Error, MeasurementMismatch, UsageError
 from serdab.instance import keychange, outer, publish
-from serdab.instance.epoch import source_date_epoch
-from serdab.instance.fingerprint import Sealed, fingerprint, load_record, store_record
+from serdab.instance.fingerprint import load_record, store_record
 from serdab.instance.layout import (
     CONFIG,
     DESCRIPTOR,
@@ -49,22 +47,16 @@ from serdab.instance.layout import (
     Instance,
 )
 from serdab.instance.locks import is_in_use, lock_build, settle_switch
-from serdab.instance.owners import Owner, load_owners
 from serdab.instance.signedrecord import (
     NOTHING_ON_RECORD,
-    Files,
-    Signed,
-    SignedTree,
     changes,
     load_signed,
-    stamps,
     store_signed,
 )
+from serdab.instance.treesealer import TreeSealer, staged
 from serdab.keys import Key
 from serdab.libos import hostdirs
 from serdab.linux.dirfd import DirFd
-from serdab.sefs.imagebuild import ZSTD_LEVEL, ImageOptions, build_image
-from serdab.sefs.imageformat import IMAGE_NAME
 from serdab.sefs.imagewalk import Additions
 from serdab.trust import platform
 from serdab.trust.descriptor import Descriptor, sign
@@ -75,7 +67,6 @@ from serdab.version import VERSION
 
 IMAGE_CONFIG: Final = b"etc/image_config.json"
 IMAGE_KEY: Final = b"etc/image_key"
-_BUILD_PREFIX: Final = "build/"
 # Bound over at boot with what the host says; an image without them gets empty ones.
 _HOST_FILES: Final = (b"etc/resolv.conf", b"etc/hosts", b"etc/hostname")
 
@@ -187,7 +178,7 @@ def _build(
     config = parse(raw_config)
     image_type = INTEGRITY_ONLY if request.image_key is None else ENCRYPTED
     record = {} if request.force else load_record(instance.path)
-    sealer = _Sealer(instance, staging, record, progress)
+    sealer = TreeSealer(instance, staging, record, progress)
     builtin = _builtin(request.image_key, wanted=request.builtin_key)
     init_mac = sealer.seal(
         "initfs", INITFS_SOURCE, INITFS, None, _initfs_additions(image_type, builtin)
@@ -220,8 +211,8 @@ def _build(
         ext_prod_id=separation[1],
     )
     signed = sign(descriptor, request.signer)
-    staging.write_new(_staged(PROTECTED_CONFIG), protected)
-    staging.write_new(_staged(DESCRIPTOR), signed)
+    staging.write_new(staged(PROTECTED_CONFIG), protected)
+    staging.write_new(staged(DESCRIPTOR), signed)
     mrsigner = request.signer.public.mrsigner()
     if image_type == INTEGRITY_ONLY and _published_type(instance) == ENCRYPTED:
         say(
@@ -290,147 +281,13 @@ def check(instance: Instance, *, image_key: Key | None, builtin_key: bool) -> tu
         before = load_signed(instance.path)
         if before is None:
             return (NOTHING_ON_RECORD,)
-        sealer = _Sealer(instance, None, load_record(instance.path), None)
+        sealer = TreeSealer(instance, None, load_record(instance.path), None)
         image_type = INTEGRITY_ONLY if image_key is None else ENCRYPTED
         initfs = _initfs_additions(image_type, _builtin(image_key, wanted=builtin_key))
         sealer.seal("initfs", INITFS_SOURCE, INITFS, None, initfs)
         image = _image_additions(instance, config)
         sealer.seal("image", IMAGE_SOURCE, IMAGE, image_key, image, config.image_form)
         return tuple(changes(before, sealer.to_be_signed(raw_config)))
-
-
-class _Sealer:
-    """Seals trees into the staging directory, or takes over what did not change.
-
-    Without a staging directory it only looks.
-    """
-
-    def __init__(
-        self,
-        instance: Instance,
-        staging: DirFd | None,
-        record: dict[str, Sealed],
-        progress: Callable[[int], None] | None,
-    ) -> None:
-        self._instance = instance
-        self._staging = staging
-        self._record = record
-        self._progress = progress
-        self._unchanged: list[str] = []
-        self._files: dict[str, Files | None] = {}
-        self._macs: dict[str, bytes] = {}
-        self.outcome: dict[str, Sealed | None] = {}
-        self.sealed: list[str] = []
-
-    def seal(
-        self,
-        name: str,
-        source: str,
-        output: str,
-        key: Key | None,
-        additions: Additions,
-        form: ImageForm | None = None,
-    ) -> bytes:
-        """Return the root MAC of the tree."""
-        try:
-            root_mac = self._seal(name, source, output, key, additions, form or ImageForm())
-            self._macs[name] = root_mac
-            return root_mac
-        except PermissionError as exc:
-            path = os.fsdecode(exc.filename or "")
-            if not path.startswith(f"{self._instance.at(source)}/"):
-                raise
-            raise UsageError(
-                "the tree holds what cannot be read",
-                stage="build",
-                subject=path,
-                expected=f"what user id {os.geteuid()} may read",
-                found=os.strerror(exc.errno or 0),
-                hint="change its mode or owner, or remove it from the tree",
-            ) from exc
-
-    def _seal(
-        self,
-        name: str,
-        source: str,
-        output: str,
-        key: Key | None,
-        additions: Additions,
-        form: ImageForm,
-    ) -> bytes:
-        root = self._instance.root
-        owners = load_owners(root, source)
-        options = ImageOptions(
-            clamp_s=source_date_epoch(),
-            owner=lambda path: owners.get(os.fsdecode(path), (0, 0)),
-            zstd_level=ZSTD_LEVEL if form.is_compressed else 0,
-            padding=form.padding_bytes,
-        )
-        with root.directory(source) as tree:
-            # What changes after this moment differs from the fingerprint at the next build.
-            parameters, seen = _parameters(options, additions, owners), dict[str, str]()
-            found = fingerprint(tree, parameters=parameters, key=key, seen=seen)
-            self._files[name] = stamps(seen, owners)
-            old = self._record.get(name)
-            # A check tells of sources, not of what became of build/.
-            there = self._staging is None or root.is_file(f"{output}/{IMAGE_NAME}")
-            if old is not None and found == old.fingerprint and there:
-                self.outcome[name] = old
-                self._unchanged.append(output)
-                return old.root_mac
-            if self._staging is None:
-                return b""  # it would get one
-            with self._staging.make(_staged(output)) as out:
-                info = build_image(
-                    tree,
-                    out,
-                    key=key,
-                    options=options,
-                    additions=additions,
-                    progress=self._progress,
-                )
-        self.outcome[name] = None if found is None else Sealed(found, info.root_mac)
-        self.sealed.append(name)
-        return info.root_mac
-
-    def to_be_signed(self, raw_config: bytes) -> Signed:
-        """Return what is going to be signed, in terms of the sources."""
-        image, initfs = (
-            SignedTree(self._macs[name].hex(), self._files[name]) for name in ("image", "initfs")
-        )
-        return Signed(json.loads(raw_config), image, initfs)
-
-    def take_over_unchanged(self) -> None:
-        """Copy what was not sealed again into the staging directory."""
-        if self._staging is None:
-            return
-        for output in self._unchanged:
-            with self._staging.make(_staged(output)) as target:
-                publish.copy_sealed(self._instance.root, output, target)
-
-
-def _staged(output: str) -> str:
-    return output.removeprefix(_BUILD_PREFIX)
-
-
-def _parameters(options: ImageOptions, additions: Additions, owners: Mapping[str, Owner]) -> bytes:
-    """Return everything beside tree and key that decides the bytes of an image."""
-    import zstandard
-
-    values = (
-        str(code_digest()),
-        zstandard.ZSTD_VERSION,
-        options.chunk_size,
-        options.page_size,
-        int(options.hash),
-        options.zstd_level,
-        options.padding,
-        options.clamp_s,
-        sorted(additions.directories.items()),
-        sorted(additions.files.items()),
-        sorted(owners.items()),
-    )
-    return repr(values).encode()
 
 
 def _check_trees(instance: Instance) -> None:
