@@ -107,6 +107,7 @@ class Volume:
         self._items = self._journal.items
         self._content = self._journal.content
         self._live_inodes = self._journal.inodes
+        self._journal.removal.on_rest = self._drop_all
         self._sharing = Sharing(self._content, self.version)
 
     def recover(self, *, tolerant: bool = False) -> None:
@@ -245,6 +246,18 @@ class Volume:
         self._journal.put_inode(inode)
 
     def drop_inode(self, inode: Inode) -> None:
+        removal = self._journal.removal
+        if removal.is_large(inode):
+            # It goes in pieces, and is gone for everybody but the next session.
+            inode.nlink = 0
+            self.put_inode(inode)
+            if inode.ino not in self._orphans:
+                self.put_orphan(inode.ino)
+            removal.begin(inode)
+        else:
+            self._drop_all(inode)
+
+    def _drop_all(self, inode: Inode) -> None:
         ino = inode.ino
         self._content.drop(inode)
         for key, _ in list(self._items.scan(ks.key(ino, ks.T_XATTR))):
