@@ -35,6 +35,7 @@ from serdab.config.occlum import InstanceConfig, parse
 from serdab.errors import Error, MeasurementMismatch, UsageError
 from serdab.instance import keychange, outer, publish
 from serdab.instance.fingerprint import load_record, store_record
+from serdab.instance.layersabove import layers_above
 from serdab.instance.layout import (
     CONFIG,
     DESCRIPTOR,
@@ -56,6 +57,7 @@ from serdab.instance.signedrecord import (
 from serdab.instance.treesealer import TreeSealer, staged
 from serdab.keys import Key
 from serdab.libos import hostdirs
+from serdab.libos.volumekey import volume_key
 from serdab.linux.dirfd import DirFd
 from serdab.sefs.imagewalk import Additions
 from serdab.trust import platform
@@ -238,7 +240,10 @@ def _build(
             instance,
             staging,
             old_image=old_image,
-            is_needed=lambda: _has_writable_layer(instance, config),
+            is_needed=lambda: (
+                _has_writable_layer(instance, config)
+                or _is_below_others(instance, boot, request, descriptor, old_image)
+            ),
         )
     store_record(instance.path, sealer.outcome)
     if now != before:
@@ -457,6 +462,29 @@ def _has_writable_layer(instance: Instance, config: InstanceConfig) -> bool:
             return bool(upper.names())
     except (OSError, UsageError):
         return False
+
+
+def _is_below_others(
+    instance: Instance,
+    boot: BootConfig,
+    request: BuildRequest,
+    descriptor: Descriptor,
+    image: str | None,
+) -> bool:
+    """Return whether an init put a layer above an image (its root MAC) that opens after a build."""
+    try:
+        made = volume_key(
+            boot,
+            None if request.image_key is None else request.image_key.raw(),
+            platform=platform.current(),
+            mrsigner=request.signer.public.mrsigner(),
+            mrenclave=descriptor.mrenclave(),
+        )
+        with outer.ground_of(instance, outer.shown_by(boot)) as ground:
+            above = layers_above(ground, Key(made.key), but="")
+            return any(mac.hex() == image for _, anchor in above for mac in anchor.state.lower)
+    except (Error, OSError):
+        return False  # nothing that could be opened
 
 
 def _remember_signer(instance: Instance, signer: Digest, say: Say) -> None:

@@ -21,9 +21,9 @@ from dataclasses import dataclass, field
 
 from serdab.errors import UsageError
 from serdab.instance import outer
+from serdab.instance.layersabove import layers_above
 from serdab.instance.layout import IMAGE, PREVIOUS, Instance
 from serdab.instance.locks import lock_build, lock_run
-from serdab.instance.rekeylayer import anchor_at
 from serdab.instance.sealedroot import LayerKeys, layer_keys, verified_chain
 from serdab.keys import Key
 from serdab.libos.ground import Ground
@@ -34,7 +34,6 @@ from serdab.sefs.image import Image, open_image
 from serdab.sefs.imageformat import IMAGE_NAME
 from serdab.sefs.rebind import prove_same, rebind
 from serdab.sefs.volume import bound_lower
-from serdab.trust import records
 from serdab.trust.chain import BootChain
 from serdab.trust.freshness import OpenedHome, Watch, open_watched
 
@@ -99,12 +98,7 @@ def _places(
                 yield upper.source, place
             else:
                 place.close()
-    for path in records.known_below(ground.real(".")):
-        if path == ours:
-            continue
-        anchor = anchor_at(ground, path, Key(keys.volume.key))
-        if anchor is None or not anchor.state.lower:
-            continue
+    for path, anchor in layers_above(ground, Key(keys.volume.key), but=ours):
         kept = f"{PREVIOUS}/{anchor.state.lower[0].hex()}"
         if image.root_mac in anchor.state.lower or instance.root.exists(f"{kept}/{IMAGE_NAME}"):
             yield path, ground.directory(path)
