@@ -44,7 +44,7 @@ class Inflater:
 
     def piece(self, record: bytes, position: int, limit: int) -> bytes:
         """Return what the frame holds that begins at ``position`` of a record."""
-        return self._inflated(record[position:], limit, alone=False)
+        return self._inflated(memoryview(record)[position:], limit, alone=False)
 
     def content(self, stored: bytes, limit: int) -> bytes:
         """Return the content of a small file."""
@@ -55,7 +55,7 @@ class Inflater:
             raise FormatError("content of an inode that is neither plain nor a frame")
         return rest
 
-    def _inflated(self, frame: bytes, limit: int, *, alone: bool) -> bytes:
+    def _inflated(self, frame: bytes | memoryview, limit: int, *, alone: bool) -> bytes:
         if not self._allowed:
             raise FormatError("something is compressed in an image without compression")
         try:
