@@ -65,8 +65,8 @@ def build_anew(built: BuiltInstance) -> str:
     return done.stderr.decode()
 
 
-def rebind(built: BuiltInstance) -> str:
-    return built.command.ok("-C", built.path, "rebind", *keyed(built))
+def rebind(built: BuiltInstance, *options: str) -> str:
+    return built.command.ok("-C", built.path, "rebind", *options, *keyed(built))
 
 
 def listing(built: BuiltInstance, *options: str) -> str:
@@ -104,7 +104,9 @@ def test_a_layer_over_version_1_goes_on(make_instance: MakeInstance, tmp_path: P
     (kept,) = (built.path / "build/previous").iterdir()
     shutil.copytree(built.path / "run/mount", tmp_path / "mount")
     shutil.copytree(kept, tmp_path / kept.name)
-    assert rebind(built) == "rebound   run/mount/__ROOT\n"
+    pinned = (tmp_path / "pin").read_bytes()
+    assert rebind(built, *pin) == "rebound   run/mount/__ROOT\n"
+    assert (tmp_path / "pin").read_bytes() != pinned
     assert not list((built.path / "build/previous").iterdir())
     assert listing(built, *pin) == before
     assert rebind(built) == "unchanged run/mount/__ROOT\n"

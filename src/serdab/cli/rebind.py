@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``serdab rebind [--image-key FILE]``."""
+"""``serdab rebind [OPTION ...]``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import argparse
 from typing import Final
 
 from serdab.cli.messages import Context
-from serdab.cli.parsing import read_key
+from serdab.cli.parsing import add_freshness, freshness_of, read_key
 from serdab.cli.progress import shown_progress
 
 SUMMARY: Final = "bind the writable layer to an image that was sealed anew"
@@ -18,6 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image-key", metavar="FILE", help="the key of the image; - reads standard input"
     )
+    add_freshness(parser)
 
 
 def main(args: argparse.Namespace, context: Context) -> int:
@@ -31,7 +32,13 @@ def main(args: argparse.Namespace, context: Context) -> int:
     instance = Instance.open(context.instance, sources=False)
     key = None if args.image_key is None else read_key(args.image_key)
     with shown_progress(context) as progress, naming_service(instance.path, context):
-        result = rebind_layers(instance, key, say=context.say, progress=progress)
+        result = rebind_layers(
+            instance,
+            key,
+            freshness=freshness_of(args).placed_outside(instance.path),
+            say=context.say,
+            progress=progress,
+        )
     lines = [f"rebound   {path}" for path in result.bound]
     lines += [f"unchanged {path}" for path in result.unchanged]
     fields: dict[str, object] = {

@@ -28,6 +28,7 @@ from serdab.instance.sealedroot import LayerKeys, layer_keys, verified_chain
 from serdab.keys import Key
 from serdab.libos.ground import Ground
 from serdab.libos.keysource import explaining
+from serdab.libos.request import Freshness, parse_mac
 from serdab.linux.dirfd import DirFd
 from serdab.sefs.anchor import ANCHOR_NAME
 from serdab.sefs.image import Image, open_image
@@ -53,12 +54,14 @@ def rebind_layers(
     instance: Instance,
     image_key: Key | None,
     *,
+    freshness: Freshness | None = None,
     say: Callable[[str], None],
     progress: Progress | None = None,
 ) -> RebindResult:
     """Bind the writable layer, and what inits put above the same image, to the present image.
 
-    ``say`` gets one line for each thing the user should know.
+    ``freshness``: of the layer of the configuration, as for a boot. ``say`` gets one line for each
+    thing the user should know.
 
     Raises:
         LayerMismatch: the images do not hold the same, or the layer's own one was not kept.
@@ -79,7 +82,8 @@ def rebind_layers(
         stack.callback(binder.close)
         for path, place in _places(instance, chain, keys, ground, image):
             with place:
-                binder.bind(path, place)
+                is_ours = path == chain.config.upper.source
+                binder.bind(path, place, (freshness if is_ours else None) or Freshness())
         binder.remove_kept()
         return binder.result
 
@@ -125,7 +129,7 @@ class _Binder:
         self._kept: dict[bytes, Image] = {}
         self.result = RebindResult(image.root_mac)
 
-    def bind(self, path: str, place: DirFd) -> None:
+    def bind(self, path: str, place: DirFd, freshness: Freshness) -> None:
         key, source = Key(self._keys.volume.key), self._keys.volume.source
         with explaining(place, source):
             bound = bound_lower(place, key)
@@ -137,6 +141,10 @@ class _Binder:
                 self._chain.config.freshness,
                 conf_mac=self._chain.descriptor.conf_mac.value,
                 version_number=self._chain.descriptor.security_version,
+                accept_rollback=freshness.accept_rollback,
+                pin_file=freshness.pin_file or "",
+                pin_command=freshness.pin_command or "",
+                expected_mac=parse_mac(freshness.expect_upper, "--expect-upper"),
             )
             watched = open_watched(OpenedHome(place), watch, key=key, lower=kept, source=source)
         try:
