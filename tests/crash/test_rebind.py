@@ -35,6 +35,10 @@ OTHER_FORMS = {
 }
 
 
+VERSIONS = pytest.mark.parametrize("version", [1, 2])
+"""Of the layer; it stays what it is."""
+
+
 def make_tree(top: Path) -> None:
     noise = random.Random(4)
     (top / "dir/deep").mkdir(parents=True)
@@ -139,9 +143,9 @@ class TestProof:
         new.close()
 
 
-def changed_layer(host: MemoryDir, lower: Callable[[], Image]) -> None:
+def changed_layer(host: MemoryDir, lower: Callable[[], Image], version: int) -> None:
     """Write a layer that takes most of its content from below."""
-    fs = opened(host, lower)
+    fs = opened(host, lower, version)
     fs.setattr(fs.lookup(1, b"noise").ino, SetAttr(mode=0o100640))
     fs.write(fs.lookup(1, b"text").ino, 5000, memoryview(b"changed"), kill_suidgid=False)
     fs.unlink(1, b"small")
@@ -151,11 +155,14 @@ def changed_layer(host: MemoryDir, lower: Callable[[], Image]) -> None:
     fs.close()
 
 
-def opened(host: MemoryDir | RecordingDir, open_lower: Callable[[], Image]) -> Union:
+def opened(
+    host: MemoryDir | RecordingDir, open_lower: Callable[[], Image], version: int = 2
+) -> Union:
     lower = open_lower()
     volume = open_volume_in(
-        host, key=KEY, lower=lower, create=True, chunk_size=CHUNK, page_size=1024, limits=TINY
-    )
+        host, key=KEY, lower=lower, create=True, chunk_size=CHUNK, page_size=1024, limits=TINY,
+        version=version,
+    )  # fmt: skip
     return Union(volume, lower)
 
 
@@ -171,10 +178,11 @@ def bind(
     other.close()
 
 
-def test_a_layer_shows_the_same_over_the_other_image(images: Openers) -> None:
+@VERSIONS
+def test_a_layer_shows_the_same_over_the_other_image(images: Openers, version: int) -> None:
     old, new = images
     host = MemoryDir("host")
-    changed_layer(host, old)
+    changed_layer(host, old, version)
     before = picture(opened(copy.deepcopy(host), old))
     bind(host, old, new)
     fs = opened(host, new)
@@ -193,14 +201,15 @@ def test_a_layer_shows_the_same_over_the_other_image(images: Openers) -> None:
         opened(damaged, new).close()
 
 
-def test_a_power_cut_leaves_it_with_the_one_or_the_other(images: Openers) -> None:
+@VERSIONS
+def test_a_power_cut_leaves_it_with_the_one_or_the_other(images: Openers, version: int) -> None:
     old, new = images
     log = logging.getLogger("serdab.sefs")
     level = log.level
     log.setLevel(logging.CRITICAL)
     try:
         ground = MemoryDir("host")
-        changed_layer(ground, old)
+        changed_layer(ground, old, version)
         before = picture(opened(copy.deepcopy(ground), old))
         host = RecordingDir.over(ground)
         bind(host, old, new)
