@@ -11,10 +11,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from serdab.sefs import keyspace as ks
 from serdab.sefs.content import Content
 from tests.crash.actor import Step
 from tests.crash.borders import BULK, EVICT, LIMITS, OPENING, SETUP, border_workload
-from tests.crash.storm import CHUNK, Tally, bare_ground, run, storm
+from tests.crash.storm import CHUNK, Tally, bare_ground, either_version, run, storm
 
 FILE = (b"a",)
 LARGE: Step = ("write", BULK, (), 1, 2 * LIMITS.inline_commit_bytes, 9, 0)
@@ -68,7 +69,8 @@ def test_a_small_file_that_moved_in_a_large_commit_stays_as_it_is(
     if logged != "now":
         monkeypatch.setattr(Content, "discards", lambda _: [])
     tally = Tally()
-    record = run(bare_ground(SETUP, LIMITS), [*OPENING, *steps])
+    ground = bare_ground(SETUP, LIMITS, ks.V2 if logged == "now" else ks.V1)
+    record = run(ground, [*OPENING, *steps])
     storm(record, tally, per_point=4, look_every=1)
     assert tally.states > 10
 
@@ -83,5 +85,6 @@ def test_a_file_that_shrank_into_its_inode_and_grew_out_of_it_stays_as_it_is() -
 @pytest.mark.parametrize("seed", range(10))
 def test_files_at_the_borders(seed: int) -> None:
     tally = Tally()
-    storm(run(bare_ground(SETUP, LIMITS), border_workload(seed)), tally, per_point=3, seed=seed)
+    ground = bare_ground(SETUP, LIMITS, either_version(seed))
+    storm(run(ground, border_workload(seed)), tally, per_point=3, seed=seed)
     assert tally.states > 50

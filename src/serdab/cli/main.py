@@ -39,6 +39,7 @@ VERBS = {
     "package": ("package", False),
     "fsck": ("fsck", False),
     "reset": ("reset", False),
+    "rebind": ("rebind", False),
     "rekey": ("rekey", False),
     "doctor": ("doctor", False),
 }

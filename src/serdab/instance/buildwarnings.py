@@ -22,11 +22,16 @@ from serdab.trust.signers import recorded_signer
 
 
 def of_configuration(
-    instance: Instance, config: InstanceConfig, *, builtin_key: bool
+    instance: Instance, config: InstanceConfig, *, builtin_key: bool, is_encrypted: bool
 ) -> Iterator[str]:
     """Yield what is to be said before anything is sealed."""
     yield from config.notes
     yield from _unusable_sources(instance, config)
+    if config.image_form.padding_bytes and not is_encrypted:
+        yield (
+            "serdab.image.padding: accepted, changes nothing here: an image that is not encrypted "
+            "has nothing to hide"
+        )
     if builtin_key:
         yield (
             "warning: --buildin-image-key puts the image key in clear into the init FS: "

@@ -30,7 +30,7 @@ def deviation_of(root: DirFd, image: str, sealed: Sealed, recorded_at_ns: int) -
         header = parse_header(raw)
     except FormatError:
         return "its header cannot be read"
-    if header_mac(raw, header.hash) != sealed.root_mac:
+    if header_mac(raw, header) != sealed.root_mac:
         return "another header"
     if header.total_size != status.st_size:
         return f"{status.st_size} bytes of {header.total_size}"

@@ -40,6 +40,10 @@ class Writing(Protocol):
         """Delete what a killed session left; return whether that had not been done yet."""
         ...
 
+    def free_rest(self) -> bool:
+        """Free what is freed in pieces; return whether there was anything."""
+        ...
+
     def fail(self, exc: OSError) -> FsError:
         """The host failed: be read-only; return what the program is told."""
         ...
@@ -146,9 +150,10 @@ class Admission:
         """
         limits, changes = self._limits, self._changes
         most = limits.max_bytes
-        taken = self._segments.live_bytes + self._segments.reserved_bytes
-        if most and taken + changes.added_bytes(growth) > most:
-            raise FsError(errno.ENOSPC)
+        if most and self._taken_with(growth) > most:
+            self._journal.free_rest()
+            if self._taken_with(growth) > most:
+                raise FsError(errno.ENOSPC)
         if changes.scattered_bytes() + self._segments.appended_bytes >= self._ask_host_at:
             self._ask_host()
         needed = changes.room(growth, limits) + self._to_empty_bytes
@@ -168,11 +173,17 @@ class Admission:
                 return
         raise FsError(errno.ENOSPC)
 
+    def _taken_with(self, growth: int) -> int:
+        """Return what a volume of limited size takes, with ``growth`` more."""
+        taken = self._segments.live_bytes + self._segments.reserved_bytes
+        return taken + self._changes.added_bytes(growth)
+
     def _gave_room_back(self) -> bool:
         """Give the host what nothing needs; return whether asking it again makes sense."""
         if self._journal.sweep():
             return True
-        if not self.has_garbage():
+        was_pending = self._journal.free_rest()
+        if not was_pending and not self.has_garbage():
             return False
         self._journal.write_checkpoint()
         self._empty_dead()

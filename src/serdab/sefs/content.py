@@ -395,16 +395,30 @@ class Content:
     def drop(self, inode: Inode) -> None:
         """Forget all content of an inode."""
         ino = inode.ino
+        self.forget_dirty(inode)
+        if inode.flags & ks.F_INLINE or stat.S_ISLNK(inode.mode):
+            self._items.drop(ks.key(ino, ks.T_INLINE))
+        elif stat.S_ISREG(inode.mode):
+            self._extents.drop(ino)
+
+    def forget_dirty(self, inode: Inode) -> None:
+        """Hold nothing of an inode in memory that goes away."""
+        ino = inode.ino
         opened = self._dirty.pop(ino, None)
         if opened is not None:
             self.dirty_bytes -= sum(held.bytes() for held in opened.chunks.values())
         if stat.S_ISREG(inode.mode) and ks.key(ino, ks.T_INODE) in self._items.mem:
             # A commit may have logged writes of it, whatever became of them here since.
             self._discards.add_from(ino, 0)
-        if inode.flags & ks.F_INLINE or stat.S_ISLNK(inode.mode):
-            self._items.drop(ks.key(ino, ks.T_INLINE))
-        elif stat.S_ISREG(inode.mode):
-            self._extents.drop(ino)
+
+    def is_large(self, inode: Inode, most: int) -> bool:
+        """Return whether a file has more extent items than that."""
+        is_file = stat.S_ISREG(inode.mode) and not inode.flags & ks.F_INLINE
+        return is_file and self._extents.has_more(inode.ino, most)
+
+    def drop_some(self, ino: int, first: int, most: int) -> int:
+        """See :meth:`Extents.drop_some`."""
+        return self._extents.drop_some(ino, first, most)
 
     def ranges(self, inode: Inode, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield the stored ranges within [start, end), in order."""

@@ -11,6 +11,7 @@ the items when a commit asks for them (:meth:`Extents.save`).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Final, final
 
 from serdab.sefs import keyspace as ks
@@ -153,6 +154,33 @@ class Extents:
             self._clean.drop((ino, group))
             self._unsaved.discard((ino, group))
             self._items.drop(ks.group_key(ino, group))
+
+    def has_more(self, ino: int, most: int) -> bool:
+        """Return whether an inode has more than so many groups."""
+        found = len(self._changed.get(ino, ())) + len(list(islice(self._stored(ino, 0), most + 1)))
+        return found > most
+
+    def drop_some(self, ino: int, first: int, most: int) -> int:
+        """Drop up to ``most`` groups of an inode that goes away, and of which none before ``first``
+        is stored; return where to go on, END if none may be left.
+        """
+        changed = list(islice(self._changed.get(ino, ()), most))
+        stored = list(islice(self._stored(ino, first), most - len(changed)))
+        for group in (*changed, *stored):
+            self._drop_group(ino, group)
+        if len(changed) + len(stored) < most:
+            return END
+        return stored[-1] + 1 if stored else first
+
+    def _drop_group(self, ino: int, group: int) -> None:
+        self._references.drop(self.group(ino, group), (ino, group * ks.GROUP))
+        changed = self._changed.get(ino, {})
+        value = changed.pop(group, None)
+        if value is not None:
+            self.changed_bytes -= len(value) + GROUP_BYTES
+        self._clean.drop((ino, group))
+        self._unsaved.discard((ino, group))
+        self._items.drop(ks.group_key(ino, group))
 
     def count(self, ino: int) -> int:
         """Return how many chunks have a record, room for one, or a part of a lower layer."""

@@ -141,6 +141,7 @@ class Walk:
         status = os.fstat(self._here.fd)
         root = self._new(b"", identity_of(status), status.st_mode, 0)
         root.inode.nlink = 2
+        root.inode.parent_ino = ROOT_INO
         yield from in_order(root, self._directory)
 
     def pieces(self, entry: SourceEntry, unit: int) -> Iterator[bytes]:
@@ -227,6 +228,7 @@ class Walk:
             if stat.S_ISDIR(entry.inode.mode):
                 parent.inode.nlink += 1
                 entry.inode.nlink = 2
+                entry.inode.parent_ino = parent.inode.ino
             if fresh:
                 yield entry
 

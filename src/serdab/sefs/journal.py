@@ -29,7 +29,9 @@ import math
 import os
 import time
 from collections.abc import Callable
-from typing import final
+from typing import Final, final
+
+from msgspec import structs
 
 from serdab.crypto.kdf import KeySchedule
 from serdab.errors import AuthenticationError, Error, FormatError, FsError
@@ -52,6 +54,7 @@ from serdab.sefs.leftovers import LOGS, SEGMENTS, Leftovers
 from serdab.sefs.limits import VolumeLimits
 from serdab.sefs.pagestore import VolumePages, dump_table, parse_table
 from serdab.sefs.position import History, Position
+from serdab.sefs.removal import Removal
 from serdab.sefs.replay import replay
 from serdab.sefs.reserve import LAST_ROOM, FlushError, HostErrors, Reserve, RoomyDir, is_full
 from serdab.sefs.room import Changes
@@ -62,6 +65,12 @@ from serdab.vfs.api import Inode
 from serdab.vfs.layer import Layer
 
 log = logging.getLogger("serdab.sefs")
+
+
+_FREED_AT_ONCE: Final = 8192
+"""Of what is freed in idle time a checkpoint takes so many items: a request may wait for it."""
+_NEXT_PIECE_S: Final = 0.001
+"""Requests come first."""
 
 
 def _is_full_only(exc: BaseException) -> bool:
@@ -123,6 +132,7 @@ class Journal:
         self._changed = False
         self._uncommitted = False
         self._uncommitted_since = 0.0
+        self.removal = Removal(self.content)
         self._leftovers = Leftovers(self.segments, self._subdir)
         self._changes = Changes(self.items, self.content, self.inodes, state.page_size)
         self._admission = Admission(
@@ -252,7 +262,26 @@ class Journal:
         if growth and self.content.dirty_bytes > self._limits.dirty_bytes:
             with self.host_errors:
                 self.content.flush()
+        if self.removal.is_pending:
+            self._free_piece()
         self._admission.admit(growth, self.log_bytes)
+
+    def _free_piece(self) -> None:
+        self.removal.step()
+        self.touch()
+
+    def _free_in_idle_time(self) -> None:
+        before = self._changes.count() // _FREED_AT_ONCE
+        self.admit()
+        if self._changes.count() // _FREED_AT_ONCE > before:
+            self.write_checkpoint()
+
+    def free_rest(self) -> bool:
+        was_pending = self.removal.is_pending
+        while self.removal.is_pending:
+            self._free_piece()
+            self._admission.admit(0, self.log_bytes)
+        return was_pending
 
     @property
     def has_anchor(self) -> bool:
@@ -398,6 +427,10 @@ class Journal:
             self._log = None
             self._uncommitted = True
 
+    def name_lower(self, root_mac: bytes) -> None:
+        """Let the next anchor name another lower layer."""
+        self._anchor.state = structs.replace(self.state, lower=(root_mac,))
+
     def checkpoint(self) -> None:
         """Write a checkpoint that nothing follows, unless something else changes."""
         self._checkpoint_now(final_one=True)
@@ -518,9 +551,16 @@ class Journal:
     # Space --------------------------------------------------------------------------------
 
     def tick(self) -> float | None:
-        if self._failed or self.read_only or not (self._changed or self._leftovers.dead):
+        if self._failed or self.read_only:
             return None
+        if self.removal.is_pending:
+            with contextlib.suppress(FsError):  # full, and tried again; or said, and read-only now
+                self._free_in_idle_time()
+        if not (self._changed or self._leftovers.dead):
+            return _NEXT_PIECE_S if self.removal.is_pending else None
         soon = self._commit_in_time()
+        if self.removal.is_pending:
+            soon = min(soon, _NEXT_PIECE_S)
         wait = (
             self._limits.reclaim_s if self._admission.has_garbage() else self._limits.checkpoint_s
         )
@@ -533,6 +573,8 @@ class Journal:
             if exc.errno != errno.ENOSPC:
                 return None  # read-only now, and said so
             return self._limits.checkpoint_s
+        if self.removal.is_pending:
+            return _NEXT_PIECE_S
         return self._limits.reclaim_s if self._admission.has_garbage() else None
 
     def _commit_in_time(self) -> float:

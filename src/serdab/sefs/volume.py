@@ -107,6 +107,7 @@ class Volume:
         self._items = self._journal.items
         self._content = self._journal.content
         self._live_inodes = self._journal.inodes
+        self._journal.removal.on_rest = self._drop_all
         self._sharing = Sharing(self._content, self.version)
 
     def recover(self, *, tolerant: bool = False) -> None:
@@ -245,6 +246,18 @@ class Volume:
         self._journal.put_inode(inode)
 
     def drop_inode(self, inode: Inode) -> None:
+        removal = self._journal.removal
+        if removal.is_large(inode):
+            # It goes in pieces, and is gone for everybody but the next session.
+            inode.nlink = 0
+            self.put_inode(inode)
+            if inode.ino not in self._orphans:
+                self.put_orphan(inode.ino)
+            removal.begin(inode)
+        else:
+            self._drop_all(inode)
+
+    def _drop_all(self, inode: Inode) -> None:
         ino = inode.ino
         self._content.drop(inode)
         for key, _ in list(self._items.scan(ks.key(ino, ks.T_XATTR))):
@@ -365,6 +378,10 @@ class Volume:
         """
         self._journal.history.begin_above(above_epoch)
         self._journal.checkpoint()
+
+    def belong_to(self, root_mac: bytes) -> None:
+        """Name another lower layer from the next checkpoint on: one that holds the same."""
+        self._journal.name_lower(root_mac)
 
     # What fsck asks -----------------------------------------------------------------------
 
@@ -547,7 +564,8 @@ def _bind(anchor: Anchor, lower: Layer | None, label: str) -> Anchor:
         subject=label,
         expected=", ".join(mac.hex() for mac in state.lower) or "no lower layer",
         found=", ".join(mac.hex() for mac in found) or "no lower layer",
-        hint="`run --previous` opens it over its own image; `serdab reset` throws it away",
+        hint="`serdab rebind` binds it to this image if both hold the same, as after an upgrade of "
+        "Serdab; `run --previous` opens it over its own image; `serdab reset` throws it away",
     )
 
 
