@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 
 import pytest
 
@@ -15,6 +14,7 @@ from serdab.sefs.fsck import check
 from serdab.sefs.limits import DEFAULT_LIMITS, VolumeLimits
 from serdab.sefs.memorydir import MemoryDir
 from serdab.sefs.volume import Volume, open_volume_in
+from serdab.structs import replace
 from serdab.vfs.api import ROOT_INO
 from serdab.vfs.union import Union
 from tests.attack.sealedvolume import KEY
