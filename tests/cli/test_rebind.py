@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,6 @@ _AS_BEFORE = """
 import sys
 from serdab.cli.main import main
 from tests.harness.version1 import building_version_1
-from serdab.structs import replace
 with building_version_1():
     sys.exit(main())
 """
