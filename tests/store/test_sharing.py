@@ -81,6 +81,17 @@ def test_random_work_is_what_the_model_says(seed: int) -> None:
     model.fs.close()
 
 
+@pytest.mark.soak
+def test_much_random_work() -> None:
+    for seed in range(1000, 2000):
+        model = SharedModel(seed, open_golden("integrity") if seed % 3 == 0 else None)
+        for turn in range(14):
+            model.run(40)
+            model.kill() if turn % 3 else model.volume.checkpoint()
+            model.expect()
+        model.volume.abandon()
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_random_work_over_an_image(seed: int) -> None:
     model = SharedModel(seed, open_golden("integrity"))
