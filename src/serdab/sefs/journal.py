@@ -29,9 +29,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from typing import Final, final
-
-from msgspec import structs
+from typing import final
 
 from serdab.crypto.kdf import KeySchedule
 from serdab.errors import AuthenticationError, Error, FormatError, FsError
@@ -54,9 +52,9 @@ from serdab.sefs.leftovers import LOGS, SEGMENTS, Leftovers
 from serdab.sefs.limits import VolumeLimits
 from serdab.sefs.pagestore import VolumePages, dump_table, parse_table
 from serdab.sefs.position import History, Position
-from serdab.sefs.removal import Removal
+from serdab.sefs.removal import FREED_AT_ONCE, NEXT_PIECE_S, Removal
 from serdab.sefs.replay import replay
-from serdab.sefs.reserve import LAST_ROOM, FlushError, HostErrors, Reserve, RoomyDir, is_full
+from serdab.sefs.reserve import LAST_ROOM, HostErrors, Reserve, RoomyDir, is_full, is_full_only
 from serdab.sefs.room import Changes
 from serdab.sefs.segment import TABLE_AAD, SegmentStore, file_name, plain_length
 from serdab.sefs.tree import Root, Tree
@@ -65,17 +63,6 @@ from serdab.vfs.api import Inode
 from serdab.vfs.layer import Layer
 
 log = logging.getLogger("serdab.sefs")
-
-
-_FREED_AT_ONCE: Final = 8192
-"""Of what is freed in idle time a checkpoint takes so many items: a request may wait for it."""
-_NEXT_PIECE_S: Final = 0.001
-"""Requests come first."""
-
-
-def _is_full_only(exc: BaseException) -> bool:
-    """Return whether the host had no room, and lost nothing."""
-    return isinstance(exc, OSError) and is_full(exc) and not isinstance(exc, FlushError)
 
 
 @final
@@ -263,24 +250,20 @@ class Journal:
             with self.host_errors:
                 self.content.flush()
         if self.removal.is_pending:
-            self._free_piece()
+            self.removal.step()
+            self.touch()
         self._admission.admit(growth, self.log_bytes)
 
-    def _free_piece(self) -> None:
-        self.removal.step()
-        self.touch()
-
     def _free_in_idle_time(self) -> None:
-        before = self._changes.count() // _FREED_AT_ONCE
+        before = self._changes.count() // FREED_AT_ONCE
         self.admit()
-        if self._changes.count() // _FREED_AT_ONCE > before:
+        if self._changes.count() // FREED_AT_ONCE > before:
             self.write_checkpoint()
 
     def free_rest(self) -> bool:
         was_pending = self.removal.is_pending
         while self.removal.is_pending:
-            self._free_piece()
-            self._admission.admit(0, self.log_bytes)
+            self.admit()
         return was_pending
 
     @property
@@ -355,7 +338,7 @@ class Journal:
         except FsError:
             raise
         except OSError as exc:
-            if _is_full_only(exc):
+            if is_full_only(exc):
                 # Nothing is lost: it stays in memory, and the next commit tries anew.
                 self._end_log()
                 self._reserve.restore()
@@ -412,7 +395,7 @@ class Journal:
             self.log_bytes += self._log.append(commit)
         except OSError as exc:
             # What reached the host is unknown: this log is never written again.
-            if _is_full_only(exc):
+            if is_full_only(exc):
                 self._give_up(self._log.cut)
             self._end_log()
             raise
@@ -429,7 +412,7 @@ class Journal:
 
     def name_lower(self, root_mac: bytes) -> None:
         """Let the next anchor name another lower layer."""
-        self._anchor.state = structs.replace(self.state, lower=(root_mac,))
+        self._anchor.name_lower(root_mac)
 
     def checkpoint(self) -> None:
         """Write a checkpoint that nothing follows, unless something else changes."""
@@ -463,7 +446,7 @@ class Journal:
             number, salt, writer = (0, b"", None) if final_one else self._begin_log()
         except BaseException as exc:
             self._pages.undo()
-            if _is_full_only(exc):
+            if is_full_only(exc):
                 # No anchor names these pages: what they take is what the next attempt may need.
                 self._give_up(lambda: self._pages.writer.cut(mark))
             raise
@@ -557,10 +540,10 @@ class Journal:
             with contextlib.suppress(FsError):  # full, and tried again; or said, and read-only now
                 self._free_in_idle_time()
         if not (self._changed or self._leftovers.dead):
-            return _NEXT_PIECE_S if self.removal.is_pending else None
+            return NEXT_PIECE_S if self.removal.is_pending else None
         soon = self._commit_in_time()
         if self.removal.is_pending:
-            soon = min(soon, _NEXT_PIECE_S)
+            soon = min(soon, NEXT_PIECE_S)
         wait = (
             self._limits.reclaim_s if self._admission.has_garbage() else self._limits.checkpoint_s
         )
@@ -574,7 +557,7 @@ class Journal:
                 return None  # read-only now, and said so
             return self._limits.checkpoint_s
         if self.removal.is_pending:
-            return _NEXT_PIECE_S
+            return NEXT_PIECE_S
         return self._limits.reclaim_s if self._admission.has_garbage() else None
 
     def _commit_in_time(self) -> float:
