@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from serdab.sefs import keyspace as ks
+from serdab.sefs import removal
 from serdab.sefs.content import Content
 from tests.crash.actor import Step
 from tests.crash.borders import BULK, EVICT, LIMITS, OPENING, SETUP, border_workload
@@ -80,6 +81,18 @@ def test_a_file_that_shrank_into_its_inode_and_grew_out_of_it_stays_as_it_is() -
     steps = [_write(3000, 1), "fsync", _truncate(100), LARGE, "fsync", _write(3000, 3, 50), "fsync"]
     storm(run(bare_ground(SETUP, LIMITS), [*OPENING, *steps]), tally, per_point=4, look_every=1)
     assert tally.states > 10
+
+
+def test_a_file_that_goes_in_pieces_is_whole_or_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(removal, "PIECE", 2)
+    tally = Tally()
+    far = 64 * CHUNK
+    other: Step = ("write", BULK, (), 1, 100, 7, 0)
+    steps = [_write(CHUNK, 1 + number, number * far) for number in range(5)]
+    steps += [_write(10, 9, 5), "fsync", _UNLINK, "fsync", "tick", other, "fsync", "tick", "reopen",
+              other, "fsync", "tick", _write(10, 9), "fsync"]  # fmt: skip
+    storm(run(bare_ground(SETUP, LIMITS), [*OPENING, *steps]), tally, per_point=2, look_every=1)
+    assert tally.states > 20
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 
 import pytest
 
@@ -12,7 +11,7 @@ from serdab.errors import AuthenticationError
 from serdab.sefs import removal
 from serdab.sefs.content import Content
 from serdab.sefs.fsck import check
-from serdab.sefs.limits import DEFAULT_LIMITS, VolumeLimits
+from serdab.sefs.limits import VolumeLimits
 from serdab.sefs.memorydir import MemoryDir
 from serdab.sefs.volume import Volume, open_volume_in
 from serdab.vfs.api import ROOT_INO
@@ -21,7 +20,10 @@ from tests.attack.sealedvolume import KEY
 
 CHUNK = 512
 GROUPS = 400
-LIMITS = replace(DEFAULT_LIMITS, items=60, log_growth_bytes=4096, segment_bytes=1 << 20)
+
+
+def limited(max_bytes: int = 0) -> VolumeLimits:
+    return VolumeLimits(items=60, log_growth_bytes=4096, segment_bytes=1 << 20, max_bytes=max_bytes)
 
 
 @pytest.fixture(autouse=True)
@@ -29,9 +31,14 @@ def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(removal, "PIECE", 16)
 
 
-def opened(host: MemoryDir, limits: VolumeLimits = LIMITS) -> tuple[Volume, Union]:
+def opened(host: MemoryDir, max_bytes: int = 0) -> tuple[Volume, Union]:
     volume = open_volume_in(
-        host, key=KEY, create=not host.files, chunk_size=CHUNK, page_size=1024, limits=limits
+        host,
+        key=KEY,
+        create=not host.files,
+        chunk_size=CHUNK,
+        page_size=1024,
+        limits=limited(max_bytes),
     )
     return volume, Union(volume, None)
 
@@ -134,7 +141,7 @@ def test_what_is_written_meets_no_full_volume_while_something_is_being_freed() -
     ino = filled(fs, 4 * CHUNK)
     fs.close()
     size = live(volume) + (300 << 10)
-    volume, fs = opened(host, replace(LIMITS, max_bytes=size))
+    volume, fs = opened(host, size)
     fs.lookup(ROOT_INO, b"large")
     fs.unlink(ROOT_INO, b"large")
     fs.forget(ino, 1)

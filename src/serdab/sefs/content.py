@@ -118,7 +118,7 @@ class Content:
                         stop = min(stop + size, end)
                     self._read_below(inode, position, buf[position - offset : stop - offset])
                 elif not is_record(pointer):
-                    self._read_special(pointer, skip, out)
+                    self._read_special(pointer, size, skip, out)
                 elif skip == 0 and end - position > size:
                     at = position - offset
                     stop = position + self._read_run(ino, chunk, size, dirty, buf, at)
@@ -170,13 +170,13 @@ class Content:
         if count < len(out):
             out[count:] = bytes(len(out) - count)
 
-    def _read_special(self, slot: bytes, skip: int, out: memoryview) -> None:
+    def _read_special(self, slot: bytes, size: int, skip: int, out: memoryview) -> None:
         """Read what a slot says that names no record."""
         part = parse_lower(slot)
         count = 0
         if part is not None:
-            if self._lower is None:
-                raise FormatError("extent of a lower layer that there is not")
+            if self._lower is None or part.length > size:
+                raise FormatError("extent of a lower layer that there is not, or longer than any")
             want = min(len(out), max(part.length - skip, 0))
             if want:
                 count = self._lower.read_into(part.ino, part.offset + skip, out[:want])

@@ -137,11 +137,13 @@ class Extents:
         """Let the chunks from ``first`` on have nothing."""
         group, index = divmod(first, ks.GROUP)
         for number in sorted({*self._stored(ino, group), *self._changed.get(ino, ())}):
-            if number < group:
-                continue
-            start = index if number == group else 0
-            for slot in range(start, len(self.group(ino, number)) // POINTER_BYTES):
-                self.set_pointer(ino, number * ks.GROUP + slot, ABSENT)
+            if number > group or (number == group and not index):
+                if ino in self._counts:
+                    self._counts[ino] -= _held(self.group(ino, number))
+                self._drop_group(ino, number)
+            elif number == group:
+                for slot in range(index, len(self.group(ino, number)) // POINTER_BYTES):
+                    self.set_pointer(ino, number * ks.GROUP + slot, ABSENT)
 
     def drop(self, ino: int) -> None:
         """Let no chunk have anything, of an inode that goes away."""

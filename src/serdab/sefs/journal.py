@@ -29,7 +29,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from typing import Final, final
+from typing import final
 
 from msgspec import structs
 
@@ -54,9 +54,9 @@ from serdab.sefs.leftovers import LOGS, SEGMENTS, Leftovers
 from serdab.sefs.limits import VolumeLimits
 from serdab.sefs.pagestore import VolumePages, dump_table, parse_table
 from serdab.sefs.position import History, Position
-from serdab.sefs.removal import Removal
+from serdab.sefs.removal import FREED_AT_ONCE, NEXT_PIECE_S, Removal
 from serdab.sefs.replay import replay
-from serdab.sefs.reserve import LAST_ROOM, FlushError, HostErrors, Reserve, RoomyDir, is_full
+from serdab.sefs.reserve import LAST_ROOM, HostErrors, Reserve, RoomyDir, is_full, is_full_only
 from serdab.sefs.room import Changes
 from serdab.sefs.segment import TABLE_AAD, SegmentStore, file_name, plain_length
 from serdab.sefs.tree import Root, Tree
@@ -65,17 +65,6 @@ from serdab.vfs.api import Inode
 from serdab.vfs.layer import Layer
 
 log = logging.getLogger("serdab.sefs")
-
-
-_FREED_AT_ONCE: Final = 8192
-"""Of what is freed in idle time a checkpoint takes so many items: a request may wait for it."""
-_NEXT_PIECE_S: Final = 0.001
-"""Requests come first."""
-
-
-def _is_full_only(exc: BaseException) -> bool:
-    """Return whether the host had no room, and lost nothing."""
-    return isinstance(exc, OSError) and is_full(exc) and not isinstance(exc, FlushError)
 
 
 @final
@@ -104,7 +93,7 @@ class Journal:
         self.label = directory.label
         self._limits = limits
         self._keys = keys
-        self._anchor = AnchorFile(
+        self.anchor = AnchorFile(
             self._dir, keys, state, version=version, uuid=uuid, source=source, tag=tag
         )
         self.version = version
@@ -153,17 +142,17 @@ class Journal:
     @property
     def state(self) -> AnchorState:
         """What the newest anchor says."""
-        return self._anchor.state
+        return self.anchor.state
 
     @property
     def tag(self) -> bytes:
         """The tag of the newest anchor; zeros while there is none."""
-        return self._anchor.tag
+        return self.anchor.tag
 
     @property
     def position(self) -> Position | None:
         """Where the durable state stands; None while nothing of the volume is on the host."""
-        anchor = self._anchor
+        anchor = self.anchor
         if not anchor.exists:
             return None
         state = anchor.state
@@ -271,9 +260,9 @@ class Journal:
         self.touch()
 
     def _free_in_idle_time(self) -> None:
-        before = self._changes.count() // _FREED_AT_ONCE
+        before = self._changes.count() // FREED_AT_ONCE
         self.admit()
-        if self._changes.count() // _FREED_AT_ONCE > before:
+        if self._changes.count() // FREED_AT_ONCE > before:
             self.write_checkpoint()
 
     def free_rest(self) -> bool:
@@ -286,10 +275,10 @@ class Journal:
     @property
     def has_anchor(self) -> bool:
         """Whether anything of the volume is on the host."""
-        return self._anchor.exists
+        return self.anchor.exists
 
     def ensure_anchor(self) -> None:
-        self._guarded(self._anchor.ensure)
+        self._guarded(self.anchor.ensure)
 
     def sweep(self) -> bool:
         if not self._first_checkpoint or self._leftovers.is_swept:
@@ -308,7 +297,7 @@ class Journal:
             raise FsError(errno.EROFS)
         # What this session found may be in the host's memory only (the last one was killed before
         # its flush): nothing is acknowledged before an anchor of this session is durable.
-        unannounced = self._first_checkpoint and self._anchor.exists
+        unannounced = self._first_checkpoint and self.anchor.exists
         if not self._uncommitted and not unannounced:
             return
         if self._log is None:
@@ -355,7 +344,7 @@ class Journal:
         except FsError:
             raise
         except OSError as exc:
-            if _is_full_only(exc):
+            if is_full_only(exc):
                 # Nothing is lost: it stays in memory, and the next commit tries anew.
                 self._end_log()
                 self._reserve.restore()
@@ -412,7 +401,7 @@ class Journal:
             self.log_bytes += self._log.append(commit)
         except OSError as exc:
             # What reached the host is unknown: this log is never written again.
-            if _is_full_only(exc):
+            if is_full_only(exc):
                 self._give_up(self._log.cut)
             self._end_log()
             raise
@@ -427,10 +416,6 @@ class Journal:
             self._log = None
             self._uncommitted = True
 
-    def name_lower(self, root_mac: bytes) -> None:
-        """Let the next anchor name another lower layer."""
-        self._anchor.state = structs.replace(self.state, lower=(root_mac,))
-
     def checkpoint(self) -> None:
         """Write a checkpoint that nothing follows, unless something else changes."""
         self._checkpoint_now(final_one=True)
@@ -438,7 +423,7 @@ class Journal:
     def _checkpoint(self, *, final_one: bool = False) -> None:
         """Write the tree and an anchor. Afterwards nothing older is needed."""
         content, items, state = self.content, self.items, self.state
-        self._anchor.ensure()
+        self.anchor.ensure()
         if self._first_checkpoint and not self._leftovers.is_swept:
             self._leftovers.sweep_unreachable(self._dir, state)
         content.flush()
@@ -463,12 +448,12 @@ class Journal:
             number, salt, writer = (0, b"", None) if final_one else self._begin_log()
         except BaseException as exc:
             self._pages.undo()
-            if _is_full_only(exc):
+            if is_full_only(exc):
                 # No anchor names these pages: what they take is what the next attempt may need.
                 self._give_up(lambda: self._pages.writer.cut(mark))
             raise
         try:
-            self._anchor.replace(self._next_state(root, table, number, salt))
+            self.anchor.replace(self._next_state(root, table, number, salt))
         except BaseException:
             # Whether the host has the anchor is unknown: all that it names stays.
             self._pages.undo()
@@ -493,7 +478,8 @@ class Journal:
 
     def _next_state(self, root: Root, table: bytes, log_number: int, salt: bytes) -> AnchorState:
         state = self.state
-        return AnchorState(
+        return structs.replace(
+            state,
             epoch=self.history.next_epoch(state.epoch),
             sequence=self._sequence,
             chain=self._chain,
@@ -505,9 +491,6 @@ class Journal:
             next_log=max(state.next_log, log_number + 1),
             log=log_number,
             log_salt=salt,
-            lower=state.lower,
-            chunk_size=state.chunk_size,
-            page_size=state.page_size,
             live_bytes=self.segments.live_bytes,
             previous=self.tag,
             reserved_bytes=self.segments.reserved_bytes,
@@ -543,7 +526,7 @@ class Journal:
         directory = self._subdirs.get(name)
         if directory is None:
             if not self.read_only:
-                self._anchor.ensure()
+                self.anchor.ensure()
             directory = self._dir.subdir(name, create=not self.read_only)
             self._subdirs[name] = directory
         return directory
@@ -557,10 +540,10 @@ class Journal:
             with contextlib.suppress(FsError):  # full, and tried again; or said, and read-only now
                 self._free_in_idle_time()
         if not (self._changed or self._leftovers.dead):
-            return _NEXT_PIECE_S if self.removal.is_pending else None
+            return NEXT_PIECE_S if self.removal.is_pending else None
         soon = self._commit_in_time()
         if self.removal.is_pending:
-            soon = min(soon, _NEXT_PIECE_S)
+            soon = min(soon, NEXT_PIECE_S)
         wait = (
             self._limits.reclaim_s if self._admission.has_garbage() else self._limits.checkpoint_s
         )
@@ -574,7 +557,7 @@ class Journal:
                 return None  # read-only now, and said so
             return self._limits.checkpoint_s
         if self.removal.is_pending:
-            return _NEXT_PIECE_S
+            return NEXT_PIECE_S
         return self._limits.reclaim_s if self._admission.has_garbage() else None
 
     def _commit_in_time(self) -> float:

@@ -21,6 +21,10 @@ from serdab.vfs.api import Inode
 
 PIECE: Final = 512
 """Extent items that go at once: some milliseconds."""
+FREED_AT_ONCE: Final = 8192
+"""Of what is freed in idle time a checkpoint takes so many items: a request may wait for it."""
+NEXT_PIECE_S: Final = 0.001
+"""Requests come first."""
 
 log = logging.getLogger("serdab.sefs")
 
