@@ -302,7 +302,7 @@ MUTANTS: dict[str, Mutant] = {
         (VOLUME, "-k", "log_records or flipped"),
     ),
     "lower layer of a volume": Mutant(
-        "sefs/volume.py",
+        "sefs/lowerbinding.py",
         "    if state.lower == found:\n",
         "    if True:\n",
         (HOSTILE_VOLUME, "-k", "lower"),

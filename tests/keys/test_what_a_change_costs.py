@@ -28,7 +28,8 @@ from serdab.instance.measurements import read_measurements
 from serdab.keys import Key
 from serdab.libos.volumekey import volume_key
 from serdab.sefs.image import open_image
-from serdab.sefs.volume import bound_lower, open_volume
+from serdab.sefs.lowerbinding import bound_lower
+from serdab.sefs.volume import open_volume
 from serdab.trust import platform
 from serdab.trust.signing import load_signer
 from serdab.vfs.union import Union

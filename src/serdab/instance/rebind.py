@@ -32,8 +32,8 @@ from serdab.linux.dirfd import DirFd
 from serdab.sefs.anchor import ANCHOR_NAME
 from serdab.sefs.image import Image, open_image
 from serdab.sefs.imageformat import IMAGE_NAME
+from serdab.sefs.lowerbinding import bound_lower
 from serdab.sefs.rebind import prove_same, rebind
-from serdab.sefs.volume import bound_lower
 from serdab.structs import field, mutable
 from serdab.trust.chain import BootChain
 from serdab.trust.freshness import OpenedHome, Watch, open_watched

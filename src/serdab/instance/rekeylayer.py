@@ -26,7 +26,8 @@ from serdab.linux.dirfd import DirFd
 from serdab.sefs.anchor import ANCHOR_NAME
 from serdab.sefs.image import Image, open_image
 from serdab.sefs.imageformat import IMAGE_NAME
-from serdab.sefs.volume import Volume, bound_lower, open_volume
+from serdab.sefs.lowerbinding import bound_lower
+from serdab.sefs.volume import Volume, open_volume
 from serdab.sefs.volumecopy import close_for_copy
 from serdab.structs import frozen
 from serdab.trust import records

@@ -505,7 +505,7 @@ class Boot:
         """
         from serdab.sefs.anchor import read_source
         from serdab.sefs.hostdir import HostDir
-        from serdab.sefs.volume import bound_lower_in
+        from serdab.sefs.lowerbinding import bound_lower_in
 
         with self._ground.directory(volume) as place:
             directory = HostDir(place.fd, place.path)

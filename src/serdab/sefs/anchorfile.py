@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Final, final
 
-import msgspec
+from msgspec import structs
 
 from serdab.crypto.aead import TAG_BYTES
 from serdab.crypto.kdf import KeySchedule
@@ -78,8 +78,8 @@ class AnchorFile:
         self.exists = True
 
     def name_lower(self, root_mac: bytes) -> None:
-        """Let the next state name another lower layer."""
-        self.state = msgspec.structs.replace(self.state, lower=(root_mac,))
+        """Let the next anchor name another lower layer."""
+        self.state = structs.replace(self.state, lower=(root_mac,))
 
     def replace(self, state: AnchorState) -> None:
         """Make a newer state durable.

@@ -31,6 +31,8 @@ import time
 from collections.abc import Callable
 from typing import final
 
+from msgspec import structs
+
 from serdab.crypto.kdf import KeySchedule
 from serdab.errors import AuthenticationError, Error, FormatError, FsError
 from serdab.sefs import keyspace as ks
@@ -91,7 +93,7 @@ class Journal:
         self.label = directory.label
         self._limits = limits
         self._keys = keys
-        self._anchor = AnchorFile(
+        self.anchor = AnchorFile(
             self._dir, keys, state, version=version, uuid=uuid, source=source, tag=tag
         )
         self.version = version
@@ -140,17 +142,17 @@ class Journal:
     @property
     def state(self) -> AnchorState:
         """What the newest anchor says."""
-        return self._anchor.state
+        return self.anchor.state
 
     @property
     def tag(self) -> bytes:
         """The tag of the newest anchor; zeros while there is none."""
-        return self._anchor.tag
+        return self.anchor.tag
 
     @property
     def position(self) -> Position | None:
         """Where the durable state stands; None while nothing of the volume is on the host."""
-        anchor = self._anchor
+        anchor = self.anchor
         if not anchor.exists:
             return None
         state = anchor.state
@@ -269,10 +271,10 @@ class Journal:
     @property
     def has_anchor(self) -> bool:
         """Whether anything of the volume is on the host."""
-        return self._anchor.exists
+        return self.anchor.exists
 
     def ensure_anchor(self) -> None:
-        self._guarded(self._anchor.ensure)
+        self._guarded(self.anchor.ensure)
 
     def sweep(self) -> bool:
         if not self._first_checkpoint or self._leftovers.is_swept:
@@ -291,7 +293,7 @@ class Journal:
             raise FsError(errno.EROFS)
         # What this session found may be in the host's memory only (the last one was killed before
         # its flush): nothing is acknowledged before an anchor of this session is durable.
-        unannounced = self._first_checkpoint and self._anchor.exists
+        unannounced = self._first_checkpoint and self.anchor.exists
         if not self._uncommitted and not unannounced:
             return
         if self._log is None:
@@ -410,10 +412,6 @@ class Journal:
             self._log = None
             self._uncommitted = True
 
-    def name_lower(self, root_mac: bytes) -> None:
-        """Let the next anchor name another lower layer."""
-        self._anchor.name_lower(root_mac)
-
     def checkpoint(self) -> None:
         """Write a checkpoint that nothing follows, unless something else changes."""
         self._checkpoint_now(final_one=True)
@@ -421,7 +419,7 @@ class Journal:
     def _checkpoint(self, *, final_one: bool = False) -> None:
         """Write the tree and an anchor. Afterwards nothing older is needed."""
         content, items, state = self.content, self.items, self.state
-        self._anchor.ensure()
+        self.anchor.ensure()
         if self._first_checkpoint and not self._leftovers.is_swept:
             self._leftovers.sweep_unreachable(self._dir, state)
         content.flush()
@@ -451,7 +449,7 @@ class Journal:
                 self._give_up(lambda: self._pages.writer.cut(mark))
             raise
         try:
-            self._anchor.replace(self._next_state(root, table, number, salt))
+            self.anchor.replace(self._next_state(root, table, number, salt))
         except BaseException:
             # Whether the host has the anchor is unknown: all that it names stays.
             self._pages.undo()
@@ -476,7 +474,8 @@ class Journal:
 
     def _next_state(self, root: Root, table: bytes, log_number: int, salt: bytes) -> AnchorState:
         state = self.state
-        return AnchorState(
+        return structs.replace(
+            state,
             epoch=self.history.next_epoch(state.epoch),
             sequence=self._sequence,
             chain=self._chain,
@@ -488,9 +487,6 @@ class Journal:
             next_log=max(state.next_log, log_number + 1),
             log=log_number,
             log_salt=salt,
-            lower=state.lower,
-            chunk_size=state.chunk_size,
-            page_size=state.page_size,
             live_bytes=self.segments.live_bytes,
             previous=self.tag,
             reserved_bytes=self.segments.reserved_bytes,
@@ -526,7 +522,7 @@ class Journal:
         directory = self._subdirs.get(name)
         if directory is None:
             if not self.read_only:
-                self._anchor.ensure()
+                self.anchor.ensure()
             directory = self._dir.subdir(name, create=not self.read_only)
             self._subdirs[name] = directory
         return directory
