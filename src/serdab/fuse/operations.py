@@ -370,16 +370,16 @@ class Operations:
         dump, valid_s, block_size = wire.dump_direntplus_into, self._valid_s, self._block_size
         for entry in batch:
             name = entry.name
-            inode = None if name in (b".", b"..") else self._lookup_entry(entry)
+            inode = None if name in (b".", b"..") else self._lookup_entry(entry, nodeid)
             at = dump(
                 reply, at, inode, entry.ino, entry.cookie, name, entry.dtype, valid_s, block_size
             )
         _pack_header_into(reply, 0, at, 0, unique)
         return self._reply_view[:at]
 
-    def _lookup_entry(self, entry: DirEntry) -> Inode | None:
+    def _lookup_entry(self, entry: DirEntry, parent: int) -> Inode | None:
         try:
-            return self._fs.lookup_ino(entry.ino)
+            return self._fs.lookup_ino(entry.ino, parent)
         except OSError:
             # The listing stays whole: the kernel asks for this one by name, and that LOOKUP
             # carries the error to whoever wants the file.

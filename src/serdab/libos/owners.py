@@ -64,8 +64,8 @@ class OneOwner:
     def lookup(self, parent: int, name: bytes) -> Inode:
         return self._shown(self._fs.lookup(parent, name))
 
-    def lookup_ino(self, ino: int) -> Inode:
-        return self._shown(self._fs.lookup_ino(ino))
+    def lookup_ino(self, ino: int, parent: int) -> Inode:
+        return self._shown(self._fs.lookup_ino(ino, parent))
 
     def getattr(self, ino: int) -> Inode:
         return self._shown(self._fs.getattr(ino))

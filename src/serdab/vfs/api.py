@@ -117,8 +117,9 @@ class FileSystem(Protocol):
         that returns an Inode *for a name* does (lookup, mknod, mkdir, symlink, link, tmpfile)."""
         ...
 
-    def lookup_ino(self, ino: int) -> Inode:
-        """Return the inode of a directory entry for READDIRPLUS; adds one to its lookup count."""
+    def lookup_ino(self, ino: int, parent: int) -> Inode:
+        """Return the inode of an entry of a directory for READDIRPLUS; adds one to its lookup
+        count."""
         ...
 
     def forget(self, ino: int, nlookup: int) -> None: ...

@@ -112,7 +112,7 @@ class HostFs:
         node, status = self._table.lookup(above, name)
         return self._inode(node, status)
 
-    def lookup_ino(self, ino: int) -> Inode:
+    def lookup_ino(self, ino: int, parent: int) -> Inode:
         where = self._listed.get(ino)
         if where is None:
             raise FsError(errno.ENOENT)
@@ -205,7 +205,7 @@ class HostFs:
             if cookie < 1:
                 yield DirEntry(1, b".", ino, _DIRECTORY)
             if cookie < 2:
-                yield DirEntry(2, b"..", ROOT_INO, _DIRECTORY)
+                yield DirEntry(2, b"..", self._table.above_phantom(ino), _DIRECTORY)
             return
         node = self._node(ino)
         self._listed = listed = {}

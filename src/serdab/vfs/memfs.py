@@ -98,7 +98,7 @@ class MemFs:
         node.nlookup += 1
         return node
 
-    def lookup_ino(self, ino: int) -> Inode:
+    def lookup_ino(self, ino: int, parent: int) -> Inode:
         node = self._node(ino)
         node.nlookup += 1
         return node

@@ -474,7 +474,8 @@ class Union(LiveInodes):
         if cookie < 1:
             yield DirEntry(1, b".", ino, stat.S_IFDIR >> 12)
         if cookie < 2:
-            yield DirEntry(2, b"..", self._parent(directory), stat.S_IFDIR >> 12)
+            above = directory.parent_ino or self._parents.get(ino, ROOT_INO)
+            yield DirEntry(2, b"..", above, stat.S_IFDIR >> 12)
         for position, name, entry in self._merged.entries(ino, cookie + 1 if cookie >= 2 else 0):
             yield DirEntry(position, name, entry.ino, entry.dtype)
 

@@ -291,9 +291,9 @@ class _Collisions(MemFs):
                 for name in names:
                     yield DirEntry(at, name, 1, 4)
 
-    def lookup_ino(self, ino: int) -> Inode:
+    def lookup_ino(self, ino: int, parent: int) -> Inode:
         self.looked_up = getattr(self, "looked_up", 0) + 1
-        return super().lookup_ino(ino)
+        return super().lookup_ino(ino, parent)
 
 
 def read_directory(peer: Peer, opcode: int, room: int) -> list[list[bytes]]:
@@ -345,7 +345,7 @@ class TestReaddir:
 
     def test_an_entry_that_cannot_be_looked_up_is_listed_without_attributes(self) -> None:
         class Damaged(MemFs):
-            def lookup_ino(self, ino: int) -> Inode:
+            def lookup_ino(self, ino: int, parent: int) -> Inode:
                 raise FsError(errno.EIO)
 
         fs = Damaged()
