@@ -17,6 +17,9 @@ MINOR: Final = 45
 #: Oldest minor version served: max_pages (28) and zero-message opendir (29) are there since 5.1,
 #: 7.31 is Linux 5.2.
 MINOR_MIN: Final = 31
+#: From this one on (Linux 6.2; some of 6.1 do) the kernel asks for set-id bits to be taken away
+#: before FALLOCATE and COPY_FILE_RANGE, where the caller may not leave them.
+MINOR_SAYS_KILL: Final = 38
 #: The kernel passes names of up to 1024 bytes on; Linux has no file system that takes more.
 NAME_MAX: Final = 255
 
@@ -110,6 +113,8 @@ FATTR_ATIME_NOW: Final = 1 << 7
 FATTR_MTIME_NOW: Final = 1 << 8
 FATTR_CTIME: Final = 1 << 10
 FATTR_KILL_SUIDGID: Final = 1 << 11
+#: Mode, owner, size and times: what a SETATTR is sent for.
+FATTR_ANYTHING: Final = 0x1BF
 
 WRITE_KILL_SUIDGID: Final = 1 << 2
 FSYNC_FDATASYNC: Final = 1 << 0

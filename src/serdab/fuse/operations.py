@@ -34,7 +34,7 @@ from serdab.errors import EnvironmentRefused, FsError, InternalError
 from serdab.fuse import abi, wire
 from serdab.fuse.abi import InitFlag, Opcode
 from serdab.structs import frozen
-from serdab.vfs.api import DirEntry, FileSystem, Inode
+from serdab.vfs.api import DirEntry, FileSystem, Inode, SetAttr
 
 Reply: TypeAlias = "bytes | memoryview | None"
 Handler: TypeAlias = Callable[[int, int, int, int, int], Reply]
@@ -101,6 +101,7 @@ class Operations:
         self._reply = bytearray(16 + MAX_WRITE_BYTES)
         self._reply_view = memoryview(self._reply)
         self.is_initialised = False
+        self._says_kill = True
         table: dict[Opcode, Handler] = {
             Opcode.LOOKUP: self._lookup,
             Opcode.FORGET: self._forget,
@@ -163,6 +164,7 @@ class Operations:
         if not self._endless:
             wanted = (wanted | InitFlag.AUTO_INVAL_DATA) & ~InitFlag.CACHE_SYMLINKS
         self.is_initialised = True
+        self._says_kill = minor >= abi.MINOR_SAYS_KILL
         return self._init_reply(
             unique,
             flags=wanted & InitFlag(offered & 0x7FFFFFFF & _ALL_FLAGS),
@@ -320,8 +322,14 @@ class Operations:
 
     def _fallocate(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         mode, offset, length = wire.parse_fallocate(self.view, size)
+        self._kill_unsaid(nodeid)
         self._fs.fallocate(nodeid, mode, offset, length)
         return wire.dump_ok(unique)
+
+    def _kill_unsaid(self, nodeid: int) -> None:
+        """Take set-id bits away before a change of content for which the kernel does not say so."""
+        if not self._says_kill:
+            self._fs.setattr(nodeid, SetAttr(kill_suidgid=True))
 
     def _lseek(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         offset, whence = wire.parse_lseek(self.view, size)
@@ -329,6 +337,7 @@ class Operations:
 
     def _copy_file_range(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         offset, target, offset_out, length = wire.parse_copy_file_range(self.view, size)
+        self._kill_unsaid(target)
         count = self._fs.copy_file_range(
             nodeid, offset, target, offset_out, min(length, 0x7FFFF000)
         )

