@@ -22,7 +22,7 @@ from typing import Final
 
 from serdab.errors import FormatError, FsError
 from serdab.fuse import abi
-from serdab.vfs.api import Inode, SetAttr, StatFs
+from serdab.vfs.api import NOW_NS, Inode, SetAttr, StatFs
 
 
 class MalformedRequest(FormatError):
@@ -127,26 +127,19 @@ def parse_setattr(view: memoryview, size: int) -> SetAttr:
     if valid & abi.FATTR_SIZE:
         changes.size = length
     if valid & abi.FATTR_ATIME_NOW:
-        changes.atime_ns = -1
+        changes.atime_ns = NOW_NS
     elif valid & abi.FATTR_ATIME:
-        changes.atime_ns = _stamp(atime, atime_ns)
+        changes.atime_ns = atime * _SECOND + atime_ns
     if valid & abi.FATTR_MTIME_NOW:
-        changes.mtime_ns = -1
+        changes.mtime_ns = NOW_NS
     elif valid & abi.FATTR_MTIME:
-        changes.mtime_ns = _stamp(mtime, mtime_ns)
+        changes.mtime_ns = mtime * _SECOND + mtime_ns
     if valid & abi.FATTR_CTIME:
-        changes.ctime_ns = _stamp(ctime, ctime_ns)
+        changes.ctime_ns = ctime * _SECOND + ctime_ns
     # With FUSE_HANDLE_KILLPRIV_V2 one that sets nothing is sent for this alone: by chown(2) of
     # neither owner nor group, and before a change of content by whoever may not leave the bits.
     changes.kill_suidgid = bool(valid & abi.FATTR_KILL_SUIDGID) or not valid & abi.FATTR_ANYTHING
     return changes
-
-
-def _stamp(seconds: int, nanoseconds: int) -> int:
-    stamp = seconds * _SECOND + nanoseconds
-    # -1 means "now" in SetAttr. utimensat(2) can name that very nanosecond of 1969; the one
-    # before it is nearer to the truth than today.
-    return -2 if stamp == -1 else stamp
 
 
 def parse_mknod(view: memoryview, size: int) -> tuple[int, int, bytes]:

@@ -90,16 +90,16 @@ def chown_at(fd: int, uid: int, gid: int) -> None:
     check(_fchownat(fd, b"", uid & 0xFFFFFFFF, gid & 0xFFFFFFFF, _AT_EMPTY_PATH), "fchownat")
 
 
-def set_times(fd: int, atime_ns: int | None, mtime_ns: int | None) -> None:
-    """Set times of what an O_PATH descriptor refers to; None leaves one, -1 is now."""
-    times = _TIMES.pack(*_timespec(atime_ns), *_timespec(mtime_ns))
+def set_times(fd: int, atime_ns: int | None, mtime_ns: int | None, *, now: int) -> None:
+    """Set times of what an O_PATH descriptor refers to; None leaves one, ``now`` is the present."""
+    times = _TIMES.pack(*_timespec(atime_ns, now), *_timespec(mtime_ns, now))
     check(_utimensat(fd, b"", times, _AT_EMPTY_PATH), "utimensat")
 
 
-def _timespec(stamp_ns: int | None) -> tuple[int, int]:
+def _timespec(stamp_ns: int | None, now: int) -> tuple[int, int]:
     if stamp_ns is None:
         return 0, _UTIME_OMIT
-    return (0, _UTIME_NOW) if stamp_ns == -1 else divmod(stamp_ns, _SECOND)
+    return (0, _UTIME_NOW) if stamp_ns == now else divmod(stamp_ns, _SECOND)
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:

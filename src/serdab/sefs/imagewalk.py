@@ -26,6 +26,7 @@ from serdab.linux.dirfd import DirFd
 from serdab.linux.dirtree import Descent, identity, listing
 from serdab.structs import field, frozen, mutable
 from serdab.vfs.api import ROOT_INO, Inode
+from serdab.vfs.attributes import clamped_time
 
 _SECOND: Final = 1_000_000_000
 _DTYPE_SHIFT: Final = 12
@@ -206,7 +207,8 @@ class Walk:
         self._next_ino += 1
         if self._clamp_s is not None:
             mtime_s = min(mtime_s, self._clamp_s)
-        inode.atime_ns = inode.mtime_ns = inode.ctime_ns = inode.btime_ns = mtime_s * _SECOND
+        when_ns = clamped_time(mtime_s * _SECOND)
+        inode.atime_ns = inode.mtime_ns = inode.ctime_ns = inode.btime_ns = when_ns
         return SourceEntry(inode, path, host)
 
     def _directory(self, parent: SourceEntry) -> Iterator[SourceEntry]:

@@ -17,6 +17,8 @@ from typing import Final, Protocol
 from serdab.structs import frozen, mutable
 
 ROOT_INO: Final = 1
+NOW_NS: Final = 1 << 100
+"""Stands for the present in :class:`SetAttr`: later than any time that a kernel can pass."""
 
 
 class Inode:
@@ -65,7 +67,7 @@ class Inode:
 
 @mutable
 class SetAttr:
-    """The attributes to change; ``None`` leaves one alone. ``-1`` as a time means now."""
+    """The attributes to change; ``None`` leaves one alone. ``NOW_NS`` as a time means now."""
 
     mode: int | None = None
     uid: int | None = None

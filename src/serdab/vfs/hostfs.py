@@ -34,7 +34,7 @@ from serdab.config.names import fold, is_config
 from serdab.errors import FsError
 from serdab.linux.files import chown_at, fallocate, list_from, renameat2, set_times, syncfs
 from serdab.structs import frozen
-from serdab.vfs.api import ROOT_INO, DirEntry, Inode, SetAttr, StatFs
+from serdab.vfs.api import NOW_NS, ROOT_INO, DirEntry, Inode, SetAttr, StatFs
 from serdab.vfs.hiding import Kind
 from serdab.vfs.hostnodes import PHANTOM_INO, Node, NodeTable
 
@@ -255,7 +255,7 @@ class HostFs:
         elif changes.kill_suidgid and stat.S_ISREG(status.st_mode) and status.st_mode & _SET_ID:
             os.chmod(path, stat.S_IMODE(status.st_mode) & ~_SET_ID)
         if changes.atime_ns is not None or changes.mtime_ns is not None:
-            set_times(self._table.fd(node), changes.atime_ns, changes.mtime_ns)
+            set_times(self._table.fd(node), changes.atime_ns, changes.mtime_ns, now=NOW_NS)
         return self.getattr(ino)
 
     def _chown(self, node: Node, status: os.stat_result, changes: SetAttr) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from serdab.errors import FsError
-from serdab.vfs.api import ROOT_INO, DirEntry, Inode, SetAttr, StatFs
+from serdab.vfs.api import NOW_NS, ROOT_INO, DirEntry, Inode, SetAttr, StatFs
 
 CHUNK_BYTES: Final = 128 * 1024
 #: What Linux allows on 64-bit machines (MAX_LFS_FILESIZE).
@@ -251,10 +251,10 @@ class MemFs:
         if changes.gid is not None:
             node.gid = changes.gid
         if changes.atime_ns is not None:
-            node.atime_ns = now if changes.atime_ns == -1 else changes.atime_ns
+            node.atime_ns = now if changes.atime_ns == NOW_NS else changes.atime_ns
         if changes.mtime_ns is not None:
-            node.mtime_ns = now if changes.mtime_ns == -1 else changes.mtime_ns
-        node.ctime_ns = now if changes.ctime_ns in (None, -1) else (changes.ctime_ns or 0)
+            node.mtime_ns = now if changes.mtime_ns == NOW_NS else changes.mtime_ns
+        node.ctime_ns = now if changes.ctime_ns is None else changes.ctime_ns
         return node
 
     def getxattr(self, ino: int, name: bytes) -> bytes:

@@ -24,7 +24,7 @@ from typing import Final, final
 
 from serdab.errors import FsError
 from serdab.vfs.api import ROOT_INO, DirEntry, Inode, SetAttr, StatFs
-from serdab.vfs.attributes import clamped_time, drop_suidgid, one_name_less
+from serdab.vfs.attributes import drop_suidgid, one_name_less, stored_time
 from serdab.vfs.layer import Layer, WritableLayer
 from serdab.vfs.liveinodes import LiveInodes
 from serdab.vfs.merged import FLAG_SPARSE
@@ -43,7 +43,6 @@ _PUNCH_HOLE: Final = 2
 _ZERO_RANGE: Final = 16
 _COPY_UNIT: Final = 1 << 20
 _MAX_SIZE: Final = (1 << 63) - 1
-_NOW: Final = -1
 _SLASH: Final = ord("/")
 _DIRECTORY: Final = stat.S_IFDIR >> 12
 
@@ -156,12 +155,10 @@ class Union(LiveInodes):
         if changes.kill_suidgid:
             drop_suidgid(inode)
         if changes.atime_ns is not None:
-            inode.atime_ns = now if changes.atime_ns == _NOW else clamped_time(changes.atime_ns)
+            inode.atime_ns = stored_time(changes.atime_ns, now)
         if changes.mtime_ns is not None:
-            inode.mtime_ns = now if changes.mtime_ns == _NOW else clamped_time(changes.mtime_ns)
-        inode.ctime_ns = (
-            now if changes.ctime_ns in (None, _NOW) else clamped_time(changes.ctime_ns or now)
-        )
+            inode.mtime_ns = stored_time(changes.mtime_ns, now)
+        inode.ctime_ns = now if changes.ctime_ns is None else stored_time(changes.ctime_ns, now)
         self._upper.put_inode(inode)
         return self._measured(inode) if inode.flags & FLAG_SPARSE else inode
 
