@@ -84,6 +84,12 @@ class ServeOptions:
     block_size: int = 65536
     max_readahead_bytes: int = 1 << 20
     max_background: int = 64
+    shows_trusted: bool = True
+    """Whether uid 0 is shown that there are ``trusted.*`` attributes; nobody else is.
+
+    Of the caller's capabilities the request says nothing. To be shown (listxattr(2)) and to read
+    them takes CAP_SYS_ADMIN in the initial user namespace, and in a sandbox nobody has that.
+    """
 
 
 class Operations:
@@ -300,9 +306,11 @@ class Operations:
             return wire.dump_error(unique, refusal)
         return self._sized(unique, room, self._fs.getxattr(nodeid, name))
 
-    def _listxattr(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
+    def _listxattr(self, unique: int, nodeid: int, uid: int, _gid: int, size: int) -> Reply:
         room = wire.parse_listxattr(self.view, size)
         names = [name for name in self._fs.listxattr(nodeid) if not _refused_xattr(name)]
+        if uid or not self._options.shows_trusted:
+            names = [name for name in names if not name.startswith(b"trusted.")]
         return self._sized(unique, room, b"".join(name + b"\0" for name in names))
 
     @staticmethod
