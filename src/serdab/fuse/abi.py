@@ -86,6 +86,7 @@ class InitFlag(IntFlag):
     """The bits of ``fuse_init_in.flags`` that are of use here."""
 
     ASYNC_READ = 1 << 0
+    EXPORT_SUPPORT = 1 << 4
     BIG_WRITES = 1 << 5
     DONT_MASK = 1 << 6
     AUTO_INVAL_DATA = 1 << 12

@@ -15,8 +15,10 @@ Fewer requests are the whole gain here:
     * An absent name is an entry with node 0 and an endless timeout, instead of ENOENT.
     * INTERRUPT is answered ENOSYS: requests are served one after the other, so the request that
       it names has been answered before it is read.
+It may forget an inode and still be asked for it by its number, which name_to_handle_at(2) gave
+away: FUSE_EXPORT_SUPPORT, then it looks up "." of that number, and ".." as far as the root.
 A file system that others change behind our back sets ``cache_timeout_s``: then the kernel asks
-again after that time and drops pages whose file has changed.
+again after that time and drops pages whose file has changed, and no number lasts.
 
 FUSE_WRITEBACK_CACHE is never asked for: under it a rename and an fsync reach the server before the
 data written earlier. FUSE_ATOMIC_O_TRUNC is not either: O_TRUNC travels in OPEN, which is not sent.
@@ -57,6 +59,7 @@ _XATTR_KINDS: Final = (b"user.", b"trusted.", b"security.", b"system.")
 
 _WANTED: Final = (
     InitFlag.ASYNC_READ
+    | InitFlag.EXPORT_SUPPORT
     | InitFlag.BIG_WRITES
     | InitFlag.DONT_MASK
     | InitFlag.DO_READDIRPLUS
@@ -168,7 +171,8 @@ class Operations:
             )
         wanted = _WANTED
         if not self._endless:
-            wanted = (wanted | InitFlag.AUTO_INVAL_DATA) & ~InitFlag.CACHE_SYMLINKS
+            wanted |= InitFlag.AUTO_INVAL_DATA
+            wanted &= ~(InitFlag.CACHE_SYMLINKS | InitFlag.EXPORT_SUPPORT)
         self.is_initialised = True
         self._says_kill = minor >= abi.MINOR_SAYS_KILL
         return self._init_reply(

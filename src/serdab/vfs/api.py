@@ -116,7 +116,11 @@ class FileSystem(Protocol):
 
     def lookup(self, parent: int, name: bytes) -> Inode:
         """Return the inode; ENOENT if absent. Adds one to its lookup count, as every call below
-        that returns an Inode *for a name* does (lookup, mknod, mkdir, symlink, link, tmpfile)."""
+        that returns an Inode *for a name* does (lookup, mknod, mkdir, symlink, link, tmpfile).
+
+        "." of an inode of any type is that inode, though it was forgotten; ".." what a directory
+        is in (ESTALE: not known). Only of a file system without ``cache_timeout_s``.
+        """
         ...
 
     def lookup_ino(self, ino: int, parent: int) -> Inode:

@@ -91,7 +91,12 @@ class MemFs:
     # Names.
 
     def lookup(self, parent: int, name: bytes) -> Inode:
-        found = self._dir(parent).entries.get(name)
+        if name == b".":
+            return self.lookup_ino(parent, parent)
+        directory = self._dir(parent)
+        if name == b"..":
+            return self.lookup_ino(directory.parent.ino, parent)
+        found = directory.entries.get(name)
         if found is None:
             raise FsError(errno.ENOENT)
         node = found[0]

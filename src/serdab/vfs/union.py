@@ -90,9 +90,9 @@ class Union(LiveInodes):
     def lookup(self, parent: int, name: bytes) -> Inode:
         if len(name) > NAME_MAX:
             raise FsError(errno.ENAMETOOLONG)
-        directory = self._dir(parent)
         if name == b".":
-            return self._count(directory)
+            return self._count(self._inode(parent))
+        directory = self._dir(parent)
         if name == b"..":
             return self._count(self._inode(self._parent(directory)))
         entry = self._merged.entry(parent, name)
