@@ -158,6 +158,13 @@ FALLOCATE_IN: Final = Struct("=QQQII")
 LSEEK_IN: Final = Struct("=QQII")
 COPY_FILE_RANGE_IN: Final = Struct("=QQQQQQQ")
 STATX_IN: Final = Struct("=IIQII")
+#: fuse_notify_retrieve_in; what was retrieved follows
+RETRIEVE_IN: Final = Struct("=QQIIQQ")
+
+#: ``enum fuse_notify_code``: in place of the errno of a reply that answers no request (unique 0).
+NOTIFY_RETRIEVE: Final = 5
+#: fuse_out_header + fuse_notify_retrieve_out
+RETRIEVE_NOTE: Final = Struct("=IiQQQQII")
 
 # struct fuse_attr. Times are u64 on the wire but the kernel reads them as signed.
 _ATTR = "QQQqqqIIIIIIIIII"

@@ -26,6 +26,7 @@ data written earlier. FUSE_ATOMIC_O_TRUNC is not either: O_TRUNC travels in OPEN
 
 from __future__ import annotations
 
+import copy
 import errno
 import stat
 from collections.abc import Callable
@@ -35,6 +36,7 @@ from typing import Final, TypeAlias
 from serdab.errors import EnvironmentRefused, FsError, InternalError
 from serdab.fuse import abi, wire
 from serdab.fuse.abi import InitFlag, Opcode
+from serdab.fuse.unwritten import Asking, Unwritten
 from serdab.structs import frozen
 from serdab.vfs.api import DirEntry, FileSystem, Inode, SetAttr
 
@@ -98,8 +100,15 @@ class ServeOptions:
 class Operations:
     """The dispatch table over one file system, and the buffers that requests and replies use."""
 
-    def __init__(self, fs: FileSystem, options: ServeOptions) -> None:
+    def __init__(
+        self, fs: FileSystem, options: ServeOptions, notify: Callable[[bytes], object]
+    ) -> None:
+        """``notify`` sends what answers no request."""
         self._fs = fs
+        self._notify = notify
+        self._unwritten = Unwritten(fs)
+        #: What waits for the kernel to tell what it holds of a file, by the request to answer.
+        self._asking: dict[int, Asking] = {}
         self._options = options
         self._block_size = options.block_size
         timeout = getattr(fs, "cache_timeout_s", None)
@@ -149,7 +158,7 @@ class Operations:
             Opcode.RELEASE: self._ok,
             Opcode.RELEASEDIR: self._ok,
             Opcode.DESTROY: self._ok,
-            Opcode.NOTIFY_REPLY: self._no_reply,
+            Opcode.NOTIFY_REPLY: self._retrieved,
         }
         if not self._endless:
             table[Opcode.OPEN] = self._open
@@ -205,20 +214,34 @@ class Operations:
         return wire.dump_entry(unique, inode, self._valid_s, self._block_size)
 
     def _forget(self, _unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
-        self._fs.forget(nodeid, wire.parse_forget(self.view, size))
+        if self._fs.forget(nodeid, wire.parse_forget(self.view, size)):
+            self._unwritten.forget(nodeid)
         return None
 
     def _batch_forget(self, _unique: int, _nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         forget = self._fs.forget
         for nodeid, nlookup in wire.parse_batch_forget(self.view, size):
-            forget(nodeid, nlookup)
+            if forget(nodeid, nlookup):
+                self._unwritten.forget(nodeid)
         return None
 
     def _getattr(self, unique: int, nodeid: int, _uid: int, _gid: int, _size: int) -> Reply:
-        return wire.dump_attr(unique, self._fs.getattr(nodeid), self._valid_s, self._block_size)
+        inode = self._held(self._fs.getattr(nodeid))
+        return wire.dump_attr(unique, inode, self._valid_s, self._block_size)
 
     def _statx(self, unique: int, nodeid: int, _uid: int, _gid: int, _size: int) -> Reply:
-        return wire.dump_statx(unique, self._fs.getattr(nodeid), self._valid_s, self._block_size)
+        inode = self._held(self._fs.getattr(nodeid))
+        return wire.dump_statx(unique, inode, self._valid_s, self._block_size)
+
+    def _held(self, inode: Inode) -> Inode:
+        """Return a file as it is with what the kernel may hold of it, and has not written.
+
+        tar(1) takes one without any block for one hole, and does not even look for data.
+        """
+        if inode.blocks == 0 and self._unwritten.may_hold(inode.ino):
+            inode = copy.copy(inode)  # the original is the file system's own
+            inode.blocks = 8
+        return inode
 
     def _setattr(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         inode = self._fs.setattr(nodeid, wire.parse_setattr(self.view, size))
@@ -278,6 +301,8 @@ class Operations:
         found = self._fs.read_into(nodeid, offset, self._reply_view[16 : 16 + count])
         if not 0 <= found <= count:
             raise InternalError(f"read_into returned {found} for {count} bytes")
+        if found and self._fs.may_have_holes(nodeid):
+            self._unwritten.note(nodeid, offset, found)
         _pack_header_into(self._reply, 0, 16 + found, 0, unique)
         return self._reply_view[: 16 + found]
 
@@ -345,7 +370,35 @@ class Operations:
 
     def _lseek(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         offset, whence = wire.parse_lseek(self.view, size)
-        return wire.dump_u64(unique, self._fs.lseek(nodeid, offset, whence))
+        if not self._unwritten.may_hold(nodeid):
+            return wire.dump_u64(unique, self._fs.lseek(nodeid, offset, whence))
+        return self._ask(unique, nodeid, self._unwritten.seek(nodeid, offset, whence), None)
+
+    def _retrieved(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
+        asking = self._asking.pop(unique, None)
+        if asking is None:
+            return None
+        return self._ask(unique, nodeid, asking, wire.parse_retrieved(self.view, size))
+
+    def _ask(self, unique: int, nodeid: int, asking: Asking, held: bytes | None) -> Reply:
+        """Go on with a question to the kernel; the request that it answers waits meanwhile.
+
+        What the kernel tells comes with the number of that request, and so does what is raised.
+        """
+        while True:
+            try:
+                offset, size = next(asking) if held is None else asking.send(held)
+            except StopIteration as end:
+                return wire.dump_u64(unique, end.value)
+            try:
+                self._notify(wire.dump_retrieve(unique, nodeid, offset, size))
+            except OSError as exc:
+                if exc.errno != errno.ENOENT:
+                    raise
+                held = b""  # it has no such inode, hence nothing of it
+            else:
+                self._asking[unique] = asking
+                return None
 
     def _copy_file_range(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         offset, target, offset_out, length = wire.parse_copy_file_range(self.view, size)
@@ -371,9 +424,6 @@ class Operations:
     def unsupported(self, unique: int, _nodeid: int, _uid: int, _gid: int, _size: int) -> Reply:
         """Answer an opcode that has no method: the kernel does without, and mostly remembers."""
         return wire.dump_error(unique, errno.ENOSYS)
-
-    def _no_reply(self, _unique: int, _nodeid: int, _uid: int, _gid: int, _size: int) -> Reply:
-        return None
 
     def _readdir(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         cookie, count = wire.parse_read(self.view, size)

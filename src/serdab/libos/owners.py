@@ -38,6 +38,7 @@ class OneOwner:
         self.rmdir = fs.rmdir
         self.rename = fs.rename
         self.read_into = fs.read_into
+        self.may_have_holes = fs.may_have_holes
         self.write = fs.write
         self.fallocate = fs.fallocate
         self.lseek = fs.lseek

@@ -128,7 +128,10 @@ class FileSystem(Protocol):
         count."""
         ...
 
-    def forget(self, ino: int, nlookup: int) -> None: ...
+    def forget(self, ino: int, nlookup: int) -> bool:
+        """Take from the lookup count; return whether it is zero, so that the kernel holds nothing
+        of the inode."""
+        ...
 
     def getattr(self, ino: int) -> Inode: ...
 
@@ -160,6 +163,10 @@ class FileSystem(Protocol):
 
     def read_into(self, ino: int, offset: int, buf: memoryview) -> int:
         """Fill ``buf`` from ``offset``; return the count of bytes, short only at end of file."""
+        ...
+
+    def may_have_holes(self, ino: int) -> bool:
+        """Return whether ``lseek`` could find a hole before the end of a file; called often."""
         ...
 
     def write(self, ino: int, offset: int, data: memoryview, *, kill_suidgid: bool) -> int:

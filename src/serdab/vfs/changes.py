@@ -105,9 +105,8 @@ class Changes:
         out.nlink = 2 + sum(entry.dtype == _DIRECTORY for entry in names)
         return out
 
-    def forget(self, ino: int, nlookup: int) -> None:
-        if ino not in self._whiteouts:
-            self._union.forget(ino, nlookup)
+    def forget(self, ino: int, nlookup: int) -> bool:
+        return ino in self._whiteouts or self._union.forget(ino, nlookup)
 
     def getattr(self, ino: int) -> Inode:
         return self._whiteouts.get(ino) or self._counted(self._union.getattr(ino))
@@ -117,6 +116,9 @@ class Changes:
 
     def read_into(self, ino: int, offset: int, buf: memoryview) -> int:
         return self._union.read_into(ino, offset, buf)
+
+    def may_have_holes(self, ino: int) -> bool:
+        return self._union.may_have_holes(ino)
 
     def lseek(self, ino: int, offset: int, whence: int) -> int:
         return self._union.lseek(ino, offset, whence)

@@ -123,9 +123,11 @@ class HostFs:
             raise FsError(errno.ENOENT)
         return inode
 
-    def forget(self, ino: int, nlookup: int) -> None:
-        if self._table.forget(ino, nlookup):
+    def forget(self, ino: int, nlookup: int) -> bool:
+        is_gone = self._table.forget(ino, nlookup)
+        if is_gone:
             self._close_data(ino)
+        return is_gone
 
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, uid: int, gid: int) -> Inode:
         kind = stat.S_IFMT(mode) or stat.S_IFREG
@@ -298,6 +300,10 @@ class HostFs:
                 break
             done += count
         return done
+
+    def may_have_holes(self, ino: int) -> bool:
+        status = os.fstat(self._data_fd(self._node(ino), is_writable=False))
+        return status.st_blocks << 9 < status.st_size
 
     def write(self, ino: int, offset: int, data: memoryview, *, kill_suidgid: bool) -> int:
         return os.pwrite(self._writable_fd(self._node(ino)), data, offset)

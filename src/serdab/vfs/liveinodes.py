@@ -112,11 +112,11 @@ class LiveInodes:
             self._parents[ino] = parent
         return self._count(inode)
 
-    def forget(self, ino: int, nlookup: int) -> None:
+    def forget(self, ino: int, nlookup: int) -> bool:
         left = self._counts.get(ino, 0) - nlookup
         if left > 0:
             self._counts[ino] = left
-            return
+            return False
         self._counts.pop(ino, None)
         if ino != ROOT_INO:
             self._parents.pop(ino, None)
@@ -124,6 +124,7 @@ class LiveInodes:
         if orphan is not None:
             self._inodes.pop(ino, None)
             self._upper.drop_inode(orphan)
+        return True
 
     def _orphan(self, inode: Inode) -> None:
         """The last name is gone. The inode lives until the kernel forgets it."""

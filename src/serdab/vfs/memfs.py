@@ -108,12 +108,13 @@ class MemFs:
         node.nlookup += 1
         return node
 
-    def forget(self, ino: int, nlookup: int) -> None:
+    def forget(self, ino: int, nlookup: int) -> bool:
         node = self._nodes.get(ino)
         if node is None or ino == ROOT_INO:
-            return
+            return node is None
         node.nlookup = max(0, node.nlookup - nlookup)
         self._drop_if_dead(node)
+        return node.nlookup == 0
 
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, uid: int, gid: int) -> Inode:
         if stat.S_IFMT(mode) == 0:
@@ -311,6 +312,10 @@ class MemFs:
                 buf[done + len(part) : done + count] = bytes(count - len(part))
             done += count
         return total
+
+    def may_have_holes(self, ino: int) -> bool:
+        node = self._node(ino)
+        return node.blocks << 9 < node.size
 
     def write(self, ino: int, offset: int, data: memoryview, *, kill_suidgid: bool) -> int:
         node = self._file(ino)

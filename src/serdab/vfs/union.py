@@ -27,7 +27,7 @@ from serdab.vfs.api import ROOT_INO, DirEntry, Inode, SetAttr, StatFs
 from serdab.vfs.attributes import drop_suidgid, one_name_less, stored_time
 from serdab.vfs.layer import Layer, WritableLayer
 from serdab.vfs.liveinodes import LiveInodes
-from serdab.vfs.merged import FLAG_SPARSE
+from serdab.vfs.merged import FLAG_LOWER, FLAG_SPARSE
 
 NAME_MAX: Final = 255
 XATTR_NAME_MAX: Final = 255
@@ -377,6 +377,9 @@ class Union(LiveInodes):
         inode = self._inode(ino)
         return self._merged.read(inode, offset, buf)
 
+    def may_have_holes(self, ino: int) -> bool:
+        return self._inode(ino).flags & (FLAG_SPARSE | FLAG_LOWER) != 0
+
     def write(self, ino: int, offset: int, data: memoryview, *, kill_suidgid: bool) -> int:
         inode = self._inode(ino)
         end = offset + len(data)
@@ -415,8 +418,7 @@ class Union(LiveInodes):
         self._upper.admit()
         if action:
             self._upper.punch(inode, offset, length)
-            if action == _PUNCH_HOLE:
-                inode.flags |= FLAG_SPARSE
+            inode.flags |= FLAG_SPARSE
         if not keep and offset + length > inode.size:
             inode.size = offset + length
         self._changed(inode, content=True)

@@ -91,8 +91,9 @@ class _Full(MemFs):
             raise FsError(errno.ENOSPC)
         return b"target"
 
-    def forget(self, ino: int, nlookup: int) -> None:
+    def forget(self, ino: int, nlookup: int) -> bool:
         self.is_full = False
+        return True
 
 
 class TestNoRoom:
