@@ -24,6 +24,8 @@ from serdab.errors import FsError
 from serdab.vfs.api import NOW_NS, ROOT_INO, DirEntry, Inode, SetAttr, StatFs
 
 CHUNK_BYTES: Final = 128 * 1024
+#: More is not allocated at once: posix_fallocate(3) writes every block where that is refused.
+ALLOCATED_MAX: Final = 64 << 20
 #: What Linux allows on 64-bit machines (MAX_LFS_FILESIZE).
 SIZE_MAX: Final = (1 << 63) - 1
 XATTR_VALUE_MAX: Final = 65536
@@ -315,7 +317,7 @@ class MemFs:
 
     def may_have_holes(self, ino: int) -> bool:
         node = self._node(ino)
-        return node.blocks << 9 < node.size
+        return node.size > CHUNK_BYTES or not node.chunks
 
     def write(self, ino: int, offset: int, data: memoryview, *, kill_suidgid: bool) -> int:
         node = self._file(ino)
@@ -351,8 +353,8 @@ class MemFs:
             self._punch(node, offset, min(end, node.size))
         elif mode & ~_FALLOC_KEEP_SIZE:
             raise FsError(errno.EOPNOTSUPP)
-        elif end - node.size > self._size_limit - self._used:
-            raise FsError(errno.ENOSPC)
+        else:
+            self._allocate(node, offset, end)
         node.xattrs.pop(CAPABILITY, None)
         if not mode & _FALLOC_KEEP_SIZE and end > node.size:
             node.size = end
@@ -520,13 +522,27 @@ class MemFs:
             node.blocks += (missing + 511) >> 9
         return chunk
 
+    def _allocate(self, node: _Node, offset: int, end: int) -> None:
+        """Have memory for a range, all of it or none."""
+        if end - offset > ALLOCATED_MAX:
+            raise FsError(errno.EOPNOTSUPP)
+        lengths = {
+            index: min(CHUNK_BYTES, end - index * CHUNK_BYTES)
+            for index in range(offset // CHUNK_BYTES, -(-end // CHUNK_BYTES))
+        }
+        missing = sum(max(0, n - len(node.chunks.get(at, b""))) for at, n in lengths.items())
+        if missing > self._size_limit - self._used:
+            raise FsError(errno.ENOSPC)
+        for index, length in lengths.items():
+            self._grown(node, index, length)
+
     def _resize(self, node: _Node, size: int) -> None:
         if not stat.S_ISREG(node.mode):
             raise FsError(errno.EINVAL)
         if size > SIZE_MAX:
             raise FsError(errno.EFBIG)
         if size < node.size:
-            self._punch(node, size, node.size)
+            self._punch(node, size, SIZE_MAX)  # with what was allocated beyond the end
         node.size = size
 
     def _punch(self, node: _Node, start: int, end: int) -> None:

@@ -385,7 +385,7 @@ class Union(LiveInodes):
         end = offset + len(data)
         if end > _MAX_SIZE:
             raise FsError(errno.EFBIG)
-        self._upper.admit(len(data) + NAME_GROWTH)
+        self._admit_write(inode, offset, end)
         try:
             self._upper.write(inode, offset, data)
         except BaseException:
@@ -403,6 +403,19 @@ class Union(LiveInodes):
         self._changed(inode, content=True)
         return len(data)
 
+    def _admit_write(self, inode: Inode, offset: int, end: int) -> None:
+        """Admit it as if all of it were new; where that is too much, what is rewritten as such."""
+        try:
+            self._upper.admit(end - offset + NAME_GROWTH)
+        except FsError as exc:
+            if exc.errno != errno.ENOSPC or offset >= inode.size:
+                raise
+            rewritten = self._upper.held_bytes(inode, offset, end)
+            if not rewritten:
+                raise
+            new = end - offset - rewritten
+            self._upper.admit(new + NAME_GROWTH if new else 0, rewritten)
+
     def fallocate(self, ino: int, mode: int, offset: int, length: int) -> None:
         inode = self._inode(ino)
         if not stat.S_ISREG(inode.mode):
@@ -413,12 +426,14 @@ class Union(LiveInodes):
             raise FsError(errno.EFBIG)
         keep = mode & _KEEP_SIZE
         action = mode & ~_KEEP_SIZE
-        if action not in (0, _PUNCH_HOLE, _ZERO_RANGE) or (action == _PUNCH_HOLE and not keep):
+        # Allocation alone is refused: what is stored goes to a place of its own each time, so room
+        # for one write would be gone with it. posix_fallocate(3) writes every block then, and what
+        # is written can be rewritten (see _admit_write).
+        if action not in (_PUNCH_HOLE, _ZERO_RANGE) or (action == _PUNCH_HOLE and not keep):
             raise FsError(errno.EOPNOTSUPP)
         self._upper.admit()
-        if action:
-            self._upper.punch(inode, offset, length)
-            inode.flags |= FLAG_SPARSE
+        self._upper.punch(inode, offset, length)
+        inode.flags |= FLAG_SPARSE
         if not keep and offset + length > inode.size:
             inode.size = offset + length
         self._changed(inode, content=True)
