@@ -35,7 +35,7 @@ from serdab.sefs.imageformat import (
 from serdab.sefs.imagepages import PageWriter
 from serdab.sefs.imagewalk import Source, SourceEntry
 from serdab.sefs.page import Item
-from serdab.vfs.api import ROOT_INO, Inode, SetAttr
+from serdab.vfs.api import NOW_NS, ROOT_INO, Inode, SetAttr
 from serdab.vfs.layer import Dirent
 from serdab.vfs.union import Union
 from tests.harness.hangs import no_hang
@@ -211,7 +211,7 @@ class Exerciser:
             self._try(fs.getxattr, ino, name)
         if stat.S_ISLNK(inode.mode):
             self._try(fs.readlink, ino)
-        self._try(fs.setattr, ino, SetAttr(mode=0o600, atime_ns=1, mtime_ns=-1))
+        self._try(fs.setattr, ino, SetAttr(mode=0o600, atime_ns=1, mtime_ns=NOW_NS))
         if stat.S_ISREG(inode.mode):
             self._try(fs.write, ino, 10, memoryview(b"written"), kill_suidgid=True)
             self._try(fs.write, ino, 5000, memoryview(b"written"), kill_suidgid=True)

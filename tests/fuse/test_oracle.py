@@ -166,8 +166,8 @@ class Subject:
         return found
 
 
-def steps(chance: random.Random, count: int) -> list[Step]:
-    """Return random operations that often meet each other."""
+def steps(chance: random.Random, count: int, *, set_id: bool = True) -> list[Step]:
+    """Return random operations that often meet each other; ``set_id``: bits on files, too."""
 
     def path() -> str:
         return os.path.join(chance.choice(FOLDERS), chance.choice(NAMES))
@@ -198,12 +198,10 @@ def steps(chance: random.Random, count: int) -> list[Step]:
         (4, "link", lambda: (path(), path())),
         (2, "symlink", lambda: (chance.choice(("a", "d1/b", "none", "x" * 300)), path())),
         (1, "mknod", lambda: (path(), stat.S_IFIFO | 0o644)),
-        # No set-id bits on files: whether a copy takes them away depends on the caller's
-        # capabilities, which FUSE does not tell, so that ours always does (tests of their own).
-        (3, "chmod", lambda: (path(), chance.choice((0o644, 0o755, 0o750, 0o1777)))),
-        # Not (-1, -1): there FUSE keeps set-id bits, since nothing asks the server (fs/fuse/dir.c).
+        (3, "chmod", lambda: (path(), chance.choice(
+            (0o644, 0o755, 0o750, 0o1777, 0o6755 if set_id else 0o700)))),
         (3, "chown", lambda: (path(), *chance.choice(
-            ((-1, 0), (-1, 8), (0, -1), (7, -1), (7, 8))))),
+            ((-1, -1), (-1, 0), (-1, 8), (0, -1), (7, -1), (7, 8))))),
         (1, "utime", lambda: (path(), chance.choice((0, 10**18, 1_234_567_890_123_456_789)))),
         (5, "lstat", lambda: (path(),)),
         (2, "listdir", lambda: (chance.choice(FOLDERS),)),

@@ -40,6 +40,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from io import FileIO
 from typing import Final
 
@@ -100,7 +101,7 @@ class Session:
         self._fs = fs
         self._options = options or SessionOptions()
         self._log = log
-        self._operations = Operations(fs, self._options.serve)
+        self._operations = Operations(fs, self._options.serve, partial(os.write, fd))
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stopped = False
         self._tick_due = 0.0

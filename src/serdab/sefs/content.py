@@ -448,6 +448,19 @@ class Content:
                     yield from self._lower.data_ranges(inode.ino, start, limit)
             start = stop
 
+    def held_bytes(self, inode: Inode, start: int, end: int) -> int:
+        """Return how much of a range lies in memory, or in records that no other file has."""
+        if inode.flags & ks.F_INLINE:
+            return max(0, min(end, inode.size) - start)
+        ino, size = inode.ino, self.chunk_size(inode)
+        dirty: Iterable[int] = self._dirty[ino].chunks if ino in self._dirty else ()
+        held = 0
+        for chunk in range(start // size, -(-end // size)):
+            slot = self._pointer(ino, chunk)
+            if chunk in dirty or (is_record(slot) and self.references.count(slot) == 1):
+                held += min(end, (chunk + 1) * size) - max(start, chunk * size)
+        return held
+
     def taken_bytes(self, inode: Inode) -> int:
         """Return about how much of a file takes space: whole chunks, the lower layer's part whole.
 

@@ -24,9 +24,11 @@ from typing import Final, Protocol
 from serdab.errors import UsageError
 from serdab.linux.dirfd import DirFd
 from serdab.linux.dirtree import Descent, listing
+from serdab.linux.files import next_data
 from serdab.linux.identity import identity, identity_of
 from serdab.structs import field, frozen, mutable
 from serdab.vfs.api import ROOT_INO, Inode
+from serdab.vfs.attributes import clamped_time
 
 _SECOND: Final = 1_000_000_000
 _DTYPE_SHIFT: Final = 12
@@ -90,7 +92,10 @@ class Source(Protocol):
         ...
 
     def pieces(self, entry: SourceEntry, unit: int) -> Iterator[bytes]:
-        """Yield the content of a regular file in pieces of ``unit`` bytes, the last one shorter."""
+        """Yield the content of a regular file in pieces of ``unit`` bytes, the last one shorter.
+
+        Of a file of several pieces, one that lies in a hole may be empty.
+        """
         ...
 
 
@@ -157,8 +162,15 @@ class Walk:
             return
         fd = self._open(entry)
         with open(fd, "rb", buffering=0):
+            data = 0  # where the next content begins, from here on
             for start in range(0, size, unit):
-                yield self._read(fd, min(unit, size - start), entry)
+                end = min(start + unit, size)
+                if data < end and size > unit:
+                    data = next_data(fd, start, size)
+                if data >= end:
+                    yield b""
+                    continue
+                yield self._read(fd, start, end, entry)
             if os.fstat(fd).st_size != size:
                 raise self._changed(entry)
 
@@ -181,14 +193,14 @@ class Walk:
             raise self._changed(entry)
         return fd
 
-    def _read(self, fd: int, length: int, entry: SourceEntry) -> bytes:
+    def _read(self, fd: int, start: int, end: int, entry: SourceEntry) -> bytes:
         parts = []
-        while length:
-            part = os.read(fd, length)
+        while start < end:
+            part = os.pread(fd, end - start, start)
             if not part:
                 raise self._changed(entry)
             parts.append(part)
-            length -= len(part)
+            start += len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _changed(self, entry: SourceEntry) -> UsageError:
@@ -208,7 +220,8 @@ class Walk:
         self._next_ino += 1
         if self._clamp_s is not None:
             mtime_s = min(mtime_s, self._clamp_s)
-        inode.atime_ns = inode.mtime_ns = inode.ctime_ns = inode.btime_ns = mtime_s * _SECOND
+        when_ns = clamped_time(mtime_s * _SECOND)
+        inode.atime_ns = inode.mtime_ns = inode.ctime_ns = inode.btime_ns = when_ns
         return SourceEntry(inode, path, host)
 
     def _directory(self, parent: SourceEntry) -> Iterator[SourceEntry]:
@@ -259,7 +272,8 @@ class Walk:
                 subject=self._here.label(found.name),
             )
         host = identity_of(status)
-        if status.st_nlink > 1 and kind == stat.S_IFREG and host in self._seen:
+        is_linked = status.st_nlink > 1 and kind != stat.S_IFDIR
+        if is_linked and host in self._seen:
             entry = self._seen[host]
             entry.inode.nlink += 1
             return entry, False
@@ -277,8 +291,8 @@ class Walk:
             entry.inode.size = len(entry.target)
         elif regular:
             entry.inode.size = status.st_size
-            if status.st_nlink > 1:
-                self._seen[host] = entry
+        if is_linked:
+            self._seen[host] = entry
         if kind != stat.S_IFLNK:
             entry.xattrs = _user_xattrs(self._here.fd, found.name)
         return entry, True

@@ -245,16 +245,16 @@ class Journal:
 
     # Room ---------------------------------------------------------------------------------
 
-    def admit(self, growth: int = 0) -> None:
+    def admit(self, growth: int = 0, rewritten: int = 0) -> None:
         if self.read_only or self._failed:
             raise FsError(errno.EROFS)
-        if growth and self.content.dirty_bytes > self._limits.dirty_bytes:
+        if (growth or rewritten) and self.content.dirty_bytes > self._limits.dirty_bytes:
             with self.host_errors:
                 self.content.flush()
         if self.removal.is_pending:
             self.removal.step()
             self.touch()
-        self._admission.admit(growth, self.log_bytes)
+        self._admission.admit(growth, self.log_bytes, rewritten)
 
     def _free_in_idle_time(self) -> None:
         before = self._changes.count() // FREED_AT_ONCE

@@ -217,12 +217,16 @@ class Volume:
     def taken_bytes(self, inode: Inode) -> int:
         return self._content.taken_bytes(inode)
 
+    def held_bytes(self, inode: Inode, start: int, end: int) -> int:
+        return self._content.held_bytes(inode, start, end)
+
     def stored_bytes(self) -> int:
         return self._journal.segments.used_bytes
 
     def statfs(self) -> StatFs:
         total, free = self._journal.room()
-        unit = self.state.chunk_size // 16
+        # posix_fallocate(3) writes a byte into each unit.
+        unit = 4096
         return StatFs(
             unit, total // unit, free // unit, 1 << 32, (1 << 32) - self._journal.next_ino
         )
@@ -352,8 +356,8 @@ class Volume:
 
     # Durability ---------------------------------------------------------------------------
 
-    def admit(self, growth: int = 0) -> None:
-        self._journal.admit(growth)
+    def admit(self, growth: int = 0, rewritten: int = 0) -> None:
+        self._journal.admit(growth, rewritten)
 
     def commit(self) -> None:
         self._journal.commit()

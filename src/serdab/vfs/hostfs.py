@@ -34,7 +34,7 @@ from serdab.config.names import fold, is_config
 from serdab.errors import FsError
 from serdab.linux.files import chown_at, fallocate, list_from, renameat2, set_times, syncfs
 from serdab.structs import frozen
-from serdab.vfs.api import ROOT_INO, DirEntry, Inode, SetAttr, StatFs
+from serdab.vfs.api import NOW_NS, ROOT_INO, DirEntry, Inode, SetAttr, StatFs
 from serdab.vfs.hiding import NOWHERE, Elsewhere, Kind
 from serdab.vfs.hostnodes import PHANTOM_INO, Node, NodeTable
 
@@ -117,7 +117,7 @@ class HostFs:
         node, status = self._table.lookup(above, name)
         return self._inode(node, status)
 
-    def lookup_ino(self, ino: int) -> Inode:
+    def lookup_ino(self, ino: int, parent: int) -> Inode:
         where = self._listed.get(ino)
         if where is None:
             raise FsError(errno.ENOENT)
@@ -128,9 +128,11 @@ class HostFs:
             raise FsError(errno.ENOENT)
         return inode
 
-    def forget(self, ino: int, nlookup: int) -> None:
-        if self._table.forget(ino, nlookup):
+    def forget(self, ino: int, nlookup: int) -> bool:
+        is_gone = self._table.forget(ino, nlookup)
+        if is_gone:
             self._close_data(ino)
+        return is_gone
 
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, uid: int, gid: int) -> Inode:
         kind = stat.S_IFMT(mode) or stat.S_IFREG
@@ -210,7 +212,7 @@ class HostFs:
             if cookie < 1:
                 yield DirEntry(1, b".", ino, _DIRECTORY)
             if cookie < 2:
-                yield DirEntry(2, b"..", ROOT_INO, _DIRECTORY)
+                yield DirEntry(2, b"..", self._table.above_phantom(ino), _DIRECTORY)
             return
         node = self._node(ino)
         self._listed = listed = {}
@@ -254,8 +256,10 @@ class HostFs:
             self._chown(node, status, changes)
         if changes.mode is not None:
             os.chmod(path, changes.mode)
+        elif changes.kill_suidgid and stat.S_ISREG(status.st_mode) and status.st_mode & _SET_ID:
+            os.chmod(path, stat.S_IMODE(status.st_mode) & ~_SET_ID)
         if changes.atime_ns is not None or changes.mtime_ns is not None:
-            set_times(self._table.fd(node), changes.atime_ns, changes.mtime_ns)
+            set_times(self._table.fd(node), changes.atime_ns, changes.mtime_ns, now=NOW_NS)
         return self.getattr(ino)
 
     def _chown(self, node: Node, status: os.stat_result, changes: SetAttr) -> None:
@@ -298,6 +302,10 @@ class HostFs:
                 break
             done += count
         return done
+
+    def may_have_holes(self, ino: int) -> bool:
+        status = os.fstat(self._data_fd(self._node(ino), is_writable=False))
+        return status.st_blocks << 9 < status.st_size
 
     def write(self, ino: int, offset: int, data: memoryview, *, kill_suidgid: bool) -> int:
         return os.pwrite(self._writable_fd(self._node(ino)), data, offset)

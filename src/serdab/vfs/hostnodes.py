@@ -125,6 +125,8 @@ class NodeTable:
         root.place = self.hiding.root
         self._root = root
         self._phantoms: dict[tuple[Identity, bytes], int] = {}
+        #: the directories that they are in, in the order of their numbers
+        self._above_phantoms: list[Identity] = []
         self._nodes: dict[int, Node] = {ROOT_INO: root}
         self._by_identity: dict[Identity, Node] = {root.identity: root}
         #: nodes whose descriptor may be closed, the least recently used first
@@ -188,7 +190,16 @@ class NodeTable:
     def phantom(self, parent: Node, name: bytes) -> int:
         """Return the inode number of a directory that is shown empty."""
         key = (parent.identity, name)
-        return self._phantoms.setdefault(key, PHANTOM_INO + 1 + len(self._phantoms))
+        found = self._phantoms.get(key)
+        if found is None:
+            self._above_phantoms.append(parent.identity)
+            found = self._phantoms[key] = PHANTOM_INO + len(self._above_phantoms)
+        return found
+
+    def above_phantom(self, ino: int) -> int:
+        """Return the inode number of the directory that one which is shown empty is in."""
+        node = self._by_identity.get(self._above_phantoms[ino - PHANTOM_INO - 1])
+        return ROOT_INO if node is None else node.ino
 
     def holds_hidden(self, node: Node) -> bool:
         """Return whether a directory has something hidden below at a known path, or is an instance.

@@ -24,10 +24,10 @@ from typing import Final, final
 
 from serdab.errors import FsError
 from serdab.vfs.api import ROOT_INO, DirEntry, Inode, SetAttr, StatFs
-from serdab.vfs.attributes import clamped_time, drop_suidgid, one_name_less
+from serdab.vfs.attributes import drop_suidgid, one_name_less, stored_time
 from serdab.vfs.layer import Layer, WritableLayer
 from serdab.vfs.liveinodes import LiveInodes
-from serdab.vfs.merged import FLAG_SPARSE
+from serdab.vfs.merged import FLAG_LOWER, FLAG_SPARSE
 
 NAME_MAX: Final = 255
 XATTR_NAME_MAX: Final = 255
@@ -43,7 +43,6 @@ _PUNCH_HOLE: Final = 2
 _ZERO_RANGE: Final = 16
 _COPY_UNIT: Final = 1 << 20
 _MAX_SIZE: Final = (1 << 63) - 1
-_NOW: Final = -1
 _SLASH: Final = ord("/")
 _DIRECTORY: Final = stat.S_IFDIR >> 12
 
@@ -91,9 +90,9 @@ class Union(LiveInodes):
     def lookup(self, parent: int, name: bytes) -> Inode:
         if len(name) > NAME_MAX:
             raise FsError(errno.ENAMETOOLONG)
-        directory = self._dir(parent)
         if name == b".":
-            return self._count(directory)
+            return self._count(self._inode(parent))
+        directory = self._dir(parent)
         if name == b"..":
             return self._count(self._inode(self._parent(directory)))
         entry = self._merged.entry(parent, name)
@@ -156,12 +155,10 @@ class Union(LiveInodes):
         if changes.kill_suidgid:
             drop_suidgid(inode)
         if changes.atime_ns is not None:
-            inode.atime_ns = now if changes.atime_ns == _NOW else clamped_time(changes.atime_ns)
+            inode.atime_ns = stored_time(changes.atime_ns, now)
         if changes.mtime_ns is not None:
-            inode.mtime_ns = now if changes.mtime_ns == _NOW else clamped_time(changes.mtime_ns)
-        inode.ctime_ns = (
-            now if changes.ctime_ns in (None, _NOW) else clamped_time(changes.ctime_ns or now)
-        )
+            inode.mtime_ns = stored_time(changes.mtime_ns, now)
+        inode.ctime_ns = now if changes.ctime_ns is None else stored_time(changes.ctime_ns, now)
         self._upper.put_inode(inode)
         return self._measured(inode) if inode.flags & FLAG_SPARSE else inode
 
@@ -380,12 +377,15 @@ class Union(LiveInodes):
         inode = self._inode(ino)
         return self._merged.read(inode, offset, buf)
 
+    def may_have_holes(self, ino: int) -> bool:
+        return self._inode(ino).flags & (FLAG_SPARSE | FLAG_LOWER) != 0
+
     def write(self, ino: int, offset: int, data: memoryview, *, kill_suidgid: bool) -> int:
         inode = self._inode(ino)
         end = offset + len(data)
         if end > _MAX_SIZE:
             raise FsError(errno.EFBIG)
-        self._upper.admit(len(data) + NAME_GROWTH)
+        self._admit_write(inode, offset, end)
         try:
             self._upper.write(inode, offset, data)
         except BaseException:
@@ -403,6 +403,19 @@ class Union(LiveInodes):
         self._changed(inode, content=True)
         return len(data)
 
+    def _admit_write(self, inode: Inode, offset: int, end: int) -> None:
+        """Admit it as if all of it were new; where that is too much, what is rewritten as such."""
+        try:
+            self._upper.admit(end - offset + NAME_GROWTH)
+        except FsError as exc:
+            if exc.errno != errno.ENOSPC or offset >= inode.size:
+                raise
+            rewritten = self._upper.held_bytes(inode, offset, end)
+            if not rewritten:
+                raise
+            new = end - offset - rewritten
+            self._upper.admit(new + NAME_GROWTH if new else 0, rewritten)
+
     def fallocate(self, ino: int, mode: int, offset: int, length: int) -> None:
         inode = self._inode(ino)
         if not stat.S_ISREG(inode.mode):
@@ -413,15 +426,14 @@ class Union(LiveInodes):
             raise FsError(errno.EFBIG)
         keep = mode & _KEEP_SIZE
         action = mode & ~_KEEP_SIZE
-        if action not in (0, _PUNCH_HOLE, _ZERO_RANGE) or (action == _PUNCH_HOLE and not keep):
+        # Allocation alone is refused: what is stored goes to a place of its own each time, so room
+        # for one write would be gone with it. posix_fallocate(3) writes every block then, and what
+        # is written can be rewritten (see _admit_write).
+        if action not in (_PUNCH_HOLE, _ZERO_RANGE) or (action == _PUNCH_HOLE and not keep):
             raise FsError(errno.EOPNOTSUPP)
         self._upper.admit()
-        if action:
-            self._upper.punch(inode, offset, length)
-            if action == _PUNCH_HOLE:
-                inode.flags |= FLAG_SPARSE
-        # The request does not say whether the caller may keep set-id bits.
-        drop_suidgid(inode)
+        self._upper.punch(inode, offset, length)
+        inode.flags |= FLAG_SPARSE
         if not keep and offset + length > inode.size:
             inode.size = offset + length
         self._changed(inode, content=True)
@@ -457,7 +469,7 @@ class Union(LiveInodes):
             count = self.read_into(ino, offset + done, view)
             if count == 0:
                 break
-            self.write(ino_out, offset_out + done, view[:count], kill_suidgid=True)
+            self.write(ino_out, offset_out + done, view[:count], kill_suidgid=False)
             done += count
         return done
 
@@ -474,7 +486,8 @@ class Union(LiveInodes):
         if cookie < 1:
             yield DirEntry(1, b".", ino, stat.S_IFDIR >> 12)
         if cookie < 2:
-            yield DirEntry(2, b"..", self._parent(directory), stat.S_IFDIR >> 12)
+            above = directory.parent_ino or self._parents.get(ino, ROOT_INO)
+            yield DirEntry(2, b"..", above, stat.S_IFDIR >> 12)
         for position, name, entry in self._merged.entries(ino, cookie + 1 if cookie >= 2 else 0):
             yield DirEntry(position, name, entry.ino, entry.dtype)
 
