@@ -19,8 +19,9 @@ import pytest
 from serdab.linux.files import renameat2
 from serdab.linux.mounts import MountFlag, UmountFlag, mount, umount
 from tests.fuse.conftest import Served
-from tests.fuse.test_oracle import Subject, steps
 from tests.fuse.test_posix import refused
+from tests.posix.operations import steps
+from tests.posix.subject import Subject
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
 

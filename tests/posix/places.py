@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where suites run: a union mounted on the host, by its server alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import serdab
+from bench.mount_serdab import READY, create
+from serdab.linux.mounts import UmountFlag, umount
+
+REPOSITORY: Final = Path(__file__).resolve().parents[2]
+
+
+def is_on_ext4(path: Path) -> bool:
+    """Return whether a directory lies on ext4, by the table of mounts."""
+    device = os.stat(path).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    return any(
+        line.split()[2] == wanted and line.partition(" - ")[2].startswith("ext4 ") for line in lines
+    )
+
+
+class MountedUnion:
+    """A sealed image below a sealed volume, served by a process of its own at ``path``.
+
+    ``fill`` makes in a directory what the image holds.
+    """
+
+    def __init__(self, base: Path, fill: Callable[[Path], object]) -> None:
+        self._cipher, self.path = base / "cipher", base / "union"
+        source = base / "source"
+        for folder in (self._cipher, self.path, source):
+            folder.mkdir()
+        fill(source)
+        create(self._cipher, source=source)
+        self._process = self._serve()
+
+    def _serve(self) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bench.mount_serdab", "mount", self._cipher, self.path],
+            cwd=REPOSITORY,
+            env={**os.environ, "PYTHONPATH": os.fspath(Path(serdab.__file__).parents[1])},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        if process.stdout.readline().strip() != READY:
+            process.communicate()
+            raise RuntimeError(f"the server did not start: exit {process.returncode}")
+        return process
+
+    def remount(self) -> None:
+        """End the session and begin another."""
+        self.close()
+        self._process = self._serve()
+
+    def close(self) -> None:
+        """Unmount and wait until everything is durable; repeating it does nothing."""
+        if self._process.poll() is None:
+            umount(os.fspath(self.path), UmountFlag.DETACH | UmountFlag.NOFOLLOW)
+        self._process.communicate(timeout=60)
+        if self._process.returncode != 0:
+            raise RuntimeError(f"the server ended with {self._process.returncode}")
