@@ -9,7 +9,7 @@ SET_UP := .venv/set-up-from
 $(SET_UP): requirements/dev.txt pyproject.toml tools/setup
 	@tools/setup venv
 
-.PHONY: help venv demo test lint format types imports docs unit bench bench-short fuzz soak init lock clean
+.PHONY: help venv demo test lint format types imports docs unit bench bench-short fuzz soak posix init lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 14
@@ -60,6 +60,10 @@ soak: $(SET_UP) ## long runs, SERDAB_SOAK_SECONDS (3600) a test
 	@tools/setup system test
 	@SERDAB_SOAK_SECONDS=$${SERDAB_SOAK_SECONDS:-3600} SERDAB_TEST_WHOLE=1 SERDAB_TEST_FRESH=1 \
 		$(PY) -m pytest -m "soak or sampled"
+
+posix: $(SET_UP) ## suites of others (SUITES=DIR) and a fuzz beside ext4, on mounts and inside
+	@tools/setup system demo
+	@$(PY) -m tests.posix $(if $(SUITES),--suites "$(SUITES)") $(POSIX)
 
 init: $(SET_UP) ## build the static init and launcher again
 	@$(PY) tools/build_init.py

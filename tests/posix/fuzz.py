@@ -48,7 +48,10 @@ def compare(
     try:
         if (had := first.tree()) != (expected := second.tree()):
             raise Difference(f"seed {seed}, at the start: {first_difference(had, expected)}")
-        for step in steps(random.Random(seed), count, on_disk=on_disk, lazy=lazy):
+        flags = os.statvfs(ours).f_flag | os.statvfs(theirs).f_flag
+        executable = not flags & os.ST_NOEXEC
+        chance = random.Random(seed)
+        for step in steps(chance, count, on_disk=on_disk, lazy=lazy, executable=executable):
             history.append(step)
             answer, wanted = first.apply(step), second.apply(step)
             if answer != wanted:

@@ -43,12 +43,18 @@ def populate(root: Path) -> None:
 
 
 def steps(
-    chance: random.Random, count: int, *, on_disk: bool = False, lazy: bool = False
+    chance: random.Random,
+    count: int,
+    *,
+    on_disk: bool = False,
+    lazy: bool = False,
+    executable: bool = True,
 ) -> list[Step]:
     """Return random operations.
 
     ``on_disk``: with those that ext4 knows and tmpfs does not. ``lazy``: what is stored through a
-    mapping may stay in memory; without it, each store is followed by msync(2).
+    mapping may stay in memory; without it, each store is followed by msync(2). Not ``executable``:
+    one of the two is mounted noexec, where nobody may execute a file.
     """
 
     def path() -> str:
@@ -73,6 +79,7 @@ def steps(
     ranges: tuple[int, ...] = (0, _KEEP_SIZE, _PUNCH_HOLE | _KEEP_SIZE)
     if on_disk:
         ranges += (_ZERO_RANGE, _ZERO_RANGE | _KEEP_SIZE)
+    rights = (os.R_OK, os.W_OK, os.X_OK) if executable else (os.R_OK, os.W_OK)
     makers: list[Maker] = [
         (9, "open", lambda: (slot(), path(), chance.choice(access) | chance.choice(creation),
                              chance.choice((0o600, 0o666, 0o755)))),
@@ -108,7 +115,7 @@ def steps(
         (3, "utime", lambda: (path(), chance.choice(_STAMPS))),
         (5, "lstat", lambda: (path(),)),
         (2, "stat", lambda: (path(),)),
-        (1, "access", lambda: (path(), chance.choice((os.R_OK, os.W_OK, os.X_OK)))),
+        (1, "access", lambda: (path(), chance.choice(rights))),
         (2, "listdir", lambda: (chance.choice(FOLDERS),)),
         (2, "setxattr", lambda: (path(), f"user.{chance.randrange(2)}",
                                  chance.randbytes(chance.choice((0, 5, 900))),

@@ -1,20 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where suites run: a union mounted on the host, by its server alone."""
+"""Where suites run: the kernel's own file system, mounts on the host, an instance."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
 import serdab
 from bench.mount_serdab import READY, create
+from demos.apps.sealed import Sealed
+from demos.hello.demo import find_python
 from serdab.linux.mounts import UmountFlag, umount
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
+_DRIVE: Final = Path(__file__).resolve().with_name("drive.sh")
 
 
 def is_on_ext4(path: Path) -> bool:
@@ -69,3 +72,49 @@ class MountedUnion:
         self._process.communicate(timeout=60)
         if self._process.returncode != 0:
             raise RuntimeError(f"the server ended with {self._process.returncode}")
+
+
+class HostPlace:
+    """A directory of the host, be it ours or the kernel's."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def drive(self, suite: str, where: Path) -> str:
+        """Return what drive.sh says of a suite."""
+        folder = self._path / suite
+        done = subprocess.run(
+            ["/bin/sh", _DRIVE, suite, where, folder],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace",
+            check=True,
+        )  # fmt: skip
+        return done.stdout
+
+
+class InsidePlace:
+    """A directory in a booted instance: below its root, or on the tmpfs of its kernel."""
+
+    def __init__(self, instance: Sealed, path: str) -> None:
+        self._instance = instance
+        self._path = path
+
+    def drive(self, suite: str, where: Path) -> str:
+        """Return what drive.sh says of a suite; ``where`` it lies inside follows its name."""
+        inside = f"/suites/{where.name}"
+        words = ("/bin/sh", "/posix/tests/posix/drive.sh", suite, inside, f"{self._path}/{suite}")
+        return self._instance.inside(*words).output
+
+
+def fill_for_suites(instance: Sealed, suites: Iterable[Path]) -> None:
+    """Make an instance in which the suites can run, and our own fuzz."""
+    variables = {**find_python(), "POSIX_DIR": os.fspath(_DRIVE.parent)}
+    instance.copy_bom(_DRIVE.with_name("inside.yaml"), variables)
+    for where in suites:
+        kind = "dirs" if where.is_dir() else "files"
+        bom = instance.base / f"{where.name}.yaml"
+        bom.write_text(
+            f"targets:\n  - target: /suites\n    copy:\n      - from: {where.parent}\n"
+            f"        {kind}:\n          - {where.name}\n"
+        )
+        instance.copy_bom(bom, {})
+    instance.build()
