@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -25,11 +24,10 @@ class Failure(Exception):  # what was tried did not work, not an error of the pr
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What a command did and took; ``peak_bytes`` is the largest of its processes."""
+    """What a command said, and how long it took."""
 
     output: str
     elapsed_s: float
-    peak_bytes: int
 
 
 def run(
@@ -58,9 +56,7 @@ def run(
     if process.returncode not in statuses:
         words = " ".join(map(str, argv))
         raise Failure(f"{words[-300:]}: exit {process.returncode}\n{output[-4000:]}")
-    # Of all children so far; the caller runs what it measures in a process of its own.
-    peak_bytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    return Done(output, elapsed_s, peak_bytes)
+    return Done(output, elapsed_s)
 
 
 class Sealed:
@@ -95,10 +91,12 @@ class Sealed:
         """Run a verb that must succeed."""
         return run(self.command(*words), env=self._env, cwd=self.base)
 
-    def copy_bom(self, bom: Path, variables: Mapping[str, str]) -> None:
-        """Fill the image."""
+    def copy_bom(
+        self, bom: Path, variables: Mapping[str, str], includes: Path | None = None
+    ) -> None:
+        """Fill the image; BOMs that this one includes lie beside it, or in ``includes``."""
         run(
-            self.command("copy-bom", "-f", bom, "--root", self.image, "-i", bom.parent),
+            self.command("copy-bom", "-f", bom, "--root", self.image, "-i", includes or bom.parent),
             env={**self._env, **variables}, cwd=self.path,
         )  # fmt: skip
 

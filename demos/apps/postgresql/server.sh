@@ -1,0 +1,31 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# PostgreSQL: made, worked on, killed with all its processes, recovered; and with a full disk, where
+# the disk is small (WORK_FILL), refused, and well again when there is room.
+. /app/lib.sh
+export PATH="/app/bin:$PATH" PGDATA=/data/base PGHOST=/data HOME=/data
+initdb -A trust -E UTF8 --locale=C.UTF-8 --wal-segsize=1 >/data/initdb.log
+cat >>$PGDATA/postgresql.conf <<'CONF'
+listen_addresses = ''
+unix_socket_directories = '/data'
+shared_buffers = 16MB
+max_wal_size = 16MB
+min_wal_size = 2MB
+CONF
+begin() { pg_ctl -s -w -t 120 -l /data/log start; }
+ask() { psql -XAtq -c "$1" postgres; }
+begin
+pgbench -i -q -s 1 postgres 2>/data/pgbench.log
+pgbench -n -c 4 -j 2 -t 50 postgres >>/data/pgbench.log 2>&1
+check transactions 200 "$(ask 'SELECT count(*) FROM pgbench_history')"
+ask "CREATE TABLE kept AS SELECT generate_series(1, 1000) AS n"
+# All of them at once, as if the machine had failed.
+for process in /proc/[0-9]*; do
+    grep -qs '^Name:.postgres' "$process/status" && kill -9 "${process#/proc/}"
+done
+is_over() { ! grep -qs '^Name:.postgres' /proc/[0-9]*/status; }
+until_true "the end" is_over
+begin
+check kept 500500 "$(ask 'SELECT sum(n) FROM kept')"
+check balance t "$(ask 'SELECT (SELECT sum(abalance) FROM pgbench_accounts) = (SELECT sum(delta) FROM pgbench_history)')"
+pg_ctl -s -w -m fast stop
