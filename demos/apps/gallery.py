@@ -31,6 +31,7 @@ class App:
     ``find`` returns the variables of its BOM, or None where this machine does not have it; it may
     make files in the directory that it is given. ``is_cheap``: some seconds of a processor at most.
     ``needs_users``: it refuses to be user 0, so the instance must have other users.
+    ``disk``: what its writable layer may hold, where work on a full disk is part of it.
     """
 
     name: str
@@ -38,11 +39,14 @@ class App:
     find: Callable[[Path], Variables | None]
     is_cheap: bool = False
     needs_users: bool = False
+    disk: str | None = None
 
     def fill(self, instance: Sealed, variables: Variables) -> None:
         """Fill the image and build it."""
         bom = HERE / self.name / variables.get("APP_BOM", "app.yaml")
         instance.copy_bom(bom, {"APPS_DIR": os.fspath(HERE), **variables}, HERE)
+        if self.disk:
+            instance.limit_disk(self.disk)
         instance.build()
 
 
@@ -121,7 +125,7 @@ APPS: Final = {
         App("redis", "redis-server", _commands("redis-server", "redis-cli"), is_cheap=True),
         App("nginx", "nginx-light", _find_nginx, is_cheap=True),
         App("node", "nodejs", _find_node),
-        App("postgresql", "postgresql", _find_postgresql, needs_users=True),
+        App("postgresql", "postgresql", _find_postgresql, needs_users=True, disk="220MB"),
         App("ffmpeg", "ffmpeg", _commands("ffmpeg")),
         App("java", "default-jdk-headless", _find_java),
     )
@@ -141,6 +145,7 @@ def plain_command(tree: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def has_other_users() -> bool:
-    """Return whether an instance of this user has more than one user inside."""
-    return os.geteuid() == 0 or shutil.which("newuidmap") is not None
+def has_other_users(instance: Sealed) -> bool:
+    """Return whether an instance of this user has more users than user 0 inside."""
+    lines = instance.inside("/bin/cat", "/proc/self/uid_map").output.splitlines()
+    return sum(int(line.split()[2]) for line in lines) > 1

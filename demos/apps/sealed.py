@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -99,6 +100,13 @@ class Sealed:
             self.command("copy-bom", "-f", bom, "--root", self.image, "-i", includes or bom.parent),
             env={**self._env, **variables}, cwd=self.path,
         )  # fmt: skip
+
+    def limit_disk(self, size: str) -> None:
+        """Let the writable layer hold so much, as in ``200MB``."""
+        path = self.path / "Occlum.json"
+        config = json.loads(path.read_text())
+        config.setdefault("serdab", {})["writable_size"] = size
+        path.write_text(json.dumps(config))
 
     def build(self) -> None:
         self.serdab("-C", self.path, "build", "--image-key", self._key)

@@ -35,6 +35,7 @@ SUITES: Final = {
     "ltp": "where LTP was installed (the directory with testcases/bin)",
 }
 _DEPTH: Final = 3
+_SHOWN: Final = 5
 
 
 class Place(Protocol):
@@ -76,6 +77,9 @@ def report(suite: str, place: str, ours: Outcome, theirs: Outcome, known: list[K
     )
     for name, why in sorted(unknown.items()):
         print(f"    {name}: {why[:300]}")
+    on_both = sorted(ours.failed.keys() & theirs.failed.keys())
+    for name in on_both[:_SHOWN]:
+        print(f"    on the kernel's own too: {name}: {theirs.failed[name][:100]}")
     if not ours.passed:
         print(f"    {suite} {place}: nothing passed: it did not run")
     return not unknown and bool(ours.passed)

@@ -24,6 +24,12 @@ attempt() {
 
 case $suite in
 pjdfstest)
+    # It asks df(1) for the type, and leaves out what it expects of ext4 alone: we are to be like ext4.
+    df_dir=$(mktemp -d)
+    trap 'rm -rf "$said" "$df_dir"' EXIT
+    printf '#!/bin/sh\necho "name ext4"\n' >"$df_dir/df"
+    chmod 755 "$df_dir/df"
+    PATH=$df_dir:$PATH
     (cd "$where/tests" && find . -name '*.t') | sort | while read -r script; do
         echo "# FILE ${script#./}"
         sh "$where/tests/$script" 2>/dev/null </dev/null

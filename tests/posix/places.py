@@ -84,7 +84,8 @@ class HostPlace:
         """Return what drive.sh says of a suite."""
         folder = self._path / suite
         done = subprocess.run(
-            ["/bin/sh", _DRIVE, suite, where, folder],
+            # What a suite mounts goes with it.
+            ["unshare", "--mount", "/bin/sh", _DRIVE, suite, where, folder],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace",
             check=True,
         )  # fmt: skip
