@@ -35,6 +35,7 @@ PATHS: Final = {
     "package": ["there", "--public-key", "there", "--image-key", "there", "--sign-key", "there"],
     "fsck": ["there", "--image-key", "there", "--lower", "there", "--output", "there"],
     "reset": ["--volume", "there"],
+    "rebind": ["--image-key", "there", "--pin-file", "there", "--pin-command", "./there"],
     "rekey": ["--image-key", "there", "--new-image-key", "there", "--sign-key", "there"],
     "doctor": [],
 }
