@@ -8,6 +8,7 @@ A workload is a list of steps: operations (``tests.crash.actor``), and the words
 
 * ``fsync``, ``syncfs``   everything before is acknowledged as durable
 * ``tick``                the timer of the session went off; acknowledges nothing
+* ``chore``               the session did a step of what is left to do; acknowledges nothing
 * ``reopen``              unmounted and mounted again: acknowledges everything
 """
 
@@ -196,6 +197,10 @@ def run(ground: Ground, steps: Sequence[Step]) -> Record:
                 acknowledged = issued
             case "tick":
                 fs.tick()
+            case "chore":
+                chore = fs.chores.popleft()
+                if next(chore, "done") is None:
+                    fs.chores.append(chore)
             case "reopen":
                 fs.close()
                 acknowledged = issued

@@ -13,8 +13,8 @@ Fewer requests are the whole gain here:
       them and keeps its pages and directory listings across opens. CREATE too: the kernel then
       sends MKNOD, and never a RELEASE.
     * An absent name is an entry with node 0 and an endless timeout, instead of ENOENT.
-    * INTERRUPT is answered ENOSYS: requests are served one after the other, so the request that
-      it names has been answered before it is read.
+INTERRUPT is the session's: it concerns requests that are parked (``parked``).
+
 A file system that others change behind our back sets ``cache_timeout_s``: then the kernel asks
 again after that time and drops pages whose file has changed.
 
@@ -28,15 +28,18 @@ import errno
 import stat
 from collections.abc import Callable
 from itertools import islice
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar, cast
 
 from serdab.errors import EnvironmentRefused, FsError, InternalError
 from serdab.fuse import abi, wire
 from serdab.fuse.abi import InitFlag, Opcode
+from serdab.fuse.insteps import InSteps
+from serdab.fuse.parked import Parked, Reply
 from serdab.structs import frozen
-from serdab.vfs.api import DirEntry, FileSystem, Inode
+from serdab.vfs.api import DirEntry, FileSystem, Inode, SetAttr
+from serdab.vfs.steps import Steps, Unfinished
 
-Reply: TypeAlias = "bytes | memoryview | None"
+T = TypeVar("T")
 Handler: TypeAlias = Callable[[int, int, int, int, int], Reply]
 
 _pack_header_into = abi.OUT_HEADER.pack_into
@@ -86,12 +89,26 @@ class ServeOptions:
     max_background: int = 64
 
 
+def _first_step(steps: Steps[T], answer: Callable[[T], Reply]) -> Reply:
+    """Do the first step: most requests have no more.
+
+    Raises:
+        Parked: this one has.
+    """
+    try:
+        next(steps)
+    except StopIteration as end:
+        return answer(end.value)
+    raise Parked(steps, cast("Callable[[object], Reply]", answer))
+
+
 class Operations:
     """The dispatch table over one file system, and the buffers that requests and replies use."""
 
     def __init__(self, fs: FileSystem, options: ServeOptions) -> None:
         self._fs = fs
         self._options = options
+        self._in_steps = InSteps(fs)
         self._block_size = options.block_size
         timeout = getattr(fs, "cache_timeout_s", None)
         self._endless = timeout is None
@@ -197,10 +214,8 @@ class Operations:
         return None
 
     def _batch_forget(self, _unique: int, _nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
-        forget = self._fs.forget
-        for nodeid, nlookup in wire.parse_batch_forget(self.view, size):
-            forget(nodeid, nlookup)
-        return None
+        forgotten = wire.parse_batch_forget(self.view, size)
+        return _first_step(self._in_steps.forget(forgotten), lambda _: None)
 
     def _getattr(self, unique: int, nodeid: int, _uid: int, _gid: int, _size: int) -> Reply:
         return wire.dump_attr(unique, self._fs.getattr(nodeid), self._valid_s, self._block_size)
@@ -209,8 +224,17 @@ class Operations:
         return wire.dump_statx(unique, self._fs.getattr(nodeid), self._valid_s, self._block_size)
 
     def _setattr(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
-        inode = self._fs.setattr(nodeid, wire.parse_setattr(self.view, size))
+        changes = wire.parse_setattr(self.view, size)
+        if changes.size is not None:
+            return self._resize(unique, nodeid, changes)
+        inode = self._fs.setattr(nodeid, changes)
         return wire.dump_attr(unique, inode, self._valid_s, self._block_size)
+
+    def _resize(self, unique: int, nodeid: int, changes: SetAttr) -> Reply:
+        return _first_step(
+            self._in_steps.setattr(nodeid, changes),
+            lambda inode: wire.dump_attr(unique, inode, self._valid_s, self._block_size),
+        )
 
     def _readlink(self, unique: int, nodeid: int, _uid: int, _gid: int, _size: int) -> Reply:
         return wire.dump_data(unique, self._fs.readlink(nodeid))
@@ -300,8 +324,12 @@ class Operations:
 
     def _listxattr(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         room = wire.parse_listxattr(self.view, size)
-        names = [name for name in self._fs.listxattr(nodeid) if not _refused_xattr(name)]
-        return self._sized(unique, room, b"".join(name + b"\0" for name in names))
+
+        def answer(found: list[bytes]) -> bytes:
+            names = [name for name in found if not _refused_xattr(name)]
+            return self._sized(unique, room, b"".join(name + b"\0" for name in names))
+
+        return _first_step(self._in_steps.listxattr(nodeid), answer)
 
     @staticmethod
     def _sized(unique: int, room: int, value: bytes) -> bytes:
@@ -320,12 +348,13 @@ class Operations:
 
     def _fallocate(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         mode, offset, length = wire.parse_fallocate(self.view, size)
-        self._fs.fallocate(nodeid, mode, offset, length)
-        return wire.dump_ok(unique)
+        steps = self._in_steps.fallocate(nodeid, mode, offset, length)
+        return _first_step(steps, lambda _: wire.dump_ok(unique))
 
     def _lseek(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         offset, whence = wire.parse_lseek(self.view, size)
-        return wire.dump_u64(unique, self._fs.lseek(nodeid, offset, whence))
+        steps = self._in_steps.lseek(nodeid, offset, whence)
+        return _first_step(steps, lambda found: wire.dump_u64(unique, found))
 
     def _copy_file_range(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         offset, target, offset_out, length = wire.parse_copy_file_range(self.view, size)
@@ -356,7 +385,10 @@ class Operations:
 
     def _readdir(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         cookie, count = wire.parse_read(self.view, size)
-        batch = self._batch(nodeid, cookie, count, abi.DIRENT_BYTES)
+        steps = self._batch(nodeid, cookie, count, abi.DIRENT_BYTES)
+        return _first_step(steps, lambda batch: self._dump_batch(unique, batch))
+
+    def _dump_batch(self, unique: int, batch: list[DirEntry]) -> Reply:
         reply, at = self._reply, 16
         for entry in batch:
             at = wire.dump_dirent_into(reply, at, entry.ino, entry.cookie, entry.name, entry.dtype)
@@ -365,7 +397,10 @@ class Operations:
 
     def _readdirplus(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         cookie, count = wire.parse_read(self.view, size)
-        batch = self._batch(nodeid, cookie, count, abi.DIRENTPLUS_BYTES)
+        steps = self._batch(nodeid, cookie, count, abi.DIRENTPLUS_BYTES)
+        return _first_step(steps, lambda batch: self._dump_batch_plus(unique, batch))
+
+    def _dump_batch_plus(self, unique: int, batch: list[DirEntry]) -> Reply:
         reply, at = self._reply, 16
         dump, valid_s, block_size = wire.dump_direntplus_into, self._valid_s, self._block_size
         for entry in batch:
@@ -380,12 +415,14 @@ class Operations:
     def _lookup_entry(self, entry: DirEntry) -> Inode | None:
         try:
             return self._fs.lookup_ino(entry.ino)
-        except OSError:
+        except (OSError, Unfinished):
             # The listing stays whole: the kernel asks for this one by name, and that LOOKUP
             # carries the error to whoever wants the file.
             return None
 
-    def _batch(self, nodeid: int, cookie: int, count: int, fixed_bytes: int) -> list[DirEntry]:
+    def _batch(
+        self, nodeid: int, cookie: int, count: int, fixed_bytes: int
+    ) -> Steps[list[DirEntry]]:
         """Return the entries that fit into ``count`` bytes, never part of a run of one cookie.
 
         Names whose positions collide share a cookie, and reading goes on *after* a cookie: what
@@ -393,16 +430,25 @@ class Operations:
         """
         room = min(count, MAX_WRITE_BYTES)
         batch: list[DirEntry] = []
-        for entry in self._fs.readdir(nodeid, cookie):
-            room -= (fixed_bytes + len(entry.name) + 7) & ~7
-            if room < 0:
-                kept = len(batch)
-                while kept and batch[kept - 1].cookie == entry.cookie:
-                    kept -= 1
-                if not kept:
-                    raise FsError(errno.EIO)  # a single run larger than the reader's buffer
-                return list(islice(batch, kept))
-            batch.append(entry)
+        start: int | None = cookie
+        while start is not None:
+            cookie, start = start, None
+            for entry in self._in_steps.readdir(nodeid, cookie):
+                if isinstance(entry, int):
+                    if batch:
+                        return batch
+                    start = entry
+                    yield
+                    break
+                room -= (fixed_bytes + len(entry.name) + 7) & ~7
+                if room < 0:
+                    kept = len(batch)
+                    while kept and batch[kept - 1].cookie == entry.cookie:
+                        kept -= 1
+                    if not kept:
+                        raise FsError(errno.EIO)  # a single run larger than the reader's buffer
+                    return list(islice(batch, kept))
+                batch.append(entry)
         return batch
 
 

@@ -13,8 +13,10 @@ file (``keyspace.record_size``).
 from __future__ import annotations
 
 import errno
+import itertools
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from bisect import insort
+from collections.abc import Callable, Iterator
 from typing import Final, final
 
 from serdab.crypto.aead import TAG_BYTES
@@ -40,6 +42,8 @@ from serdab.vfs.api import Inode
 from serdab.vfs.layer import Layer
 
 _CHUNK_CACHE: Final = 4 << 20
+STEP_CHUNKS: Final = 64
+"""So many chunks are dealt with in one step: some milliseconds."""
 _CHUNK_BYTES: Final = 320
 """What a dirty chunk takes beside its content: objects here, a tag and an owner on the host."""
 
@@ -235,6 +239,8 @@ class Content:
                     self.read(inode, start, view)
             held = DirtyChunk(buf, _CHUNK_BYTES + self._extents.cost(inode.ino, chunk))
             opened.chunks[chunk] = held
+            if opened.order is not None:
+                insort(opened.order, chunk)
             self.dirty_bytes += held.bytes()
             if inode.flags & ks.F_INLINE:
                 held.touch(0, present)
@@ -337,8 +343,11 @@ class Content:
             if not opened.chunks:
                 del self._dirty[ino]
 
-    def truncate(self, inode: Inode, size: int) -> None:
-        """Forget content from ``size`` on; the caller sets the size afterwards."""
+    def truncate(self, inode: Inode, size: int, held_end: int = END) -> None:
+        """Forget content from ``size`` on; the caller sets the size afterwards.
+
+        ``held_end``: no extent from this chunk on has anything.
+        """
         ino = inode.ino
         chunk_size = self.chunk_size(inode)
         chunk, keep = divmod(min(size, self._largest(chunk_size)), chunk_size)
@@ -361,22 +370,53 @@ class Content:
         # must not show through when the file grows again.
         inode.lower_limit = min(inode.lower_limit, chunk * chunk_size)
         self._discards.add_from(ino, chunk)
-        self._extents.clear(ino, chunk)
+        self._extents.clear(ino, chunk, held_end)
+
+    def truncate_steps(self, inode: Inode, size: int) -> Iterator[None]:
+        """Like ``truncate``, from the end of the file on: after each step it is one that was cut
+        further behind, its size set, so that whatever ends this leaves nothing to be undone.
+
+        Precondition: nothing else makes the file longer meanwhile.
+        """
+        ino = inode.ino
+        chunk_size = self.chunk_size(inode)
+        kept = -(-min(size, self._largest(chunk_size)) // chunk_size)
+        end = END
+        if not inode.flags & ks.F_INLINE:
+            if size % chunk_size and kept * chunk_size > size:
+                self._load(inode, kept - 1)  # if the host has it no more, nothing was changed
+            dirty = sorted(self._dirty[ino].chunks) if ino in self._dirty else []
+            while (end := self._extents.clear_last(ino, kept, end)) > kept:
+                while dirty and dirty[-1] >= end:
+                    self._drop_chunk(ino, dirty.pop())
+                self._end_at(inode, end)
+                yield
+            self._end_at(inode, end)
+        self.truncate(inode, size, end)
+
+    def _end_at(self, inode: Inode, chunk: int) -> None:
+        """From a chunk on there are no extents any more: the file ends there."""
+        inode.size = min(inode.size, chunk * self.chunk_size(inode))
+        inode.lower_limit = min(inode.lower_limit, inode.size)
+        self._discards.add_from(inode.ino, chunk)
+        self._put_inode(inode)
 
     def _next_held(self, ino: int, chunk: int) -> int:
         """Return the first chunk from ``chunk`` on that may be held here; END if there is none."""
-        dirty: Iterable[int] = self._dirty[ino].chunks if ino in self._dirty else ()
-        if chunk in dirty:
-            return chunk
         first = self._extents.next_held(ino, chunk)
-        return min(first, END, *(number for number in dirty if number > chunk))
+        opened = self._dirty.get(ino)
+        return first if opened is None or first == chunk else min(first, opened.next(chunk))
 
-    def punch(self, inode: Inode, offset: int, length: int) -> None:
-        """Make a range read as zeros."""
+    def punch_steps(self, inode: Inode, offset: int, length: int) -> Iterator[None]:
+        """Make a range read as zeros, from its start on, in steps."""
         self.leave_inline(inode)
         size = self.chunk_size(inode)
         position, end = offset, min(offset + length, inode.size)
-        while position < end:
+        for count in itertools.count(1):
+            if position >= end:
+                return
+            if count % STEP_CHUNKS == 0:
+                yield
             chunk, skip = divmod(position, size)
             below = inode.flags & ks.F_LOWER and position < inode.lower_limit
             if skip == 0 and not below and (held := self._next_held(inode.ino, chunk)) > chunk:
@@ -392,8 +432,8 @@ class Content:
                     self._write_part(inode, chunk, skip, zeros)
             position = stop
 
-    def drop(self, inode: Inode) -> None:
-        """Forget all content of an inode."""
+    def drop(self, inode: Inode) -> int:
+        """Forget content of an inode that goes away; return where ``drop_on`` goes on, or END."""
         ino = inode.ino
         opened = self._dirty.pop(ino, None)
         if opened is not None:
@@ -404,12 +444,19 @@ class Content:
         if inode.flags & ks.F_INLINE or stat.S_ISLNK(inode.mode):
             self._items.drop(ks.key(ino, ks.T_INLINE))
         elif stat.S_ISREG(inode.mode):
-            self._extents.drop(ino)
+            return self._extents.drop(ino)
+        return END
+
+    def drop_on(self, inode: Inode, group: int) -> int:
+        """Forget more of it, in one step."""
+        return self._extents.drop(inode.ino, group)
 
     def ranges(self, inode: Inode, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Yield the stored ranges within [start, end), in order."""
+        """Yield the stored ranges within [start, end), in order.
+
+        Empty ones are signs of progress: before them is nothing that was not yielded.
+        """
         end = min(end, inode.size)
-        dirty: Iterable[int] = self._dirty[inode.ino].chunks if inode.ino in self._dirty else ()
         if inode.flags & ks.F_INLINE:
             if start < min(end, ks.INLINE_MAX):
                 yield start, min(end, ks.INLINE_MAX)
@@ -420,7 +467,10 @@ class Content:
             held = self._next_held(inode.ino, chunk)
             stop = min(max(held, chunk + 1) * size, end)
             pointer = self._pointer(inode.ino, chunk) if held == chunk else ABSENT
-            if chunk in dirty or is_record(pointer):
+            if is_record(pointer):
+                stop = min((chunk + self._extents.run(inode.ino, chunk)) * size, end)
+                yield start, stop
+            elif self.is_dirty(inode, chunk):
                 yield start, stop
             elif (part := parse_lower(pointer)) is not None and self._lower is not None:
                 # Where the chunk is, seen from where the part of the lower layer is.
@@ -433,6 +483,30 @@ class Content:
                 if start < limit:
                     yield from self._lower.data_ranges(inode.ino, start, limit)
             start = stop
+            yield start, start
+
+    def is_measured(self, inode: Inode) -> bool:
+        """Return whether ``taken_bytes`` answers at once."""
+        if inode.flags & ks.F_INLINE:
+            return True
+        opened = self._dirty.get(inode.ino)
+        return self._extents.is_counted(inode.ino) and (
+            opened is None or len(opened.chunks) <= STEP_CHUNKS or not opened.unmeasured()
+        )
+
+    def measure_steps(self, inode: Inode) -> Iterator[None]:
+        """Find out what ``taken_bytes`` needs."""
+        while not self._extents.is_counted(inode.ino):
+            self._extents.count_on(inode.ino)
+            yield
+        while not self.is_measured(inode):
+            self._measure(self._dirty[inode.ino], STEP_CHUNKS)
+            yield
+
+    def _measure(self, opened: DirtyFile, most: int) -> None:
+        for chunk in opened.unmeasured()[:most]:
+            slot = self._pointer(opened.inode.ino, chunk)
+            opened.chunks[chunk].is_fresh = slot in (ABSENT, HOLE)
 
     def taken_bytes(self, inode: Inode) -> int:
         """Return about how much of a file takes space: whole chunks, the lower layer's part whole.
@@ -441,10 +515,11 @@ class Content:
         """
         if inode.flags & ks.F_INLINE:
             return min(inode.size, ks.INLINE_MAX)
-        ino = inode.ino
-        chunks = self._extents.count(ino)
-        if ino in self._dirty:
-            chunks += sum(self._pointer(ino, n) in (ABSENT, HOLE) for n in self._dirty[ino].chunks)
+        chunks = self._extents.count(inode.ino)
+        opened = self._dirty.get(inode.ino)
+        if opened is not None:
+            self._measure(opened, END)
+            chunks += [held.is_fresh for held in opened.chunks.values()].count(True)
         below = inode.lower_limit if inode.flags & ks.F_LOWER else 0
         return min(chunks * self.chunk_size(inode) + below, inode.size)
 
@@ -537,7 +612,9 @@ class Content:
     def replay_drop(self, ino: int) -> None:
         """The inode is gone. Logs of before format.md said so name no discard with it."""
         self.replay_discard(ino, 0, END)
-        self._extents.drop(ino)
+        group = self._extents.drop(ino)
+        while group != END:
+            group = self._extents.drop(ino, group)
 
     def replay_extents(self, ino: int, group: int, value: bytes) -> None:
         """Apply an extent item of the log, with its effect on the use of segments."""

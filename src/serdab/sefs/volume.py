@@ -12,7 +12,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import stat
+from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Final, final
 
 from msgspec import structs
@@ -30,6 +33,7 @@ from serdab.sefs.anchor import (
 )
 from serdab.sefs.anchorfile import NEW_ANCHOR
 from serdab.sefs.boundeddir import BoundedDir, limits_for, whole_size
+from serdab.sefs.extents import END
 from serdab.sefs.hostdir import Dir
 from serdab.sefs.hostplace import Place, open_place
 from serdab.sefs.items import Items
@@ -45,9 +49,13 @@ from serdab.sefs.tree import Tree
 from serdab.structs import replace
 from serdab.vfs.api import ROOT_INO, Inode, StatFs
 from serdab.vfs.layer import Dirent, Layer
+from serdab.vfs.steps import Chores, after, finish
 
 CHUNK_SIZE: Final = 32 << 10
 PAGE_SIZE: Final = 8 << 10
+_STEP_ITEMS: Final = 256
+"""So many items of an inode that goes away are dropped in one step."""
+_DONE: Final = object()
 
 log = logging.getLogger("serdab.sefs")
 
@@ -104,6 +112,7 @@ class Volume:
             limits=limits,
         )
         self._orphans: set[int] = set()
+        self.chores: Chores = deque()
         self._items = self._journal.items
         self._content = self._journal.content
         self._live_inodes = self._journal.inodes
@@ -116,7 +125,7 @@ class Volume:
             self._free_orphans()
 
     def _free_orphans(self) -> None:
-        """Free inodes that were in use without a name when the last session ended."""
+        """Free inodes that had no name when the last session ended: in use, or not freed whole."""
         prefix = ks.key(0, ks.T_ORPHAN)
         orphans = [int.from_bytes(key[9:17], "big") for key, _ in self._items.scan(prefix)]
         for ino in orphans:
@@ -128,6 +137,14 @@ class Volume:
                 self.drop_inode(inode)
             else:
                 self._items.put(ks.orphan_key(ino), None)
+
+    def _finish_chores(self) -> None:
+        while self.chores:
+            try:
+                finish(after(self.chores.popleft()))
+            except (OSError, Error) as exc:
+                # It stays an orphan, and the next session tries.
+                log.warning("%s: a removed file is not freed yet: %s", self._journal.label, exc)
 
     # Layer: reading -----------------------------------------------------------------------
 
@@ -197,8 +214,9 @@ class Volume:
         marked = self._items.get(ks.xattr_key(ino, name))
         return marked if marked is None else ks.check_xattr(name, marked, self.version)
 
-    def xattrs(self, ino: int) -> Iterator[tuple[bytes, bytes]]:
-        for key, value in self._items.scan(ks.key(ino, ks.T_XATTR)):
+    def xattrs(self, ino: int, after: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        start = ks.xattr_key(ino, after) + b"\0" if after else b""
+        for key, value in self._items.scan(ks.key(ino, ks.T_XATTR), start):
             yield key[9:], ks.check_xattr(key[9:], value, self.version)
 
     def read_into(self, ino: int, offset: int, buf: memoryview) -> int:
@@ -245,15 +263,47 @@ class Volume:
         self._journal.put_inode(inode)
 
     def drop_inode(self, inode: Inode) -> None:
-        ino = inode.ino
-        self._content.drop(inode)
-        for key, _ in list(self._items.scan(ks.key(ino, ks.T_XATTR))):
-            self._items.put(key, None)
+        group = self._content.drop(inode)
+        names = self._items.scan(ks.key(inode.ino, ks.T_XATTR))
+        if group == END and not stat.S_ISDIR(inode.mode) and next(names, None) is None:
+            self._forget(inode.ino)
+            return
+        steps = self._drop_steps(inode, group)
+        if next(steps, _DONE) is not _DONE:
+            # An orphan until its last piece: whatever ends this, the next session goes on.
+            self.put_inode(inode)
+            self.put_orphan(inode.ino)
+            self.chores.append(steps)
+
+    def _drop_steps(self, inode: Inode, group: int) -> Iterator[None]:
+        items = self._items
+        while group != END:
+            yield from self._piece()
+            group = self._content.drop_on(inode, group)
+        for kind in (ks.T_XATTR, ks.T_DIRENT):
+            prefix = start = ks.key(inode.ino, kind)
+            while keys := [key for key, _ in islice(items.scan(prefix, start), _STEP_ITEMS)]:
+                for key in keys:
+                    items.put(key, None)
+                if len(keys) < _STEP_ITEMS:
+                    break
+                start = keys[-1]
+                yield from self._piece()
+        self._forget(inode.ino)
+
+    def _forget(self, ino: int) -> None:
+        """Of an inode there is nothing left."""
         self._journal.inodes.pop(ino, None)
         self._items.drop(ks.key(ino, ks.T_INODE))
         if ino in self._orphans:
             self.clear_orphan(ino)
         self._journal.touch()
+
+    def _piece(self) -> Iterator[None]:
+        """A piece of something larger is done; the next one is admitted like any change."""
+        self._journal.touch()
+        yield
+        self._journal.admit()
 
     def put_orphan(self, ino: int) -> None:
         self._orphans.add(ino)
@@ -274,12 +324,6 @@ class Volume:
 
     def remove_dirent(self, parent: int, name: bytes) -> None:
         self._items.put(ks.dirent_key(parent, name), None)
-        self._journal.touch()
-
-    def clear_dirents(self, parent: int) -> None:
-        prefix = ks.key(parent, ks.T_DIRENT)
-        for key, _ in list(self._items.scan(prefix)):
-            self._items.put(key, None)
         self._journal.touch()
 
     def put_target(self, ino: int, target: bytes) -> None:
@@ -306,15 +350,26 @@ class Volume:
             self._content.write(inode, offset, data)
         self._journal.touch()
 
-    def truncate(self, inode: Inode, size: int) -> None:
-        with self._journal.host_errors:
-            self._content.truncate(inode, size)
-        self._journal.touch()
+    def truncate(self, inode: Inode, size: int) -> Iterator[None]:
+        return self._changing(self._content.truncate_steps(inode, size))
 
-    def punch(self, inode: Inode, offset: int, length: int) -> None:
-        with self._journal.host_errors:
-            self._content.punch(inode, offset, length)
-        self._journal.touch()
+    def punch(self, inode: Inode, offset: int, length: int) -> Iterator[None]:
+        return self._changing(self._content.punch_steps(inode, offset, length))
+
+    def _changing(self, steps: Iterator[None]) -> Iterator[None]:
+        while True:
+            with self._journal.host_errors:
+                is_done = next(steps, _DONE) is _DONE
+            if is_done:
+                self._journal.touch()
+                return
+            yield from self._piece()
+
+    def is_measured(self, inode: Inode) -> bool:
+        return self._content.is_measured(inode)
+
+    def measure(self, inode: Inode) -> Iterator[None]:
+        return self._content.measure_steps(inode)
 
     # Version 2: nothing of this is reached from outside yet -------------------------------
 
@@ -351,6 +406,8 @@ class Volume:
         return self._journal.tick()
 
     def close(self) -> None:
+        if not self._journal.read_only:
+            self._finish_chores()
         self._journal.close()
 
     def abandon(self) -> None:

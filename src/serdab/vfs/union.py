@@ -28,6 +28,7 @@ from serdab.vfs.attributes import clamped_time, drop_suidgid, one_name_less
 from serdab.vfs.layer import Layer, WritableLayer
 from serdab.vfs.liveinodes import LiveInodes
 from serdab.vfs.merged import FLAG_SPARSE
+from serdab.vfs.steps import Steps, Unfinished, after, finish
 
 NAME_MAX: Final = 255
 XATTR_NAME_MAX: Final = 255
@@ -35,13 +36,19 @@ XATTR_SIZE_MAX: Final = 65536
 LINK_MAX: Final = 65000
 NAME_GROWTH: Final = 512
 """About what a new name and its inode take, in bytes."""
+COPY_BYTES: Final = 1 << 20
+"""So much is copied by one request, as much as is written by one."""
+STEP_RANGES: Final = 64
+"""So many stored ranges are looked at in one step."""
 
 _NOREPLACE: Final = 1
 _EXCHANGE: Final = 2
 _KEEP_SIZE: Final = 1
 _PUNCH_HOLE: Final = 2
 _ZERO_RANGE: Final = 16
-_COPY_UNIT: Final = 1 << 20
+_POSITIONS: Final = 1 << 63
+"""Above the position of every name."""
+_DONE: Final = object()
 _MAX_SIZE: Final = (1 << 63) - 1
 _NOW: Final = -1
 _SLASH: Final = ord("/")
@@ -56,6 +63,9 @@ class Union(LiveInodes):
         super().__init__(upper, lower)
         self._closed = False
         self._looked_up = self._next = 0
+        self.chores = upper.chores
+        #: Directories in which no name was found yet: up to where, and when they changed last.
+        self._searched: dict[int, tuple[int, int]] = {}
         if self._find(ROOT_INO) is None:
             self._make_root()
 
@@ -134,19 +144,39 @@ class Union(LiveInodes):
     # Attributes ---------------------------------------------------------------------------
 
     def setattr(self, ino: int, changes: SetAttr) -> Inode:
-        inode = self._inode(ino)
         if changes.size is not None:
+            return finish(self.setattr_steps(ino, changes))
+        inode = self._inode(ino)
+        if inode.flags & FLAG_SPARSE:
+            self._measured(inode)
+        self._upper.admit()
+        return self._set(inode, changes, time.time_ns())
+
+    def setattr_steps(self, ino: int, changes: SetAttr) -> Steps[Inode]:
+        """Like ``setattr``. A file that becomes shorter does so from its end on."""
+        inode = self._inode(ino)
+        size = changes.size
+        if size is not None:
             if stat.S_ISDIR(inode.mode):
                 raise FsError(errno.EISDIR)
             if not stat.S_ISREG(inode.mode):
                 raise FsError(errno.EINVAL)
-            if not 0 <= changes.size <= _MAX_SIZE:
+            if not 0 <= size <= _MAX_SIZE:
                 raise FsError(errno.EFBIG)
         self._upper.admit()
-        now = time.time_ns()
-        if changes.size is not None:
-            self._resize(inode, changes.size)
-            inode.mtime_ns = now
+        with self._kept(inode):
+            now = time.time_ns()
+            if size is not None:
+                if size < inode.size:
+                    yield from self._upper.truncate(inode, size)
+                self._resize(inode, size)
+                inode.mtime_ns = now
+            if self.stepwise and inode.flags & FLAG_SPARSE:
+                yield from self._upper.measure(inode)
+            return self._set(inode, changes, now)
+
+    def _set(self, inode: Inode, changes: SetAttr, now: int) -> Inode:
+        """Set what setattr(2) changes besides the size."""
         if changes.mode is not None:
             inode.mode = stat.S_IFMT(inode.mode) | (changes.mode & 0o7777)
         if changes.uid is not None:
@@ -166,8 +196,7 @@ class Union(LiveInodes):
         return self._measured(inode) if inode.flags & FLAG_SPARSE else inode
 
     def _resize(self, inode: Inode, size: int) -> None:
-        if size < inode.size:
-            self._upper.truncate(inode, size)
+        """Set the size; content beyond it is gone already."""
         if size > inode.size:
             inode.flags |= FLAG_SPARSE
         elif size == 0:
@@ -275,13 +304,43 @@ class Union(LiveInodes):
         directory, inode = self._existing(parent, name)
         if not stat.S_ISDIR(inode.mode):
             raise FsError(errno.ENOTDIR)
-        if not self._merged.is_empty(inode.ino):
-            raise FsError(errno.ENOTEMPTY)
+        self._check_empty(inode)
         self._upper.admit()
         self._merged.hide(parent, name)
         self._release(inode)
         one_name_less(directory)
         self._changed(directory, content=True)
+
+    def _check_empty(self, directory: Inode) -> None:
+        """Refuse a directory that has entries.
+
+        Raises:
+            FsError: ENOTEMPTY.
+            Unfinished: it has many whiteouts.
+        """
+        steps = self._look_for_name(directory)
+        if self.stepwise and next(steps, _DONE) is not _DONE:
+            raise Unfinished(steps)
+        finish(after(steps))
+        if self._searched.pop(directory.ino, None) is None:
+            raise FsError(errno.ENOTEMPTY)
+
+    def _look_for_name(self, directory: Inode) -> Iterator[None]:
+        """Note that a directory has no entries, if so; what was searched before is not again."""
+        ino = directory.ino
+        with self._kept(directory):
+            position, changed = self._searched.pop(ino, (0, directory.ctime_ns))
+            while position < _POSITIONS:
+                if changed != directory.ctime_ns:
+                    position, changed = 0, directory.ctime_ns
+                found = next(self._merged.entries_or_gaps(ino, position), _POSITIONS)
+                if not isinstance(found, int):
+                    return
+                position = found
+                if position < _POSITIONS:
+                    self._searched[ino] = position, changed
+                    yield
+            self._searched[ino] = position, changed
 
     def rename(
         self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int
@@ -310,8 +369,7 @@ class Union(LiveInodes):
             if stat.S_ISDIR(target.mode):
                 if not is_dir:
                     raise FsError(errno.EISDIR)
-                if not self._merged.is_empty(target.ino):
-                    raise FsError(errno.ENOTEMPTY)
+                self._check_empty(target)
             elif is_dir:
                 raise FsError(errno.ENOTDIR)
         if is_dir:
@@ -391,7 +449,7 @@ class Union(LiveInodes):
         except BaseException:
             if end > inode.size:
                 # What is there of it must not show when the file grows.
-                self._upper.truncate(inode, inode.size)
+                finish(after(self._upper.truncate(inode, inode.size)))
                 self._upper.put_inode(inode)
             raise
         if end > inode.size:
@@ -404,6 +462,10 @@ class Union(LiveInodes):
         return len(data)
 
     def fallocate(self, ino: int, mode: int, offset: int, length: int) -> None:
+        finish(self.fallocate_steps(ino, mode, offset, length))
+
+    def fallocate_steps(self, ino: int, mode: int, offset: int, length: int) -> Steps[None]:
+        """Like ``fallocate``. Each step makes zeros of a part of the range, from its start on."""
         inode = self._inode(ino)
         if not stat.S_ISREG(inode.mode):
             raise FsError(errno.ENODEV)
@@ -416,29 +478,43 @@ class Union(LiveInodes):
         if action not in (0, _PUNCH_HOLE, _ZERO_RANGE) or (action == _PUNCH_HOLE and not keep):
             raise FsError(errno.EOPNOTSUPP)
         self._upper.admit()
-        if action:
-            self._upper.punch(inode, offset, length)
-            if action == _PUNCH_HOLE:
-                inode.flags |= FLAG_SPARSE
         # The request does not say whether the caller may keep set-id bits.
         drop_suidgid(inode)
-        if not keep and offset + length > inode.size:
-            inode.size = offset + length
-        self._changed(inode, content=True)
+        if action == _PUNCH_HOLE:
+            inode.flags |= FLAG_SPARSE
+        with self._kept(inode):
+            if action:
+                yield from self._upper.punch(inode, offset, length)
+            if not keep and offset + length > inode.size:
+                inode.size = offset + length
+            self._changed(inode, content=True)
 
     def lseek(self, ino: int, offset: int, whence: int) -> int:
+        return finish(self.lseek_steps(ino, offset, whence))
+
+    def lseek_steps(self, ino: int, offset: int, whence: int) -> Steps[int]:
+        """Like ``lseek``."""
         inode = self._inode(ino)
         if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
             raise FsError(errno.EINVAL)
         if not 0 <= offset < inode.size:
             raise FsError(errno.ENXIO)
         position = offset
-        for start, end in self._merged.ranges(inode, offset, inode.size):
-            if whence == os.SEEK_DATA:
-                return max(start, offset)
-            if start > position:
-                return position
-            position = max(position, end)
+        with self._kept(inode):
+            while position < inode.size:
+                ranges = self._merged.ranges(inode, position, inode.size)
+                for count, (start, end) in enumerate(ranges, 1):
+                    if whence == os.SEEK_DATA:
+                        if start < end:
+                            return max(start, offset)
+                    elif start > position:
+                        return position
+                    position = max(position, end)
+                    if count == STEP_RANGES:
+                        break
+                else:
+                    break
+                yield
         if whence == os.SEEK_DATA:
             raise FsError(errno.ENXIO)
         return min(position, inode.size)
@@ -446,20 +522,47 @@ class Union(LiveInodes):
     def copy_file_range(
         self, ino: int, offset: int, ino_out: int, offset_out: int, length: int
     ) -> int:
-        source = self._inode(ino)
+        """Copy some of it: a caller asks again for the rest, as after a short write(2).
+
+        Where nothing lies behind it in the target, a hole stays one, and is copied whole.
+        """
+        source, target = self._inode(ino), self._inode(ino_out)
         length = min(length, max(0, source.size - offset))
         if ino == ino_out and offset < offset_out + length and offset_out < offset + length:
             raise FsError(errno.EINVAL)
-        done = 0
-        buf = bytearray(min(_COPY_UNIT, length))
-        while done < length:
-            view = memoryview(buf)[: min(len(buf), length - done)]
-            count = self.read_into(ino, offset + done, view)
-            if count == 0:
+        if length <= 0:
+            return 0
+        if offset_out >= target.size and offset_out + length <= _MAX_SIZE:
+            length, is_data = self._run(source, offset, length)
+            if not is_data:
+                self._upper.admit(NAME_GROWTH)
+                self._resize(target, offset_out + length)
+                drop_suidgid(target)
+                self._changed(target, content=True)
+                return length
+        with memoryview(bytearray(min(COPY_BYTES, length))) as view:
+            count = self.read_into(ino, offset, view)
+            if count:
+                self.write(ino_out, offset_out, view[:count], kill_suidgid=True)
+            return count
+
+    def _run(self, inode: Inode, offset: int, length: int) -> tuple[int, bool]:
+        """Return how much from an offset on is alike, as far as was looked; whether it is data."""
+        data_end = hole_end = offset
+        for count, (start, end) in enumerate(self._merged.ranges(inode, offset, offset + length)):
+            if data_end > offset and (start > data_end or count >= STEP_RANGES):
+                return data_end - offset, True
+            if start < end:
+                if data_end == offset and start > offset:
+                    return start - offset, False
+                data_end = end
+            elif data_end == offset:
+                hole_end = start
+            if count >= STEP_RANGES:
                 break
-            self.write(ino_out, offset_out + done, view[:count], kill_suidgid=True)
-            done += count
-        return done
+        else:
+            return (data_end - offset, True) if data_end > offset else (length, False)
+        return (hole_end - offset, False) if hole_end > offset else (length, True)
 
     def fsync(self, ino: int, *, datasync: bool) -> None:
         self._upper.commit()
@@ -470,13 +573,26 @@ class Union(LiveInodes):
     # Listing ------------------------------------------------------------------------------
 
     def readdir(self, ino: int, cookie: int) -> Iterator[DirEntry]:
+        for entry in self.readdir_steps(ino, cookie):
+            if not isinstance(entry, int):
+                yield entry
+
+    def readdir_steps(self, ino: int, cookie: int) -> Iterator[DirEntry | int]:
+        """Like ``readdir``; a number comes after a step that found nothing: the cookie to go on
+        from, with another call if anything came in between."""
         directory = self._dir(ino)
         if cookie < 1:
             yield DirEntry(1, b".", ino, stat.S_IFDIR >> 12)
         if cookie < 2:
             yield DirEntry(2, b"..", self._parent(directory), stat.S_IFDIR >> 12)
-        for position, name, entry in self._merged.entries(ino, cookie + 1 if cookie >= 2 else 0):
-            yield DirEntry(position, name, entry.ino, entry.dtype)
+        if directory.nlink == 0:
+            return  # what is left of it are whiteouts
+        for found in self._merged.entries_or_gaps(ino, cookie + 1 if cookie >= 2 else 0):
+            if isinstance(found, int):
+                yield found - 1
+            else:
+                position, name, entry = found
+                yield DirEntry(position, name, entry.ino, entry.dtype)
 
     # Extended attributes ------------------------------------------------------------------
 
@@ -503,6 +619,10 @@ class Union(LiveInodes):
         self._changed(inode)
 
     def listxattr(self, ino: int) -> list[bytes]:
+        return finish(self.listxattr_steps(ino))
+
+    def listxattr_steps(self, ino: int) -> Steps[list[bytes]]:
+        """Like ``listxattr``."""
         self._inode(ino)
         return self._merged.xattr_names(ino)
 
