@@ -10,13 +10,15 @@ from __future__ import annotations
 import copy
 import logging
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import pytest
 
 from serdab.sefs import content, extents
+from serdab.sefs.beside import FlushBeside
 from serdab.sefs.memorydir import MemoryDir
+from serdab.structs import replace
 from serdab.testing.crashes import CrashStates
 from serdab.testing.recording import RecordingDir
 from serdab.vfs.api import ROOT_INO, SetAttr
@@ -25,8 +27,8 @@ from serdab.vfs.memfs import MemFs
 from serdab.vfs.steps import Steps
 from serdab.vfs.union import Union
 from tests.crash.actor import Step
-from tests.crash.storm import CHUNK, Ground, Tally, bare_ground, expect_clean, run, storm
-from tests.crash.workloads import A_FOO, BAR, FOO, A, _op
+from tests.crash.storm import CHUNK, TINY, Ground, Tally, bare_ground, expect_clean, run, storm
+from tests.crash.workloads import A_FOO, BAR, FOO, A, _op, random_workload
 
 GROUP: Final = 64 * CHUNK
 SIZE: Final = 3 * GROUP + 3 * CHUNK + 100
@@ -75,6 +77,34 @@ def test_what_was_removed_is_freed_though_the_power_fails_in_between(name: str) 
     tally = Tally()
     storm(run(bare_ground(SETUP), WORKLOADS[name]), tally, per_point=1, look_every=7)
     assert tally.states > 10
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_changes_during_a_flush_are_whole_or_not_there(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """What comes while the host flushes is in the commit that follows, or in the next one."""
+    ground, tally = bare_ground(SETUP[:2]), Tally()
+    ground.limits = replace(TINY, beside_bytes=1)
+    begin, begun = FlushBeside.begin, 0
+
+    def counted(beside: FlushBeside, flushers: Sequence[Callable[[], None]]) -> None:
+        nonlocal begun
+        begun += 1
+        begin(beside, flushers)
+
+    monkeypatch.setattr(FlushBeside, "begin", counted)
+    operations = [step for step in random_workload(seed, 26) if isinstance(step, tuple)]
+    steps: list[Step] = []
+    for number, operation in enumerate(operations):
+        if number % 6 == 0:
+            steps += [_op("write", FOO, size=9000 + number, byte=number), "fsync begins"]
+        steps.append(operation)
+        if number % 6 == 4:
+            steps.append("fsync ends")
+    storm(run(ground, steps), tally, per_point=1, seed=seed)
+    assert begun > 1
+    assert tally.states > 50
 
 
 def _original() -> bytes:

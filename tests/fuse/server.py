@@ -36,7 +36,7 @@ class _Endless(MemFs):
     def fallocate_steps(self, ino: int, mode: int, offset: int, length: int) -> Steps[None]:
         self.setxattr(ROOT_INO, b"user.began", b"", 0)
         while True:
-            yield
+            yield None
 
 
 def _make(kind: str, source: str) -> FileSystem:

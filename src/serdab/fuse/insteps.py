@@ -28,6 +28,8 @@ class InSteps:
         self.fallocate: Callable[[int, int, int, int], Steps[None]] = self._steps("fallocate")
         self.lseek: Callable[[int, int, int], Steps[int]] = self._steps("lseek")
         self.listxattr: Callable[[int], Steps[list[bytes]]] = self._steps("listxattr")
+        self.fsync: Callable[..., Steps[None]] = self._steps("fsync")
+        self.syncfs: Callable[[], Steps[None]] = self._steps("syncfs")
         self.readdir: Callable[[int, int], Iterator[DirEntry | int]] = getattr(
             fs, "readdir_steps", fs.readdir
         )
@@ -41,12 +43,12 @@ class InSteps:
         for count, (nodeid, nlookup) in enumerate(forgotten, 1):
             self._fs.forget(nodeid, nlookup)
             if count % _FORGOTTEN == 0:
-                yield
+                yield None
 
 
 def _in_one(plain: Callable[..., Any]) -> Callable[..., Any]:
-    def steps(*arguments: Any) -> Steps[Any]:  # noqa: ANN401 - as the operation has them
+    def steps(*arguments: Any, **named: Any) -> Steps[Any]:  # noqa: ANN401 - as it has them
         yield from ()  # none at all
-        return plain(*arguments)
+        return plain(*arguments, **named)
 
     return steps

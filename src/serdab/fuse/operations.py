@@ -96,10 +96,10 @@ def _first_step(steps: Steps[T], answer: Callable[[T], Reply]) -> Reply:
         Parked: this one has.
     """
     try:
-        next(steps)
+        waits_for = next(steps)
     except StopIteration as end:
         return answer(end.value)
-    raise Parked(steps, cast("Callable[[object], Reply]", answer))
+    raise Parked(steps, cast("Callable[[object], Reply]", answer), waits_for)
 
 
 class Operations:
@@ -302,12 +302,11 @@ class Operations:
         return wire.dump_statfs(unique, self._fs.statfs())
 
     def _fsync(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
-        self._fs.fsync(nodeid, datasync=wire.parse_fsync(self.view, size))
-        return wire.dump_ok(unique)
+        steps = self._in_steps.fsync(nodeid, datasync=wire.parse_fsync(self.view, size))
+        return _first_step(steps, lambda _: wire.dump_ok(unique))
 
     def _syncfs(self, unique: int, _nodeid: int, _uid: int, _gid: int, _size: int) -> Reply:
-        self._fs.syncfs()
-        return wire.dump_ok(unique)
+        return _first_step(self._in_steps.syncfs(), lambda _: wire.dump_ok(unique))
 
     def _setxattr(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         name, value, flags = wire.parse_setxattr(self.view, size)
@@ -438,7 +437,7 @@ class Operations:
                     if batch:
                         return batch
                     start = entry
-                    yield
+                    yield None
                     break
                 room -= (fixed_bytes + len(entry.name) + 7) & ~7
                 if room < 0:

@@ -33,12 +33,16 @@ Answer: TypeAlias = Callable[[object], Reply]
 
 
 class Parked(Exception):
-    """Not answered yet: ``steps`` are left to do, and their result makes the reply."""
+    """Not answered yet: ``steps`` are left to do, and their result makes the reply.
 
-    def __init__(self, steps: Steps[object], answer: Answer) -> None:
+    ``waits_for``: a descriptor that is readable when the next step makes sense; None: now.
+    """
+
+    def __init__(self, steps: Steps[object], answer: Answer, waits_for: int | None = None) -> None:
         super().__init__("a request in steps")
         self.steps = steps
         self.answer = answer
+        self.waits_for = waits_for
 
 
 @final
@@ -47,15 +51,15 @@ class Request:
 
     __slots__ = ("_steps", "answer", "is_interrupted", "pid", "unique")
 
-    def __init__(self, unique: int, pid: int, steps: Iterator[None], answer: Answer) -> None:
+    def __init__(self, unique: int, pid: int, steps: Iterator[int | None], answer: Answer) -> None:
         self._steps: Final = steps
         self.unique: Final = unique
         self.pid: Final = pid
         self.answer: Final = answer
         self.is_interrupted = False
 
-    def step(self) -> None:
-        """Do one step.
+    def step(self) -> int | None:
+        """Do one step; return the descriptor that the next one waits for, if any.
 
         Raises:
             StopIteration: that was the last; its value is for ``answer``.
@@ -64,7 +68,7 @@ class Request:
         if self.is_interrupted and is_being_killed(self.pid):
             self.close()
             raise FsError(errno.EINTR)
-        next(self._steps)
+        return next(self._steps)
 
     def close(self) -> None:
         """Give it up where it is."""

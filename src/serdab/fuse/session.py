@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import math
 import os
 import select
@@ -111,6 +112,9 @@ class Session:
         self._operations.table[Opcode.INTERRUPT] = self._interrupt
         #: What is answered after more steps, the next one first.
         self._parked: deque[Request] = deque()
+        #: Those of which the next step makes sense when a descriptor is readable.
+        self._sleeping: dict[int, list[Request]] = {}
+        self._poller = select.poll()
         #: What the file system has to do while nobody waits.
         self._chores: Chores = getattr(fs, "chores", deque())
         #: What found no room, and is tried once more.
@@ -136,8 +140,8 @@ class Session:
             self._serve(device)
         finally:
             device.close()
-            while self._parked:
-                self._parked.popleft().close()
+            for request in (*self._parked, *itertools.chain(*self._sleeping.values())):
+                request.close()
             stop_fd, self._stop_fd = self._stop_fd, -1
             os.close(stop_fd)
 
@@ -151,14 +155,14 @@ class Session:
         ahead: Callable[[], None] = getattr(self._fs, "ahead", _nothing)
         poll_ns = int(self._options.poll_s * 1e9) if len(os.sched_getaffinity(0)) > 1 else 0
         clock = time.perf_counter_ns
-        poller = self._poller()
+        poller = self._watch()
         credit = _POLL_CREDIT
         busy = 0
-        late, parked, chores = self._late, self._parked, self._chores
+        late, parked, chores, sleeping = self._late, self._parked, self._chores, self._sleeping
         tried = 0
         reply: Reply
         while not self._stopped:
-            if parked or chores:
+            if parked or chores or sleeping:
                 self._advance()
             try:
                 size = receive(request)
@@ -234,11 +238,27 @@ class Session:
         view = self._operations.view
         pid = wire.parse_pid(view)
         if isinstance(why, Parked):
-            request = Request(unique, pid, why.steps, why.answer)
+            self._put_off(Request(unique, pid, why.steps, why.answer), why.waits_for)
         else:
             saved = bytes(view[:size])
             request = Request(unique, pid, why.steps, lambda _: self._ask_again(saved))
-        self._parked.append(request)
+            self._put_off(request, None)
+
+    def _put_off(self, request: Request, waits_for: int | None) -> None:
+        """Go on with a request in its turn, or when a descriptor is readable."""
+        if waits_for is None:
+            self._parked.append(request)
+            return
+        if waits_for not in self._sleeping:
+            self._poller.register(waits_for, select.POLLIN)
+        self._sleeping.setdefault(waits_for, []).append(request)
+
+    def _wake_those(self, fd: int) -> None:
+        """A descriptor is readable: all that wait for it go on."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(fd)
+        self._poller.unregister(fd)
+        self._parked.extend(self._sleeping.pop(fd))
 
     def _ask_again(self, saved: bytes) -> Reply:
         """Serve a request whose file system knows by now what it did not."""
@@ -254,18 +274,23 @@ class Session:
 
     def _advance(self) -> None:
         """Do one step of what is parked, or else of what the file system has to do."""
+        if self._sleeping:
+            for fd, _ in self._poller.poll(0):
+                if fd in self._sleeping:
+                    self._wake_those(fd)
         if not self._parked:
-            self._do_chore()
+            if self._chores:
+                self._do_chore()
             return
         request = self._parked.popleft()
         reply: Reply
         try:
             try:
-                request.step()
+                waits_for = request.step()
             except StopIteration as end:
                 reply = request.answer(end.value)
             else:
-                self._parked.append(request)
+                self._put_off(request, waits_for)
                 return
         except Exception as exc:
             reply = self._refusal(request.unique, exc)
@@ -289,7 +314,7 @@ class Session:
     def _interrupt(self, _unique: int, _nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         """The caller of a request got a signal: see ``parked``."""
         unique = wire.parse_interrupt(self._operations.view, size)
-        for request in self._parked:
+        for request in (*self._parked, *itertools.chain(*self._sleeping.values())):
             if request.unique == unique:
                 request.is_interrupted = True
         for entry in self._late:
@@ -330,8 +355,8 @@ class Session:
             with contextlib.suppress(OSError):  # who is gone hears nothing; else receiving says so
                 os.write(self._fd, wire.dump_error(unique, errno.ENOSPC))
 
-    def _poller(self) -> select.poll:
-        poller = select.poll()
+    def _watch(self) -> select.poll:
+        poller = self._poller
         poller.register(self._fd, select.POLLIN)
         poller.register(self._stop_fd, select.POLLIN)
         if self._options.wake_fd >= 0:
@@ -349,7 +374,9 @@ class Session:
         for fd, _ in poller.poll(timeout_ms if most_ms is None else most_ms):
             if fd == self._fd:
                 continue
-            if fd == self._options.wake_fd and self._options.on_wake is not None:
+            if fd in self._sleeping:
+                self._wake_those(fd)
+            elif fd == self._options.wake_fd and self._options.on_wake is not None:
                 self._wake(poller, self._options.on_wake)
             else:
                 self._stopped = True

@@ -559,22 +559,43 @@ class Content:
 
     def flush(self) -> None:
         """Seal all dirty chunks into records, small files into their inline item."""
-        for ino, opened in list(self._dirty.items()):
+        for opened in list(self._dirty.values()):
+            self._flush_file(opened)
+
+    def flush_steps(self) -> Iterator[None]:
+        """Like ``flush``, in steps, of what is dirty now."""
+        count = 0
+        for opened in list(self._dirty.values()):
             inode = opened.inode
-            held = opened.chunks.get(0)
-            if held is not None and len(opened.chunks) == 1 and self._is_inline(inode):
-                self._set_pointer(ino, 0, ABSENT)
-                self._discards.add_from(ino, 0)
-                self._items.put(ks.key(ino, ks.T_INLINE), bytes(held.buf[: inode.size]))
-                inode.flags = (inode.flags & ~ks.F_LOWER) | ks.F_INLINE
-                inode.lower_limit = 0
-                self._put_inode(inode)
-            else:
-                for chunk in sorted(opened.chunks):
-                    self._seal_or_leave(ino, chunk, opened.chunks[chunk].buf)
-            # One by one: if the host fails at a later inode, this one is in order.
-            self.dirty_bytes -= sum(dirty.bytes() for dirty in opened.chunks.values())
-            del self._dirty[ino]
+            many = sorted(opened.chunks) if len(opened.chunks) > 1 else ()
+            for chunk in many:
+                self.seal_chunk(inode, chunk)
+                count += 1
+                if count % STEP_CHUNKS == 0:
+                    yield
+            if not many and self._dirty.get(inode.ino) is opened:
+                self._flush_file(opened)
+                count += 1
+                if count % STEP_CHUNKS == 0:
+                    yield
+
+    def _flush_file(self, opened: DirtyFile) -> None:
+        inode = opened.inode
+        ino = inode.ino
+        held = opened.chunks.get(0)
+        if held is not None and len(opened.chunks) == 1 and self._is_inline(inode):
+            self._set_pointer(ino, 0, ABSENT)
+            self._discards.add_from(ino, 0)
+            self._items.put(ks.key(ino, ks.T_INLINE), bytes(held.buf[: inode.size]))
+            inode.flags = (inode.flags & ~ks.F_LOWER) | ks.F_INLINE
+            inode.lower_limit = 0
+            self._put_inode(inode)
+        else:
+            for chunk in sorted(opened.chunks):
+                self._seal_or_leave(ino, chunk, opened.chunks[chunk].buf)
+        # One by one: if the host fails at a later inode, this one is in order.
+        self.dirty_bytes -= sum(dirty.bytes() for dirty in opened.chunks.values())
+        del self._dirty[ino]
 
     def _is_inline(self, inode: Inode) -> bool:
         """Return whether a file whose first chunk is in memory can be kept in its inode."""

@@ -49,7 +49,7 @@ from serdab.sefs.tree import Tree
 from serdab.structs import replace
 from serdab.vfs.api import ROOT_INO, Inode, StatFs
 from serdab.vfs.layer import Dirent, Layer
-from serdab.vfs.steps import Chores, after, finish
+from serdab.vfs.steps import Chores, Steps, after, finish
 
 CHUNK_SIZE: Final = 32 << 10
 PAGE_SIZE: Final = 8 << 10
@@ -401,6 +401,9 @@ class Volume:
 
     def commit(self) -> None:
         self._journal.commit()
+
+    def commit_steps(self) -> Steps[None]:
+        return self._journal.commit_steps()
 
     def tick(self) -> float | None:
         return self._journal.tick()

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple, Protocol
 
 from serdab.vfs.api import Inode, StatFs
-from serdab.vfs.steps import Chores
+from serdab.vfs.steps import Chores, Steps
 
 
 class Dirent(NamedTuple):
@@ -175,6 +175,10 @@ class WritableLayer(Layer, Protocol):
         Raises:
             OSError: the host failed; what was not durable before still is not.
         """
+        ...
+
+    def commit_steps(self) -> Steps[None]:
+        """Like ``commit``, in steps."""
         ...
 
     def tick(self) -> float | None: ...

@@ -78,20 +78,13 @@ class Merged:
 
         One comes after so many whiteouts, and only where no name is cut from others of its place.
         """
+        upper = self.upper.dirents(ino, position)
         below = self._below(ino)
-        if below is None:
-            yield from self.upper.dirents(ino, position)
-            return
-        hidden = last = 0
-        for entry in _interleaved(self.upper.dirents(ino, position), below.dirents(ino, position)):
-            if hidden >= STEP_NAMES and entry[0] != last:
-                yield entry[0]
-                hidden = 0
-            last = entry[0]
-            if entry[2].ino:
-                yield entry
-            else:
-                hidden += 1
+        return (
+            upper
+            if below is None
+            else _with_gaps(_interleaved(upper, below.dirents(ino, position)))
+        )
 
     def show(self, parent: int, name: bytes, inode: Inode) -> None:
         """Make a name lead to an inode."""
@@ -150,7 +143,7 @@ class Merged:
                 if len(some) < STEP_XATTRS:
                     break
                 name = some[-1][0]
-                yield
+                yield None
         return sorted(name for name, is_there in found.items() if is_there)
 
     def drop_xattr(self, ino: int, name: bytes) -> None:
@@ -160,6 +153,21 @@ class Merged:
             self.upper.put_xattr(ino, name, b"")
         else:
             self.upper.remove_xattr(ino, name)
+
+
+def _with_gaps(
+    entries: Iterator[tuple[int, bytes, Dirent]],
+) -> Iterator[tuple[int, bytes, Dirent] | int]:
+    hidden = last = 0
+    for entry in entries:
+        if hidden >= STEP_NAMES and entry[0] != last:
+            yield entry[0]
+            hidden = 0
+        last = entry[0]
+        if entry[2].ino:
+            yield entry
+        else:
+            hidden += 1
 
 
 def _interleaved(

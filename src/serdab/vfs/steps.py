@@ -3,8 +3,10 @@
 
 A request may be answered only after much work: a large file is cut, a name is looked for among a
 hundred thousand whiteouts. Such an operation is a generator. Each ``next`` does one step, after
-which the file system is in order, whatever comes in between: other requests, commits, the end. What
-it returns is the answer. Who has nobody else to serve runs it to its end (:func:`finish`).
+which the file system is in order, whatever comes in between: other requests, commits, the end. It
+yields None, or a descriptor that becomes readable when going on makes sense: whoever waits for it
+reads what is there (eventfd(2)) and goes on. What it returns is the answer. Who has nobody else to
+serve runs it to its end (:func:`finish`).
 
 A file system that has operations in steps offers them beside the plain ones, by the name
 ``<operation>_steps``; and ``chores``, work that nobody waits for.
@@ -14,13 +16,15 @@ Above: ``union``, ``sefs.volume``, ``fuse.session``. Below: nothing.
 
 from __future__ import annotations
 
+import os
+import select
 from collections import deque
 from collections.abc import Generator, Iterator
 from typing import TypeAlias, TypeVar, cast
 
 T = TypeVar("T")
 
-Steps: TypeAlias = "Generator[None, None, T]"
+Steps: TypeAlias = "Generator[int | None, None, T]"
 Chores: TypeAlias = "deque[Iterator[None]]"
 
 
@@ -39,9 +43,12 @@ def finish(steps: Steps[T]) -> T:
     """Do all steps at once; return the answer."""
     while True:
         try:
-            next(steps)
+            descriptor = next(steps)
         except StopIteration as end:
             return cast("T", end.value)
+        if descriptor is not None:
+            select.select((descriptor,), (), ())
+            os.eventfd_read(descriptor)
 
 
 def after(steps: Iterator[None]) -> Steps[None]:

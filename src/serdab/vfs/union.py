@@ -339,7 +339,7 @@ class Union(LiveInodes):
                 position = found
                 if position < _POSITIONS:
                     self._searched[ino] = position, changed
-                    yield
+                    yield None
             self._searched[ino] = position, changed
 
     def rename(
@@ -514,7 +514,7 @@ class Union(LiveInodes):
                         break
                 else:
                     break
-                yield
+                yield None
         if whence == os.SEEK_DATA:
             raise FsError(errno.ENXIO)
         return min(position, inode.size)
@@ -567,8 +567,16 @@ class Union(LiveInodes):
     def fsync(self, ino: int, *, datasync: bool) -> None:
         self._upper.commit()
 
+    def fsync_steps(self, ino: int, *, datasync: bool) -> Steps[None]:
+        """Like ``fsync``."""
+        return self._upper.commit_steps()
+
     def syncfs(self) -> None:
         self._upper.commit()
+
+    def syncfs_steps(self) -> Steps[None]:
+        """Like ``syncfs``."""
+        return self._upper.commit_steps()
 
     # Listing ------------------------------------------------------------------------------
 

@@ -40,7 +40,7 @@ class _Slow(MemFs):
         try:
             for step in range(offset):
                 self.done.append(f"{offset}.{step}")
-                yield
+                yield None
             if self.ending is not None:
                 raise self.ending
         except GeneratorExit:
@@ -126,7 +126,12 @@ def test_chores_are_done_while_nobody_waits_and_a_bad_one_is_the_last_of_its_kin
         yield
         raise FsError(errno.EIO)
 
-    fs.chores.extend((bad(), fs.fallocate_steps(1, 0, 6, 1)))
+    def good() -> Iterator[None]:
+        for step in range(6):
+            fs.done.append(str(step))
+            yield
+
+    fs.chores.extend((bad(), good()))
     with Peer(fs) as peer:
         peer.assert_alive()
         while fs.chores:
@@ -195,3 +200,29 @@ def test_who_is_being_killed_is_told_from_who_only_got_a_signal() -> None:
         assert is_being_killed(process.pid)
     assert not is_being_killed(process.pid), "no such thread"
     assert not is_being_killed(0), "a caller that this PID namespace does not know"
+
+
+def test_what_waits_for_a_descriptor_sleeps_until_it_is_readable() -> None:
+    fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    class Waiting(_Slow):
+        def fallocate_steps(self, ino: int, mode: int, offset: int, length: int) -> Steps[None]:
+            self.done.append("asked")
+            yield fd
+            self.done.append("woken")
+            yield fd
+            self.done.append("woken again")
+
+    fs = Waiting()
+    peer = Peer(fs)
+    ask(peer, (Opcode.FALLOCATE, fallocate(1)), (Opcode.FALLOCATE, fallocate(2)), GETATTR)
+    with peer:
+        assert answers(peer, 1) == [(6, 0)]
+        assert fs.done == ["asked", "asked"]
+        os.eventfd_write(fd, 1)
+        while fs.done.count("woken") < 2:
+            peer.assert_alive()
+        assert "woken again" not in fs.done
+        os.eventfd_write(fd, 1)
+        assert sorted(answers(peer, 2)) == [(2, 0), (4, 0)]
+    os.close(fd)
