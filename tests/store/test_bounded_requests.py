@@ -23,7 +23,8 @@ from serdab.sefs.keyspace import T_ORPHAN, key
 from serdab.sefs.memorydir import MemoryDir
 from serdab.sefs.volume import Volume, open_volume_in
 from serdab.vfs.api import ROOT_INO, SetAttr
-from serdab.vfs.union import COPY_BYTES, Union
+from serdab.vfs.filecontent import COPY_BYTES
+from serdab.vfs.union import Union
 from tests.harness.work import Work, counting
 from tests.unit.fuse.peer import Peer
 

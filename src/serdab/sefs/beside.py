@@ -5,17 +5,26 @@ It is a flush in advance: the commit that follows flushes the same files, and re
 but on finding little to do. Only a failure counts: the host tells of it once, to whoever asks first
 (fsync(2), "Errors"), so what this flush was told the commit must hear.
 
-Above: ``journal``. Below: ``hostdir`` (:meth:`File.flusher`).
+Above: ``journal``. Below: ``content``, ``hostdir`` (:meth:`File.flusher`).
 
 Threads: one for each flush; it touches nothing but descriptors of its own.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
-from collections.abc import Callable, Sequence
-from typing import final
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, Protocol, final
+
+from serdab.errors import FsError
+from serdab.sefs.content import Content
+from serdab.sefs.limits import VolumeLimits
+from serdab.sefs.reserve import FlushError
+from serdab.vfs.steps import Steps
+
+_DONE: Final = object()
 
 
 @final
@@ -87,3 +96,93 @@ class FlushBeside:
         if self._done_fd >= 0:
             os.close(self._done_fd)
             self._done_fd = -1
+
+
+class Committing(Protocol):
+    """What a slow commit asks of the journal."""
+
+    @property
+    def is_failed(self) -> bool: ...
+
+    @property
+    def has_log(self) -> bool: ...
+
+    def commit(self) -> None: ...
+
+
+@final
+class SlowCommits:
+    """Commits before which much is sealed in steps, and flushed beside the loop."""
+
+    def __init__(
+        self,
+        journal: Committing,
+        guarded: Callable[[Callable[[], None]], None],
+        content: Content,
+        limits: VolumeLimits,
+    ) -> None:
+        """``guarded`` runs a step that writes to the host."""
+        self._journal = journal
+        self._guarded = guarded
+        self._content = content
+        self._limits = limits
+        self._beside = FlushBeside()
+
+    def steps(self) -> Steps[None]:
+        """Commit. Of little, that is all."""
+        journal, content, beside_bytes = self._journal, self._content, self._limits.beside_bytes
+        if content.dirty_bytes > beside_bytes and self._is_much():
+            sealing = content.flush_steps()
+            while self._has_more(sealing):
+                yield None
+        if self._beside.is_running:
+            yield from self._until_flushed()
+        if content.writer.unsynced_bytes > beside_bytes and not journal.is_failed:
+            self._attempt(self._begin)
+            yield from self._until_flushed()
+        journal.commit()
+
+    def _is_much(self) -> bool:
+        """Return whether the next commit has much to seal."""
+        if self._journal.is_failed:
+            return False
+        much = self._limits.inline_commit_bytes
+        return not self._journal.has_log or self._content.uncommitted_bytes() > much
+
+    def _has_more(self, steps: Iterator[None]) -> bool:
+        """Do a step; return whether more follow."""
+        ends: list[bool] = []
+        self._attempt(lambda: ends.append(next(steps, _DONE) is _DONE))
+        return ends == [False]
+
+    def _attempt(self, step: Callable[[], None]) -> None:
+        """Run a step that the commit does otherwise: so it may find no room on the host."""
+        try:
+            self._guarded(step)
+        except FsError as exc:
+            if exc.errno != errno.ENOSPC or self._journal.is_failed:
+                raise
+
+    def _begin(self) -> None:
+        self.settle()
+        self._content.writer.flush()
+        self._beside.begin(self._content.writer.flushers())
+
+    def _until_flushed(self) -> Iterator[int]:
+        while self._beside.is_running:
+            yield self._beside.done_fd
+
+    def settle(self) -> None:
+        """Hear what became of the flush that was begun: the host may tell of a failure only once.
+
+        Raises:
+            FlushError: it failed.
+        """
+        try:
+            self._beside.settle()
+        except OSError as exc:
+            raise FlushError(exc.errno, exc.strerror) from exc
+
+    def close(self) -> None:
+        """Wait for what was begun, whatever becomes of it."""
+        self._beside.close()

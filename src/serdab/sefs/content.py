@@ -26,6 +26,7 @@ from serdab.sefs.cache import ByteCache
 from serdab.sefs.datarecords import DataRecords
 from serdab.sefs.dirty import DirtyChunk, DirtyFile, Discards
 from serdab.sefs.extents import END, Extents
+from serdab.sefs.held import STEP_CHUNKS, Held
 from serdab.sefs.items import Items
 from serdab.sefs.references import References
 from serdab.sefs.segment import (
@@ -42,14 +43,12 @@ from serdab.vfs.api import Inode
 from serdab.vfs.layer import Layer
 
 _CHUNK_CACHE: Final = 4 << 20
-STEP_CHUNKS: Final = 64
-"""So many chunks are dealt with in one step: some milliseconds."""
 _CHUNK_BYTES: Final = 320
 """What a dirty chunk takes beside its content: objects here, a tag and an owner on the host."""
 
 
 @final
-class Content:
+class Content(Held):
     """All file content of one volume."""
 
     def __init__(
@@ -63,24 +62,16 @@ class Content:
         self._items = items
         self._segments = segments
         self.references = references = References(items, segments)
-        self._extents = extents = Extents(items, references, segments.version)
+        extents = Extents(items, references, segments.version)
         self.records = records = DataRecords(items, segments, extents, references)
-        # Bound once: reading asks for one of each chunk.
-        self._pointer, self._set_pointer = extents.pointer, extents.set_pointer
+        super().__init__(extents, chunk_size, lower)
         self._seal = records.seal
-        self._chunk_size = chunk_size
-        self._lower = lower
         self._put_inode = put_inode
         self.writer: Writer = records.writer
-        self._dirty: dict[int, DirtyFile] = {}
         self.dirty_bytes = 0
         """What the dirty chunks take in memory, and at most on the host when they are sealed."""
         self._chunks: ByteCache[bytes, bytes] = ByteCache(_CHUNK_CACHE)
         self._discards = Discards()
-
-    def chunk_size(self, inode: Inode) -> int:
-        """Return how long the chunks of a file are."""
-        return ks.record_size(inode.flags, self._chunk_size)
 
     @staticmethod
     def _largest(size: int) -> int:
@@ -214,11 +205,6 @@ class Content:
 
     # Writing ------------------------------------------------------------------------------
 
-    def live_inode(self, ino: int) -> Inode | None:
-        """Return the object whose content is dirty, if any."""
-        opened = self._dirty.get(ino)
-        return opened.inode if opened is not None else None
-
     def _load(self, inode: Inode, chunk: int) -> DirtyChunk:
         """Return a chunk as a dirty one that holds its present content."""
         opened = self._dirty.get(inode.ino)
@@ -324,11 +310,6 @@ class Content:
         """Return the slot of a chunk; what is in memory is newer."""
         return self._pointer(ino, chunk)
 
-    def is_dirty(self, inode: Inode, chunk: int) -> bool:
-        """Return whether a chunk is in memory."""
-        opened = self._dirty.get(inode.ino)
-        return opened is not None and chunk in opened.chunks
-
     def holds(self, inode: Inode) -> bool:
         """Return whether anything is held of a file."""
         return inode.ino in self._dirty or self._extents.count(inode.ino) > 0
@@ -401,12 +382,6 @@ class Content:
         self._discards.add_from(inode.ino, chunk)
         self._put_inode(inode)
 
-    def _next_held(self, ino: int, chunk: int) -> int:
-        """Return the first chunk from ``chunk`` on that may be held here; END if there is none."""
-        first = self._extents.next_held(ino, chunk)
-        opened = self._dirty.get(ino)
-        return first if opened is None or first == chunk else min(first, opened.next(chunk))
-
     def punch_steps(self, inode: Inode, offset: int, length: int) -> Iterator[None]:
         """Make a range read as zeros, from its start on, in steps."""
         self.leave_inline(inode)
@@ -450,78 +425,6 @@ class Content:
     def drop_on(self, inode: Inode, group: int) -> int:
         """Forget more of it, in one step."""
         return self._extents.drop(inode.ino, group)
-
-    def ranges(self, inode: Inode, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Yield the stored ranges within [start, end), in order.
-
-        Empty ones are signs of progress: before them is nothing that was not yielded.
-        """
-        end = min(end, inode.size)
-        if inode.flags & ks.F_INLINE:
-            if start < min(end, ks.INLINE_MAX):
-                yield start, min(end, ks.INLINE_MAX)
-            return
-        size = self.chunk_size(inode)
-        while start < end:
-            chunk = start // size
-            held = self._next_held(inode.ino, chunk)
-            stop = min(max(held, chunk + 1) * size, end)
-            pointer = self._pointer(inode.ino, chunk) if held == chunk else ABSENT
-            if is_record(pointer):
-                stop = min((chunk + self._extents.run(inode.ino, chunk)) * size, end)
-                yield start, stop
-            elif self.is_dirty(inode, chunk):
-                yield start, stop
-            elif (part := parse_lower(pointer)) is not None and self._lower is not None:
-                # Where the chunk is, seen from where the part of the lower layer is.
-                shift = chunk * size - part.offset
-                limit = min(stop, chunk * size + part.length)
-                for low, high in self._lower.data_ranges(part.ino, start - shift, limit - shift):
-                    yield low + shift, high + shift
-            elif pointer == ABSENT and inode.flags & ks.F_LOWER and self._lower is not None:
-                limit = min(stop, inode.lower_limit)
-                if start < limit:
-                    yield from self._lower.data_ranges(inode.ino, start, limit)
-            start = stop
-            yield start, start
-
-    def is_measured(self, inode: Inode) -> bool:
-        """Return whether ``taken_bytes`` answers at once."""
-        if inode.flags & ks.F_INLINE:
-            return True
-        opened = self._dirty.get(inode.ino)
-        return self._extents.is_counted(inode.ino) and (
-            opened is None or len(opened.chunks) <= STEP_CHUNKS or not opened.unmeasured()
-        )
-
-    def measure_steps(self, inode: Inode) -> Iterator[None]:
-        """Find out what ``taken_bytes`` needs."""
-        while not self._extents.is_counted(inode.ino):
-            self._extents.count_on(inode.ino)
-            yield
-        while not self.is_measured(inode):
-            self._measure(self._dirty[inode.ino], STEP_CHUNKS)
-            yield
-
-    def _measure(self, opened: DirtyFile, most: int) -> None:
-        for chunk in opened.unmeasured()[:most]:
-            slot = self._pointer(opened.inode.ino, chunk)
-            opened.chunks[chunk].is_fresh = slot in (ABSENT, HOLE)
-
-    def taken_bytes(self, inode: Inode) -> int:
-        """Return about how much of a file takes space: whole chunks, the lower layer's part whole.
-
-        Not more than its size.
-        """
-        if inode.flags & ks.F_INLINE:
-            return min(inode.size, ks.INLINE_MAX)
-        chunks = self._extents.count(inode.ino)
-        opened = self._dirty.get(inode.ino)
-        if opened is not None:
-            self._measure(opened, END)
-            chunks += [held.is_fresh for held in opened.chunks.values()].count(True)
-        below = inode.lower_limit if inode.flags & ks.F_LOWER else 0
-        return min(chunks * self.chunk_size(inode) + below, inode.size)
 
     # Saving -------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from typing import Final, final
+from typing import final
 
 from serdab.crypto.kdf import KeySchedule
 from serdab.errors import AuthenticationError, Error, FormatError, FsError
@@ -37,7 +37,7 @@ from serdab.sefs import keyspace as ks
 from serdab.sefs.admission import Admission
 from serdab.sefs.anchor import AnchorState
 from serdab.sefs.anchorfile import AnchorFile
-from serdab.sefs.beside import FlushBeside
+from serdab.sefs.beside import SlowCommits
 from serdab.sefs.content import Content
 from serdab.sefs.hostdir import Dir
 from serdab.sefs.intentlog import (
@@ -64,7 +64,6 @@ from serdab.vfs.layer import Layer
 from serdab.vfs.steps import Steps
 
 log = logging.getLogger("serdab.sefs")
-_DONE: Final = object()
 
 
 def _is_full_only(exc: BaseException) -> bool:
@@ -137,7 +136,7 @@ class Journal:
         )  # fmt: skip
         self._oldest_change = 0.0
         self._last_checkpoint = 0.0
-        self._beside = FlushBeside()
+        self._slow = SlowCommits(self, self._guarded, self.content, limits)
         self._failed = ""
         self._closed = False
         self._first_checkpoint = True
@@ -185,6 +184,12 @@ class Journal:
             if not self._changed:
                 self._changed = True
                 self._oldest_change = self._uncommitted_since
+
+    def piece(self) -> Iterator[None]:
+        """A piece of something larger is done; the next one is admitted like any change."""
+        self.touch()
+        yield
+        self.admit()
 
     # Recovery -----------------------------------------------------------------------------
 
@@ -297,51 +302,18 @@ class Journal:
             self._checkpoint_now()  # which may take less: of what is gone nothing
 
     def commit_steps(self) -> Steps[None]:
-        """Like ``commit``: much that is dirty is sealed in steps, and flushed beside the loop.
+        """Like ``commit``: much that is dirty is sealed in steps, and flushed beside the loop."""
+        return self._slow.steps()
 
-        A descriptor that is yielded becomes readable when there is a reason to go on.
-        """
-        content, limits = self.content, self._limits
-        if not self._failed and self._is_much_dirty():
-            sealing = content.flush_steps()
-            while self._has_more(sealing):
-                yield None
-        if self._beside.is_running:
-            yield from self._until_flushed()
-        if not self._failed and content.writer.unsynced_bytes > limits.beside_bytes:
-            self._attempt(self._flush_beside)
-            yield from self._until_flushed()
-        self.commit()
+    @property
+    def is_failed(self) -> bool:
+        """Whether the host failed, and nothing is written any more."""
+        return bool(self._failed)
 
-    def _until_flushed(self) -> Iterator[int]:
-        while self._beside.is_running:
-            yield self._beside.done_fd
-
-    def _is_much_dirty(self) -> bool:
-        """Return whether the next commit has much to seal."""
-        content, limits = self.content, self._limits
-        if content.dirty_bytes <= limits.beside_bytes:
-            return False
-        return self._log is None or content.uncommitted_bytes() > limits.inline_commit_bytes
-
-    def _has_more(self, steps: Iterator[None]) -> bool:
-        """Do a step; return whether more follow."""
-        ends: list[bool] = []
-        self._attempt(lambda: ends.append(next(steps, _DONE) is _DONE))
-        return ends == [False]
-
-    def _attempt(self, step: Callable[[], None]) -> None:
-        """Run a step that the commit does otherwise: so it may find no room on the host."""
-        try:
-            self._guarded(step)
-        except FsError as exc:
-            if exc.errno != errno.ENOSPC or self._failed:
-                raise
-
-    def _flush_beside(self) -> None:
-        self._settle()
-        self.content.writer.flush()
-        self._beside.begin(self.content.writer.flushers())
+    @property
+    def has_log(self) -> bool:
+        """Whether the next commit goes to a log, and not into a checkpoint."""
+        return self._log is not None
 
     def write_checkpoint(self) -> None:
         """Write a checkpoint before a change, which one that finds no room does not stop."""
@@ -412,7 +384,7 @@ class Journal:
         self.content.records.save_owners()
 
     def _append_commit(self) -> None:
-        self._settle()
+        self._slow.settle()
         content, items = self.content, self.items
         if content.uncommitted_bytes() > self._limits.inline_commit_bytes:
             content.flush()
@@ -444,13 +416,6 @@ class Journal:
         content.committed()
         self._uncommitted = False
 
-    def _settle(self) -> None:
-        """Hear what became of a flush beside the loop: the host may tell of a failure only once."""
-        try:
-            self._beside.settle()
-        except OSError as exc:
-            raise FlushError(exc.errno, exc.strerror) from exc
-
     def _end_log(self) -> None:
         if self._log is not None:
             self._log.close()
@@ -463,7 +428,7 @@ class Journal:
 
     def _checkpoint(self, *, final_one: bool = False) -> None:
         """Write the tree and an anchor. Afterwards nothing older is needed."""
-        self._settle()
+        self._slow.settle()
         content, items, state = self.content, self.items, self.state
         self._anchor.ensure()
         if self._first_checkpoint and not self._leftovers.is_swept:
@@ -617,7 +582,7 @@ class Journal:
             if not self.read_only and not self._failed and (self._changed or self.state.log):
                 self._checkpoint_now(final_one=True)
         finally:
-            self._beside.close()
+            self._slow.close()
             self._end_log()
             self.content.writer.close()
             self._pages.writer.close()

@@ -12,10 +12,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import stat
-from collections import deque
 from collections.abc import Callable, Iterator
-from itertools import islice
 from typing import Final, final
 
 from msgspec import structs
@@ -33,7 +30,6 @@ from serdab.sefs.anchor import (
 )
 from serdab.sefs.anchorfile import NEW_ANCHOR
 from serdab.sefs.boundeddir import BoundedDir, limits_for, whole_size
-from serdab.sefs.extents import END
 from serdab.sefs.hostdir import Dir
 from serdab.sefs.hostplace import Place, open_place
 from serdab.sefs.items import Items
@@ -42,6 +38,7 @@ from serdab.sefs.limits import DEFAULT_LIMITS, VolumeLimits, fitted
 from serdab.sefs.memorydir import MemoryDir
 from serdab.sefs.page import Item
 from serdab.sefs.position import History, Position, checkpoint_mac, logged_mac
+from serdab.sefs.removals import Removals
 from serdab.sefs.segment import Usage
 from serdab.sefs.sharing import Sharing
 from serdab.sefs.slots import LowerPart
@@ -49,12 +46,10 @@ from serdab.sefs.tree import Tree
 from serdab.structs import replace
 from serdab.vfs.api import ROOT_INO, Inode, StatFs
 from serdab.vfs.layer import Dirent, Layer
-from serdab.vfs.steps import Chores, Steps, after, finish
+from serdab.vfs.steps import Chores, Steps
 
 CHUNK_SIZE: Final = 32 << 10
 PAGE_SIZE: Final = 8 << 10
-_STEP_ITEMS: Final = 256
-"""So many items of an inode that goes away are dropped in one step."""
 _DONE: Final = object()
 
 log = logging.getLogger("serdab.sefs")
@@ -112,39 +107,18 @@ class Volume:
             limits=limits,
         )
         self._orphans: set[int] = set()
-        self.chores: Chores = deque()
         self._items = self._journal.items
         self._content = self._journal.content
         self._live_inodes = self._journal.inodes
+        self._removals = Removals(self._journal, self._forget, self._keep_as_orphan)
+        self.chores: Chores = self._removals.chores
         self._sharing = Sharing(self._content, self.version)
 
     def recover(self, *, tolerant: bool = False) -> None:
         """Check the root and replay the log. ``tolerant``: leave damage for fsck to report."""
         self._journal.recover(tolerant=tolerant)
         if not tolerant:
-            self._free_orphans()
-
-    def _free_orphans(self) -> None:
-        """Free inodes that had no name when the last session ended: in use, or not freed whole."""
-        prefix = ks.key(0, ks.T_ORPHAN)
-        orphans = [int.from_bytes(key[9:17], "big") for key, _ in self._items.scan(prefix)]
-        for ino in orphans:
-            inode = self.inode(ino)
-            if self._journal.read_only:
-                continue
-            if inode is not None:
-                self._orphans.add(ino)
-                self.drop_inode(inode)
-            else:
-                self._items.put(ks.orphan_key(ino), None)
-
-    def _finish_chores(self) -> None:
-        while self.chores:
-            try:
-                finish(after(self.chores.popleft()))
-            except (OSError, Error) as exc:
-                # It stays an orphan, and the next session tries.
-                log.warning("%s: a removed file is not freed yet: %s", self._journal.label, exc)
+            self._removals.take_up(self.inode, self._orphans)
 
     # Layer: reading -----------------------------------------------------------------------
 
@@ -263,33 +237,7 @@ class Volume:
         self._journal.put_inode(inode)
 
     def drop_inode(self, inode: Inode) -> None:
-        group = self._content.drop(inode)
-        names = self._items.scan(ks.key(inode.ino, ks.T_XATTR))
-        if group == END and not stat.S_ISDIR(inode.mode) and next(names, None) is None:
-            self._forget(inode.ino)
-            return
-        steps = self._drop_steps(inode, group)
-        if next(steps, _DONE) is not _DONE:
-            # An orphan until its last piece: whatever ends this, the next session goes on.
-            self.put_inode(inode)
-            self.put_orphan(inode.ino)
-            self.chores.append(steps)
-
-    def _drop_steps(self, inode: Inode, group: int) -> Iterator[None]:
-        items = self._items
-        while group != END:
-            yield from self._piece()
-            group = self._content.drop_on(inode, group)
-        for kind in (ks.T_XATTR, ks.T_DIRENT):
-            prefix = start = ks.key(inode.ino, kind)
-            while keys := [key for key, _ in islice(items.scan(prefix, start), _STEP_ITEMS)]:
-                for key in keys:
-                    items.put(key, None)
-                if len(keys) < _STEP_ITEMS:
-                    break
-                start = keys[-1]
-                yield from self._piece()
-        self._forget(inode.ino)
+        self._removals.drop(inode)
 
     def _forget(self, ino: int) -> None:
         """Of an inode there is nothing left."""
@@ -299,11 +247,10 @@ class Volume:
             self.clear_orphan(ino)
         self._journal.touch()
 
-    def _piece(self) -> Iterator[None]:
-        """A piece of something larger is done; the next one is admitted like any change."""
-        self._journal.touch()
-        yield
-        self._journal.admit()
+    def _keep_as_orphan(self, inode: Inode) -> None:
+        """An inode is gone, and not all of it: whatever ends this, the next session goes on."""
+        self.put_inode(inode)
+        self.put_orphan(inode.ino)
 
     def put_orphan(self, ino: int) -> None:
         self._orphans.add(ino)
@@ -363,7 +310,7 @@ class Volume:
             if is_done:
                 self._journal.touch()
                 return
-            yield from self._piece()
+            yield from self._journal.piece()
 
     def is_measured(self, inode: Inode) -> bool:
         return self._content.is_measured(inode)
@@ -410,7 +357,7 @@ class Volume:
 
     def close(self) -> None:
         if not self._journal.read_only:
-            self._finish_chores()
+            self._removals.finish()
         self._journal.close()
 
     def abandon(self) -> None:
