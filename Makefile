@@ -9,7 +9,7 @@ SET_UP := .venv/set-up-from
 $(SET_UP): requirements/dev.txt pyproject.toml tools/setup
 	@tools/setup venv
 
-.PHONY: help venv demo test lint format types imports docs unit bench bench-short fuzz soak init lock clean
+.PHONY: help venv demo test lint format types imports docs unit bench bench-short fuzz soak posix apps init lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 14
@@ -19,6 +19,10 @@ venv: $(SET_UP) ## the virtual environment, with Serdab in it
 demo: $(SET_UP) ## build, boot and attack an instance of this machine's own programs
 	@tools/setup system demo
 	@$(PY) -m demos.hello.demo
+
+apps: $(SET_UP) ## real programs at work inside, beside a plain chroot: the table of docs/apps.md
+	@tools/setup system apps || echo "going on with what is here"
+	@$(PY) -m demos.apps $(APPS)
 
 test: $(SET_UP) ## everything: lint, types, imports, docs, tests, demo
 	@tools/setup system test
@@ -60,6 +64,10 @@ soak: $(SET_UP) ## long runs, SERDAB_SOAK_SECONDS (3600) a test
 	@tools/setup system test
 	@SERDAB_SOAK_SECONDS=$${SERDAB_SOAK_SECONDS:-3600} SERDAB_TEST_WHOLE=1 SERDAB_TEST_FRESH=1 \
 		$(PY) -m pytest -m "soak or sampled"
+
+posix: $(SET_UP) ## suites of others (SUITES=DIR) and a fuzz beside ext4, on mounts and inside
+	@tools/setup system demo
+	@$(PY) -m tests.posix $(if $(SUITES),--suites "$(SUITES)") $(POSIX)
 
 init: $(SET_UP) ## build the static init and launcher again
 	@$(PY) tools/build_init.py

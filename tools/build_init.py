@@ -36,6 +36,7 @@ PROGRAMS = {
         "worker.c",
     ),
     "init": ("init.c",),
+    "door": ("door.c",),
 }
 FLAGS = (
     "-std=c11",

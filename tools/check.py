@@ -20,6 +20,10 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 _PYTHON: Final = (sys.executable, "-m")
 _SCRIPTS: Final = Path(sys.executable).parent
 
+#: One for each processor and one more, since a third of the time tests wait for somebody; beyond
+#: five, what every worker makes for itself is wasted.
+_WORKERS: Final = min(len(os.sched_getaffinity(0)) + 1, 5)
+
 CHECKS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
     "lint": (
         (*_PYTHON, "ruff", "check", "."),
@@ -29,8 +33,7 @@ CHECKS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
     "imports": ((str(_SCRIPTS / "lint-imports"), "--no-logo"),),
     "docs": ((*_PYTHON, "mkdocs", "build", "--strict", "--quiet", "--site-dir", "site"),),
     # Last, so that pytest's own summary stands at the end of the output.
-    # One worker for each processor; beyond four, what every worker makes for itself is wasted.
-    "tests": ((*_PYTHON, "pytest", "--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal"),),
+    "tests": ((*_PYTHON, "pytest", f"--numprocesses={_WORKERS}", "--dist=worksteal"),),
 }
 
 

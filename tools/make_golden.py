@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python tools/make_golden.py DIR``: writes the golden images and volume of the current format.
+"""``python tools/make_golden.py DIR``: writes the golden images of the current format.
 
 Run once per format version. What is committed is never written again: every later version must
 still read it (``tests/vectors``).
@@ -10,17 +10,31 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+from serdab.crypto.hashes import HashAlgorithm
 from serdab.keys import Key
-from serdab.sefs.image import open_image
-from serdab.sefs.imagebuild import ImageOptions, build_image
-from serdab.sefs.imagewalk import Additions
-from serdab.sefs.volume import open_volume
+from serdab.sefs import acl, imagebuild
+from serdab.sefs import keyspace as ks
+from serdab.sefs.acl import AclEntry, dump_acl
+from serdab.sefs.imagebuild import ImageInfo, ImageOptions, build_image
+from serdab.sefs.imagewalk import Additions, SourceEntry, Walk
 from serdab.vfs.api import SetAttr
 from serdab.vfs.union import Union
 
 KEY = Key.parse("c7-32-b3-ed-44-df-ec-7b-25-2d-9a-32-38-8d-58-61")
+_OPEN = [AclEntry(acl.USER_OBJ, 7), AclEntry(acl.GROUP_OBJ, 5), AclEntry(acl.OTHER, 5)]
+_NAMED = [*_OPEN, AclEntry(acl.USER, 6, 1000), AclEntry(acl.GROUP, 4, 70_000)]
+ACLS = {
+    b"bin": {
+        b"system.posix_acl_access": [*_NAMED, AclEntry(acl.MASK, 7)],
+        b"system.posix_acl_default": _OPEN,
+    },
+    b"bin/tail": {b"system.posix_acl_access": _OPEN},
+}
 
 
 def make_source(source: Path) -> None:
@@ -53,29 +67,55 @@ def change(fs: Union) -> None:
     fs.setattr(fs.lookup(1, b"hard").ino, SetAttr(mode=0o600))
 
 
-def main(out: Path) -> None:
-    """Write everything below ``out``."""
-    source = out / "source"
+def make_more(source: Path) -> None:
+    """Add what version 2 has more: tails that compress one by one, records of their own size."""
     make_source(source)
-    macs: dict[str, str] = {}
-    additions = Additions({b"proc": 0o555}, {b"etc/image_config.json": b"{}\n"})
-    for name, key in (("integrity", None), ("encrypted", KEY)):
-        options = ImageOptions(chunk_size=65536, page_size=4096)
-        info = build_image(source, out / name, key=key, options=options, additions=additions)
-        macs[name] = info.root_mac.hex()
-    lower = open_image(out / "encrypted", key=KEY, expected_mac=bytes.fromhex(macs["encrypted"]))
-    (out / "volume").mkdir()
-    fs = Union(open_volume(out / "volume", key=KEY, lower=lower, create=True), lower)
-    change(fs)
-    fs.syncfs()
-    last = fs.mknod(1, b"in the log", 0o100644, 0, 0, 0)
-    fs.write(last.ino, 0, memoryview(b"replayed"), kill_suidgid=False)
-    fs.syncfs()
-    # Room that the log keeps ahead is no part of it.
-    os.truncate(out / "volume/log/00000001", 16 << 10)
-    # Not closed: the volume is left as a crash leaves it, with a log to replay.
+    for number in range(3):
+        text = b"".join(b"line %d of file %d\n" % (line, number) for line in range(300))
+        (source / f"bin/text {number}").write_bytes(text)
+        (source / f"bin/small {number}").write_bytes(text[:1900])
+    (source / "records").write_bytes(b"".join(i.to_bytes(4, "little") for i in range(5_000)))
+    for path in sorted(source.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            os.utime(path, (1_700_000_000, 1_700_000_000))
+
+
+class Golden(Walk):
+    """The tree with what no host says of it."""
+
+    def entries(self) -> Iterator[SourceEntry]:
+        """Yield each inode, some with an ACL, one with records of 4 KiB."""
+        for entry in super().entries():
+            if entry.path in ACLS:
+                entry.xattrs = [(name, dump_acl(acl)) for name, acl in ACLS[entry.path].items()]
+            if entry.path == b"records":
+                entry.inode.flags = ks.with_record_size(0, 4096)
+            yield entry
+
+
+IMAGES = {
+    "integrity": (None, ImageOptions(chunk_size=65536, page_size=4096)),
+    "encrypted": (KEY, ImageOptions(chunk_size=65536, page_size=4096)),
+    "padded": (KEY, ImageOptions(zstd_level=0, padding=65536, hash=HashAlgorithm.SHA256)),
+}
+"""Every option of version 2 in one of them."""
+
+
+def make_image(source: Path, out: Path, name: str) -> ImageInfo:
+    """Build one of the golden images."""
+    key, options = IMAGES[name]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(imagebuild, "Walk", Golden)
+        additions = Additions({b"proc": 0o555}, {b"etc/image_config.json": b"{}\n"})
+        return build_image(source, out, key=key, options=options, additions=additions)
+
+
+def main(out: Path) -> None:
+    """Write everything below ``out``; ``make_golden_volume`` does the volume."""
+    source = out / "source"
+    make_more(source)
+    macs = {name: make_image(source, out / name, name).root_mac.hex() for name in IMAGES}
     (out / "macs.json").write_text(json.dumps(macs, indent=1, sort_keys=True) + "\n")
-    os._exit(0)
 
 
 if __name__ == "__main__":

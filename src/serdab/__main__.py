@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import sys
-
-from serdab.cli.main import main
+from serdab.cli.door import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

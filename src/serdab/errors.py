@@ -37,6 +37,8 @@ import functools
 import os
 from collections.abc import Mapping
 
+from serdab.characters import is_seen
+
 
 class Error(Exception):
     """Base of everything a user may be told.
@@ -281,7 +283,7 @@ _index(Error)
 def printable(line: str) -> str:
     """Return a line with escapes for what could forge a second one, or speak to the terminal."""
     return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
+        character if is_seen(character) else character.encode("unicode_escape").decode()
         for character in line
     )
 

@@ -25,39 +25,75 @@ from serdab.sefs.imageformat import (
     HEADER_BYTES,
     IMAGE_NAME,
     META_PACK,
+    V1,
+    V2,
     Header,
     Mode,
     Pointer,
     header_mac,
 )
+from serdab.sefs.imagepages import PageWriter
 from serdab.sefs.imagewalk import Source, SourceEntry
 from serdab.sefs.page import Item
-from serdab.vfs.api import ROOT_INO, Inode, SetAttr
+from serdab.vfs.api import NOW_NS, ROOT_INO, Inode, SetAttr
 from serdab.vfs.layer import Dirent
 from serdab.vfs.union import Union
 from tests.harness.hangs import no_hang
+from tests.harness.version1 import Version1Builder
 
 Items = dict[bytes, bytes]
+INODE = struct.Struct("<IIIIIIQqqqqQQ")
+INODE_FIELDS = (
+    "mode", "nlink", "uid", "gid", "rdev", "flags", "size", "atime_ns", "mtime_ns", "ctime_ns",
+    "btime_ns", "lower_limit", "parent_ino",
+)  # fmt: skip
 
 
 def forge(
-    source: Path, out: Path, *, key: Key | None, change: Callable[[Items], list[Item] | None]
+    source: Path,
+    out: Path,
+    *,
+    key: Key | None,
+    change: Callable[[Items], list[Item] | None],
+    version: int = V2,
 ) -> bytes:
     """Build an image whose items ``change`` has had its way with; return its root MAC."""
 
-    class Forger(imagebuild._Builder):
-        def _items(self, walk: Source, entries: list[SourceEntry]) -> list[Item]:
-            items = dict(super()._items(walk, entries))
-            return change(items) or list(items.items())
+    class OldForger(Version1Builder):
+        def _items(self, source: Source, entries: list[SourceEntry]) -> list[Item]:
+            return _changed(super()._items(source, entries), change)
+
+    write_pages = PageWriter._pages
+
+    def forged_pages(
+        self: PageWriter, items: list[Item], offset: int, packs: list[bytes]
+    ) -> tuple[Pointer, int, bytes, int]:
+        content = [item for item in items if item[0][8] == ks.T_INLINE]
+        others = [item for item in items if item[0][8] != ks.T_INLINE]
+        return write_pages(self, sorted([*_changed(others, change), *content]), offset, packs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(imagebuild, "_Builder", Forger)
+        if version == V1:
+            patch.setattr(imagebuild, "_Builder", OldForger)
+        else:
+            patch.setattr(PageWriter, "_pages", forged_pages)
         options = imagebuild.ImageOptions(chunk_size=4096, page_size=4096, zstd_level=0)
         return imagebuild.build_image(source, out, key=key, options=options).root_mac
 
 
+def _changed(items: list[Item], change: Callable[[Items], list[Item] | None]) -> list[Item]:
+    """Let ``change`` have its way with all items but content, of which it may add some."""
+    found = dict(items)
+    return change(found) or list(found.items())
+
+
 def raw_image(
-    folder: Path, pages: list[tuple[bytes, int]], *, root_level: int, tail: bytes = b""
+    folder: Path,
+    pages: list[tuple[bytes, int]],
+    *,
+    root_level: int,
+    tail: bytes = b"",
+    version: int = V2,
 ) -> bytes:
     """Seal (stored bytes, flags) as pages, the last one the root; return the root MAC."""
     digest = digest_function(HashAlgorithm.SHA256)
@@ -68,12 +104,18 @@ def raw_image(
         body += raw
         offset += len(raw)
     header = Header(
-        Mode.INTEGRITY, HashAlgorithm.SHA256, 1, root_level, 4096, 4096, offset + len(tail), 0,
-        len(pages), pointer, bytes(32), bytes(32), "a forger",
-    ).dump()  # fmt: skip
+        version, Mode.INTEGRITY, HashAlgorithm.SHA256, 1, root_level, 4096, 4096,
+        offset + len(tail), 0, pointer, bytes(32), bytes(32), "a forger",
+    )  # fmt: skip
     folder.mkdir(exist_ok=True)
-    (folder / IMAGE_NAME).write_bytes(header + body + tail)
-    return header_mac(header, HashAlgorithm.SHA256)
+    (folder / IMAGE_NAME).write_bytes(header.dump() + body + tail)
+    return header_mac(header.dump(), header)
+
+
+def own_mac(raw: bytes) -> bytes:
+    """Return the root MAC of any bytes for a header of an image under SHA-256."""
+    label = b"serdab sefs image v%d\0" % (V1 if raw[8] == V1 else V2)
+    return digest_function(HashAlgorithm.SHA256)(label + raw[:HEADER_BYTES])
 
 
 def raw_page(level: int, items: list[Item], *, zero: int = 0, count: int | None = None) -> bytes:
@@ -89,12 +131,12 @@ def raw_page(level: int, items: list[Item], *, zero: int = 0, count: int | None 
     return struct.pack("<BBH", level, zero, number) + ends + keys + values
 
 
-def changed_inode(items: Items, ino: int, *, version: int = ks.V1, **fields: int) -> None:
-    """Change fields of an inode record."""
-    inode = ks.parse_inode(ino, items[ks.key(ino, ks.T_INODE)], version)
+def changed_inode(items: Items, ino: int, **fields: int) -> None:
+    """Change fields of an inode record, in the bytes: no codec has a say."""
+    raw = list(INODE.unpack(items[ks.key(ino, ks.T_INODE)]))
     for name, value in fields.items():
-        setattr(inode, name, value)
-    items[ks.key(ino, ks.T_INODE)] = ks.dump_inode(inode, version)
+        raw[INODE_FIELDS.index(name)] = value
+    items[ks.key(ino, ks.T_INODE)] = INODE.pack(*raw)
 
 
 def add_entry(items: Items, name: bytes, ino: int, dtype: int = 8, parent: int = ROOT_INO) -> None:
@@ -169,7 +211,7 @@ class Exerciser:
             self._try(fs.getxattr, ino, name)
         if stat.S_ISLNK(inode.mode):
             self._try(fs.readlink, ino)
-        self._try(fs.setattr, ino, SetAttr(mode=0o600, atime_ns=1, mtime_ns=-1))
+        self._try(fs.setattr, ino, SetAttr(mode=0o600, atime_ns=1, mtime_ns=NOW_NS))
         if stat.S_ISREG(inode.mode):
             self._try(fs.write, ino, 10, memoryview(b"written"), kill_suidgid=True)
             self._try(fs.write, ino, 5000, memoryview(b"written"), kill_suidgid=True)

@@ -196,6 +196,7 @@ RACES: Final = (
     ("volume", "volumes/one"),
     ("fsck", "run/mount/__ROOT"),
     ("fsck", "build/initfs"),
+    ("rebind", "run/mount/__ROOT"),
     ("rekey", "run/mount"),
     ("rekey", "run/mount/__ROOT"),
     *(

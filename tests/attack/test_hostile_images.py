@@ -17,7 +17,6 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from serdab.crypto.aead import RecordCipher
-from serdab.crypto.hashes import HashAlgorithm
 from serdab.errors import AuthenticationError, Error, FormatError
 from serdab.keys import Key
 from serdab.sefs import fsck, imagebuild
@@ -29,8 +28,9 @@ from serdab.sefs.imageformat import (
     META_PACK,
     SLOT,
     SLOT_BYTES,
+    V1,
+    V2,
     Pointer,
-    header_mac,
 )
 from serdab.sefs.volume import memory_volume
 from serdab.structs import replace
@@ -43,6 +43,7 @@ from tests.attack.forgery import (
     bounded,
     changed_inode,
     forge,
+    own_mac,
     raw_image,
     raw_page,
 )
@@ -92,6 +93,64 @@ def slot(**fields: int) -> Callable[[Items], None]:
 
     return change
 
+
+def super_(*values: int) -> Callable[[Items], None]:
+    """Change the first numbers of the item that tells of the image as a whole."""
+
+    def change(items: Items) -> None:
+        key = ks.key(0, ks.T_SUPER)
+        items[key] = struct.pack(f"<{len(values)}Q", *values) + items[key][8 * len(values) :]
+
+    return change
+
+
+def content(ino: int, stored: bytes) -> Callable[[Items], None]:
+    """Let an empty file have small content, in a form of version 2."""
+
+    def change(items: Items) -> None:
+        changed_inode(items, ino, flags=ks.F_INLINE, size=100)
+        items[ks.key(ino, ks.T_INLINE)] = stored
+
+    return change
+
+
+def acl(raw: bytes, name: bytes = b"system.posix_acl_access") -> Callable[[Items], None]:
+    return put(ks.xattr_key(3, name), b"\1" + raw)
+
+
+FRAME = zstandard.ZstdCompressor().compress
+ENTRIES = struct.pack("<HHIHHIHHI", 1, 7, 0xFFFFFFFF, 4, 5, 0xFFFFFFFF, 32, 5, 0xFFFFFFFF)
+VERSION_2: dict[str, Callable[[Items], None]] = {
+    "content of no form": content(3, b"\2content"),
+    "content without its mark": content(3, b""),
+    "content too long": content(3, b"\0" + bytes(2049)),
+    "content of a bomb": content(3, b"\1" + FRAME(bytes(64 << 20))),
+    "content of no frame": content(3, b"\1no frame at all"),
+    "content of a skippable frame": content(3, b"\1\x50\x2a\x4d\x18\xff\xff\xff\x7f"),
+    "content of two frames": content(3, b"\1" + FRAME(b"one") * 2),
+    "piece that is no frame": slot(flags=2),
+    "piece far into its record": slot(flags=2, position=0xFFFFFFFF),
+    "piece of what is compressed": slot(flags=3),
+    "parent of a file": inode(3, parent_ino=1),
+    "parent that is itself": inode(2, parent_ino=2),
+    "parent that is not there": inode(2, parent_ino=99),
+    "parent of an impossible number": inode(2, parent_ino=TOP),
+    "parent of the root": inode(1, parent_ino=2),
+    "directory without a parent": inode(2, parent_ino=0),
+    "records of 2 KiB": inode(3, flags=11 << 8),
+    "records of 2 MiB": inode(3, flags=21 << 8),
+    "records of 2 GiB": inode(3, flags=31 << 8),
+    "records of a MiB": inode(3, flags=20 << 8),
+    "records of a directory": inode(2, flags=16 << 8),
+    "ACL of no entries": acl(b"\2\0\0\0"),
+    "ACL that is cut": acl(b"\2\0\0\0" + ENTRIES[:-1]),
+    "ACL of another version": acl(b"\1\0\0\0" + ENTRIES),
+    "ACL out of order": acl(b"\2\0\0\0" + ENTRIES[8:] + ENTRIES[:8]),
+    "padding beyond the end": super_(5, 5, 0, 1 << 50, 4096),
+    "padding of all": super_(5, 5, 0, 0, (1 << 64) - 1),
+    "padding where the header has none": super_(5, 5, 0, 4096, 1),
+}
+"""What version 1 cannot say."""
 
 LIES: dict[str, Callable[[Items], None]] = {
     "name ..": entry(b"..", 3),
@@ -158,10 +217,10 @@ LIES: dict[str, Callable[[Items], None]] = {
     "extent far into its record": slot(position=0xFFFFFFFF),
     "no super item": drop(ks.key(0, ks.T_SUPER)),
     "short super item": put(ks.key(0, ks.T_SUPER), b"\0" * 23),
-    "no inodes at all": put(ks.key(0, ks.T_SUPER), ks.SUPER.pack(0, 0, 0)),
-    "too many inodes": put(ks.key(0, ks.T_SUPER), ks.SUPER.pack((1 << 64) - 1, 0, 0)),
-    "the last possible inode": put(ks.key(0, ks.T_SUPER), ks.SUPER.pack(ks.MAX_INO, 0, 0)),
-    "fewer inodes than there are": put(ks.key(0, ks.T_SUPER), ks.SUPER.pack(1, 0, 0)),
+    "no inodes at all": super_(0),
+    "too many inodes": super_((1 << 64) - 1),
+    "the last possible inode": super_(ks.MAX_INO),
+    "fewer inodes than there are": super_(1),
     "short key": put(b"\0", b"value"),
     "key of an unknown type": put(ks.key(1, 200), b"value"),
     "key of the last inode": put(b"\xff" * 9, b"value"),
@@ -184,17 +243,60 @@ def exercise(folder: Path, key: Key | None, mac: bytes) -> list[Exception]:
     return user.errors
 
 
+MUST_NOTICE = VERSION_2.keys() - {
+    "records of a MiB",
+    "parent that is not there",
+}
+
+
 @pytest.mark.parametrize("key", [None, KEY], ids=["integrity-only", "encrypted"])
+@pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("lie", LIES)
-def test_a_lying_item(source: Path, tmp_path: Path, lie: str, key: Key | None) -> None:
-    mac = forge(source, tmp_path / "image", key=key, change=LIES[lie])
+def test_a_lying_item(
+    source: Path, tmp_path: Path, lie: str, version: int, key: Key | None
+) -> None:
+    mac = forge(source, tmp_path / "image", key=key, change=LIES[lie], version=version)
     with bounded():
         exercise(tmp_path / "image", key, mac)
 
 
-@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize("key", [None, KEY], ids=["integrity-only", "encrypted"])
+@pytest.mark.parametrize("lie", VERSION_2)
+def test_a_lie_in_what_version_2_has_more(
+    source: Path, tmp_path: Path, lie: str, key: Key | None
+) -> None:
+    mac = forge(source, tmp_path / "image", key=key, change=VERSION_2[lie])
+    with bounded():
+        found = exercise(tmp_path / "image", key, mac)
+    if lie in MUST_NOTICE:
+        assert any(isinstance(each, FormatError) for each in found)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_without_a_lie_nothing_is_said_of_the_format(
+    source: Path, tmp_path: Path, version: int
+) -> None:
+    mac = forge(source, tmp_path / "image", key=KEY, change=lambda items: None, version=version)
+    found = exercise(tmp_path / "image", KEY, mac)
+    assert not [each for each in found if isinstance(each, Error)]
+
+
+@pytest.mark.parametrize("lie", [lie for lie in VERSION_2 if not lie.startswith(("cont", "dir"))])
+def test_version_1_does_not_know_what_version_2_has_more(
+    source: Path, tmp_path: Path, lie: str
+) -> None:
+    """A flag, a parent, an ACL: refused, not ignored."""
+    if lie.startswith("padding"):
+        lie = "records of a MiB"
+    mac = forge(source, tmp_path / "image", key=KEY, change=VERSION_2[lie], version=1)
+    with bounded():
+        found = exercise(tmp_path / "image", KEY, mac)
+    assert found
+
+
+@pytest.mark.parametrize("lie", LIES | VERSION_2)
 def test_fsck_of_a_lying_item_ends(source: Path, tmp_path: Path, lie: str) -> None:
-    mac = forge(source, tmp_path / "image", key=KEY, change=LIES[lie])
+    mac = forge(source, tmp_path / "image", key=KEY, change=(LIES | VERSION_2)[lie])
     with bounded():
         try:
             image = open_image(tmp_path / "image", key=KEY, expected_mac=mac)
@@ -229,8 +331,9 @@ def test_names_that_lead_elsewhere_are_never_listed(source: Path, tmp_path: Path
 class TestHostilePages:
     """Trees made by hand, under hashes that are right."""
 
-    SUPER = (ks.key(0, ks.T_SUPER), ks.SUPER.pack(1, 1, 0))
+    SUPER = (ks.key(0, ks.T_SUPER), ks.SUPER.pack(1, 1, 0, 0, 0))
     LEAF = raw_page(0, [SUPER])
+    OLD = raw_page(0, [(ks.key(0, ks.T_SUPER), ks.SUPER_V1.pack(1, 1, 0))])
     """Enough for an image to be opened: what is refused is refused for the lie alone."""
 
     def test_the_honest_page_is_read(self, tmp_path: Path) -> None:
@@ -270,13 +373,15 @@ class TestHostilePages:
         for offset in (192, 4095):
             raw[offset] = 1
             host.write_bytes(raw)
-            mac = header_mac(bytes(raw[:HEADER_BYTES]), HashAlgorithm.SHA256)
+            mac = own_mac(bytes(raw))
             with pytest.raises(FormatError):
                 open_image(tmp_path, key=None, expected_mac=mac)
             raw[offset] = 0
 
-    def refused(self, folder: Path, pages: list[tuple[bytes, int]], level: int) -> None:
-        mac = raw_image(folder, pages, root_level=level)
+    def refused(
+        self, folder: Path, pages: list[tuple[bytes, int]], level: int, *, version: int = V2
+    ) -> None:
+        mac = raw_image(folder, pages, root_level=level, version=version)
         with bounded(), pytest.raises((FormatError, AuthenticationError)):
             open_image(folder, key=None, expected_mac=mac).close()
 
@@ -321,7 +426,7 @@ class TestHostilePages:
     def test_a_deep_chain_of_single_children(self, tmp_path: Path) -> None:
         """As deep as any tree may be; one level more is refused by the header already."""
         items = [
-            (ks.key(0, ks.T_SUPER), ks.SUPER.pack(1, 1, 0)),
+            self.SUPER,
         ]
         page, pages, offset = raw_page(0, items), [], HEADER_BYTES
         for level in range(1, 13):
@@ -340,9 +445,9 @@ class TestHostilePages:
         [
             zstandard.ZstdCompressor().compress(bytes(64 << 20)),
             zstandard.ZstdCompressor(write_content_size=False).compress(bytes(64 << 20)),
-            zstandard.ZstdCompressor().compress(LEAF) + b"more",
-            zstandard.ZstdCompressor().compress(LEAF) * 2,
-            zstandard.ZstdCompressor().compress(LEAF)[:-3],
+            zstandard.ZstdCompressor().compress(OLD) + b"more",
+            zstandard.ZstdCompressor().compress(OLD) * 2,
+            zstandard.ZstdCompressor().compress(OLD)[:-3],
             zstandard.ZstdCompressor().compress(b""),
             b"\x28\xb5\x2f\xfd" + b"\xff" * 40,
             b"\x50\x2a\x4d\x18\xff\xff\xff\x7f" + bytes(20),
@@ -355,7 +460,7 @@ class TestHostilePages:
     )  # fmt: skip
     def test_a_hostile_frame(self, tmp_path: Path, record: bytes) -> None:
         with bounded(megabytes=32):
-            self.refused(tmp_path, [(record, 1)], 0)
+            self.refused(tmp_path, [(record, 1)], 0, version=V1)
 
     def test_a_frame_that_lies_about_its_size(self, tmp_path: Path) -> None:
         frame = bytearray(zstandard.ZstdCompressor().compress(bytes(600)))
@@ -365,19 +470,29 @@ class TestHostilePages:
             lying = bytearray(frame)
             at = lying.index(struct.pack("<H", 600 - 256))
             lying[at : at + 2] = struct.pack("<H", max(value - 256, 0))
-            self.refused(tmp_path, [(bytes(lying), 1)], 0)
+            self.refused(tmp_path, [(bytes(lying), 1)], 0, version=V1)
 
     def test_a_window_of_gigabytes(self, tmp_path: Path) -> None:
         parameters = zstandard.ZstdCompressionParameters(window_log=27, enable_ldm=True)
         compressor = zstandard.ZstdCompressor(compression_params=parameters)
         with bounded(megabytes=400):
             record = compressor.compress(bytes(1 << 20) + b"x")
-        self.refused(tmp_path, [(record, 1)], 0)
+        self.refused(tmp_path, [(record, 1)], 0, version=V1)
 
     def test_a_dictionary_nobody_has(self, tmp_path: Path) -> None:
         dictionary = zstandard.ZstdCompressionDict(b"words of a dictionary " * 50)
-        record = zstandard.ZstdCompressor(dict_data=dictionary).compress(self.LEAF * 3)
-        self.refused(tmp_path, [(record, 1)], 0)
+        record = zstandard.ZstdCompressor(dict_data=dictionary).compress(self.OLD * 3)
+        self.refused(tmp_path, [(record, 1)], 0, version=V1)
+
+    def test_the_honest_frame_is_read_in_version_1_alone(self, tmp_path: Path) -> None:
+        for leaf, version in ((self.OLD, V1), (self.LEAF, V2)):
+            page = (FRAME(leaf), 1)
+            mac = raw_image(tmp_path, [page], root_level=0, version=version)
+            if version == V1:
+                open_image(tmp_path, key=None, expected_mac=mac).close()
+            else:
+                with pytest.raises(FormatError, match="compressed"):
+                    open_image(tmp_path, key=None, expected_mac=mac)
 
 
 class TestGmacForgery:

@@ -25,8 +25,7 @@ from serdab.sefs.segment import POINTER
 from serdab.sefs.volume import Volume
 from serdab.vfs.api import ROOT_INO
 from serdab.vfs.union import Union
-from tests.attack import forgery
-from tests.attack.forgery import Exerciser, add_entry, bounded
+from tests.attack.forgery import Exerciser, add_entry, bounded, changed_inode
 from tests.attack.sealedvolume import KEY, SealedVolume, open_host, survey
 
 
@@ -248,10 +247,6 @@ def forged(change: Callable[[dict[bytes, bytes]], object]) -> MemoryDir:
     return host
 
 
-def changed_inode(items: dict[bytes, bytes], ino: int, **fields: int) -> None:
-    forgery.changed_inode(items, ino, version=ks.V2, **fields)
-
-
 ITEMS: dict[str, Callable[[dict[bytes, bytes]], object]] = {
     "name ..": lambda items: add_entry(items, b"..", 3),
     "name with a slash": lambda items: add_entry(items, b"a/b", 3),
@@ -292,12 +287,16 @@ def test_a_lying_item_of_a_volume(name: str) -> None:
 
 def test_the_key_of_an_image_is_no_key_of_a_volume(killed: SealedVolume) -> None:
     """One user key serves both; what is derived from it never meets."""
-    from serdab.sefs.image import image_keys
+    from serdab.sefs.imagekeys import ImageKeys
 
     anchor, keys, _ = load_anchor(killed.copy().open("anchor"), KEY, "host")
     labels = (b"anchor", b"segment", b"log", b"image pack", b"image content", b"key check")
     volume = {keys.derive(label, b"context") for label in labels}
-    image = {image_keys(Key(KEY.raw())).derive(label, b"context") for label in labels}
-    assert len(volume | image) == 2 * len(labels)
+    image = {
+        ImageKeys(Key(KEY.raw()), version).schedule.derive(label, b"context")
+        for label in labels
+        for version in (1, 2)
+    }
+    assert len(volume | image) == 3 * len(labels)
     assert anchor.uuid != bytes(16)
     assert isinstance(open_host(killed.copy()), Union)

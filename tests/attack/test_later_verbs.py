@@ -304,6 +304,7 @@ class TestNamedOnTheCommandLine:
             (("build", "--sign-key", key), 2),
             (("build", "--sign-key", outside, "--sign-tool", key), 2),
             (("rekey", "--image-key", outside, "--new-image-key", key), 2),
+            (("rebind", "--image-key", key), 2),
             (("package", "--image-key", key), 2),
             (("mount", "--image-key", key, "/mnt"), 2),
             (("fsck", "--image-key", key), 2),

@@ -22,6 +22,7 @@ from tests.harness.leftovers import SESSION_VARIABLE
 ROOT = Path(__file__).resolve().parents[2]
 VOLUME = "tests/attack/test_volume_tampering.py"
 IMAGE = "tests/attack/test_image_tampering.py"
+REBIND = "tests/crash/test_rebind.py"
 HOSTILE = "tests/attack/test_hostile_images.py"
 CHAIN = "tests/unit/trust/test_chain.py"
 FILTER = "tests/unit/libos/test_filter.py"
@@ -109,7 +110,7 @@ MUTANTS: dict[str, Mutant] = {
         (VOLUME, "-k", "forked"),
     ),
     "hash of a record": Mutant(
-        "sefs/image.py",
+        "sefs/imagerecords.py",
         "if not hmac.compare_digest(self._digest(view), digest):",
         "if False:",
         (IMAGE, "-k", "flipped or gmac", HOSTILE),
@@ -145,7 +146,7 @@ MUTANTS: dict[str, Mutant] = {
         (IMAGE, "-k", "opener_decides"),
     ),
     "declared length of a frame": Mutant(
-        "sefs/image.py",
+        "sefs/inflate.py",
         "if not 0 < declared <= limit:",
         "if False:",
         (HOSTILE, "-k", "frame"),
@@ -156,15 +157,69 @@ MUTANTS: dict[str, Mutant] = {
         "            if False:\n                raise",
         (HOSTILE, "-k", "pointer"),
     ),
+    "pages that are compressed": Mutant(
+        "sefs/image.py",
+        "if where.flags and self.version != V1:",
+        "if False:",
+        (HOSTILE, "-k", "version_1_alone"),
+    ),
+    "flags of an extent": Mutant(
+        "sefs/image.py",
+        "extent.flags not in self._extent_flags",
+        "False",
+        (HOSTILE, "-k", "version_2_has_more or version_1_does_not"),
+    ),
+    "compression that the header denies": Mutant(
+        "sefs/inflate.py",
+        "if not self._allowed:",
+        "if False:",
+        (IMAGE, "-k", "unknown_version"),
+    ),
+    "length of small content": Mutant(
+        "sefs/inflate.py",
+        "if mark != PLAIN or len(rest) > limit:",
+        "if mark != PLAIN:",
+        (HOSTILE, "-k", "version_2_has_more"),
+    ),
+    "parent of a directory of an image": Mutant(
+        "sefs/image.py",
+        "if self.version != V1 and not inode.parent_ino and",
+        "if False and",
+        (HOSTILE, "-k", "version_2_has_more"),
+    ),
+    "content of an image that is bound to": Mutant(
+        "sefs/rebind.py",
+        "if one[:count] != other[:count]:",
+        "if False:",
+        (REBIND, "-k", "difference"),
+    ),
+    "records of an image that is bound to": Mutant(
+        "sefs/rebind.py",
+        "if expected != found:",
+        "if False:",
+        (REBIND, "-k", "difference"),
+    ),
+    "names of an image that is bound to": Mutant(
+        "sefs/rebind.py",
+        "if value != other[1]:",
+        "if False:",
+        (REBIND, "-k", "difference"),
+    ),
+    "targets of an image that is bound to": Mutant(
+        "sefs/rebind.py",
+        "if stat.S_ISLNK(inode.mode) and old.target(ino) != new.target(ino):",
+        "if False:",
+        (REBIND, "-k", "difference"),
+    ),
     "zeros of the header": Mutant(
         "sefs/imageformat.py",
-        "if any(raw[_HEADER.size :]):",
+        "if any(raw[_HEADER.size :]) or (zero and version != V1):",
         "if False:",
         (HOSTILE, "-k", "header"),
     ),
     "unknown version": Mutant(
         "sefs/imageformat.py",
-        "if version != VERSION:",
+        "if version not in _MAC_LABELS:",
         "if False:",
         (IMAGE, "-k", "unknown_version"),
     ),
@@ -247,7 +302,7 @@ MUTANTS: dict[str, Mutant] = {
         (VOLUME, "-k", "log_records or flipped"),
     ),
     "lower layer of a volume": Mutant(
-        "sefs/volume.py",
+        "sefs/lowerbinding.py",
         "    if state.lower == found:\n",
         "    if True:\n",
         (HOSTILE_VOLUME, "-k", "lower"),

@@ -20,13 +20,16 @@ import pytest
 
 from serdab.crypto.aead import RecordCipher
 from serdab.keys import Key
+from serdab.sefs.image import open_image
 from serdab.sefs.imagebuild import ImageOptions, build_image
+from serdab.sefs.page import dump_page
+from serdab.sefs.segment import TABLE_AAD, page_aad
 from serdab.vfs.api import ROOT_INO
 from serdab.vfs.union import Union
 from tests.attack.sealedvolume import SealedVolume, open_host
 from tests.harness.command import Command
 from tests.harness.instances import MakeInstance
-from tests.harness.nonces import LEDGER, Ledger, _install
+from tests.harness.nonces import LEDGER, Ledger, _digest, _install
 
 KEY = Key(b"key of an audit!")
 
@@ -51,12 +54,16 @@ def test_a_repeat_is_found() -> None:
         # Not sealed through the ledger of the session: this is its own violation.
         ledger.note(b"pair", b"content", "here")
         ledger.note(b"pair", b"other content", "there")
-    assert ledger.repeats == ["there"]
+        # One plaintext as two kinds of records is two inputs.
+        ledger.note(b"another pair", _digest(b"plain", page_aad(0)), "here")
+        ledger.note(b"another pair", _digest(b"plain", TABLE_AAD), "as a table")
+    assert ledger.repeats == ["there", "as a table"]
 
 
+@pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("closed", [True, False], ids=["closed", "killed"])
-def test_the_whole_directory_rolled_back_and_written_on(closed: bool) -> None:
-    volume = SealedVolume(closed=closed)
+def test_the_whole_directory_rolled_back_and_written_on(closed: bool, version: int) -> None:
+    volume = SealedVolume(closed=closed, version=version)
     before = len(LEDGER.seen)
     for turn in range(6):
         host = volume.copy()  # the same old state, again and again
@@ -92,6 +99,35 @@ def test_two_images_that_differ_in_one_file(tmp_path: Path) -> None:
         )  # fmt: skip
     assert len({first.root_mac, second.root_mac, third.root_mac}) == 3
     assert not LEDGER.repeats
+
+
+@pytest.mark.parametrize("zstd_level", [0, 3])
+def test_pages_and_file_data_of_the_same_bytes(tmp_path: Path, zstd_level: int) -> None:
+    """An image without a data pack, and another whose only record holds the page of the first.
+
+    Nothing else is in what the identifiers of both runs are made of but what kind of run it is.
+    """
+    options = ImageOptions(chunk_size=4096, page_size=4096, zstd_level=zstd_level)
+    small, file = tmp_path / "small", tmp_path / "file"
+    small.mkdir()
+    file.mkdir()
+    (small / "name").write_bytes(random.Random(3).randbytes(2048))
+    (small / "other").write_bytes(b"inline" * 200)
+    plain = build_image(small, tmp_path / "plain", key=None, options=options)
+    image = open_image(tmp_path / "plain", key=None, expected_mac=plain.root_mac)
+    page = dump_page(0, list(image.tree.scan(b"", b"\xff")))
+    image.close()
+    assert len(page) > options.chunk_size // 2, "it would share a record"
+    (file / "page").write_bytes(page)
+    ledger = Ledger()
+    with pytest.MonkeyPatch.context() as patch:
+        _install(ledger, patch)
+        build_image(small, tmp_path / "one", key=KEY, options=options)
+        kinds = len(ledger.seen)
+        build_image(file, tmp_path / "two", key=KEY, options=options)
+    assert kinds == 1
+    assert len(ledger.seen) == 3, "a (key, nonce) pair of the first image came back"
+    assert not ledger.repeats
 
 
 _WRITER = """

@@ -28,6 +28,7 @@ from serdab.instance.layout import Instance
 from serdab.instance.locks import lock_run
 from serdab.instance.measurements import read_measurements
 from serdab.instance.package import PackageRequest, package
+from serdab.instance.rebind import rebind_layers
 from serdab.instance.reset import reset, reset_volume
 from serdab.instance.rootview import View, open_view
 from serdab.instance.sealedroot import verified_chain
@@ -117,6 +118,10 @@ def run_rekey(instance: str) -> None:
     do_rekey(Instance.open(instance, sources=False))
 
 
+def run_rebind(instance: str) -> None:
+    rebind_layers(Instance.open(instance, sources=False), OLD, say=lambda _: None)
+
+
 def run_package(instance: str) -> None:
     request = PackageRequest(f"{instance}.tar.gz", load_signer(str(PEM)), debug=True, image_key=OLD)
     package(Instance.open_built(instance), request, say=lambda _: None)
@@ -171,6 +176,7 @@ VERBS: Final[dict[str, Callable[[str], None]]] = {
     "build": run_build,
     "copy-bom": run_copy_bom,
     "rekey": run_rekey,
+    "rebind": run_rebind,
     "package": run_package,
     "reset": run_reset,
     "volume": run_reset_volume,

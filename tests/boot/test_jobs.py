@@ -8,6 +8,7 @@ said by a program, never typed in that form, since the terminal echoes what is t
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shlex
 import signal
@@ -18,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.instances import wait_until_unused
-from tests.recovery.processes import wait_until
+from tests.recovery.processes import descendants, wait_until
 from tests.sandbox.conftest import Box, Place
 from tests.service.conftest import Typist
 
@@ -79,6 +80,24 @@ class Bash:
             return self.has_run() and bool(started)
         return False
 
+    def has_job(self, wanted: bytes) -> bool:
+        """Return whether a process of the terminal's job, not its first, is one of these."""
+        group = os.tcgetpgrp(self.person.master)
+        for pid in in_session(self.person.pid):
+            with contextlib.suppress(OSError):
+                is_of_it = pid != group and os.getpgid(pid) == group
+                if is_of_it and wanted in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    return True
+        return False
+
+    def end(self) -> None:
+        """End the shell, and all that it started."""
+        for pid in in_session(self.person.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(OSError):  # a test may have hung up
+            self.person.close()
+
 
 @pytest.fixture(scope="session")
 def two_boxes(place: Place, probe_program: Path) -> tuple[Box, Box]:
@@ -97,11 +116,7 @@ def scripts(two_boxes: tuple[Box, Box]) -> Path:
 def bash(two_boxes: tuple[Box, Box]) -> Iterator[Bash]:
     shell = Bash(*two_boxes)
     yield shell
-    for pid in in_session(shell.person.pid):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    with contextlib.suppress(OSError):  # a test may have hung up
-        shell.person.close()
+    shell.end()
     for box in two_boxes:
         wait_until_unused(box.path)
 
@@ -259,6 +274,22 @@ class TestLoops:
         bash.type("\x03")
         assert "round" not in bash.until(PROMPT).replace("rou''nd", "")
 
+    def test_ctrl_c_through_timeout_is_died_of(self, two_boxes: tuple[Box, Box]) -> None:
+        """It sends what the terminal did once more; the boot is held up meanwhile."""
+        box = two_boxes[0]
+        words = [*box.command.prefix, "-C", str(box.path), "run", "/bin/true"]
+        person = Typist(["timeout", "60", *words], box.command.env)
+        lock = os.open(box.path / "run", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            person.wait_for("waiting for the last run")
+            person.type("\x03")
+            person.wait()
+            assert os.WTERMSIG(person.status or 0) == signal.SIGINT
+        finally:
+            os.close(lock)
+            person.close()
+
     @pytest.mark.parametrize("has_it", [False, True], ids=["ours", "the program's"])
     @pytest.mark.parametrize("shell", ["bash", "dash"])
     def test_one_ctrl_c_ends_a_script(
@@ -406,6 +437,30 @@ class TestJobs:
         bash.person.close()
         (host / "end").touch()
         wait_until(lambda: mark.read_text() == "over\n", "it does not go on")
+
+
+class TestKilled:
+    def test_the_terminal_comes_back_though_no_stream_but_output_is_it(
+        self, two_boxes: tuple[Box, Box]
+    ) -> None:
+        """The kernel process would have seen to it, and was killed."""
+        box = two_boxes[0]
+        inner = "read x </dev/tty; echo begun; exec sleep 1000"
+        words = [*box.command.prefix, "-C", str(box.path), "run", "/bin/sh", "-c", inner]
+        outer = f": | {shlex.join(words)} 2>/dev/null; echo left; read y; echo got:$y"
+        person = Typist(["sh", "-c", outer], box.command.env)
+        try:
+            person.type("go\n")
+            person.wait_for("begun\r\n")
+            below = descendants(person.pid)
+            (kernel,) = (one for one in below if "serdab.libos.main" in one.shown())
+            kernel.kill(signal.SIGKILL)
+            person.wait_for("left\r\n")
+            person.type("hello\n")
+            person.wait_for("got:hello")
+        finally:
+            person.close()
+            wait_until_unused(box.path)
 
 
 class TestLibrary:

@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import select
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import serdab
 from tests.harness.command import Started, describe
 from tests.recovery.processes import Family, find_family, wait_until
 from tests.sandbox.conftest import Box
@@ -395,6 +399,60 @@ def test_an_fs_server_that_is_silent_is_named_while_it_is_waited_for(hosted: Box
     assert finish(process) == (128 + signal.SIGTERM, b"", b"")
     again = hosted.run("/bin/cat", "/root/late")
     assert (again.returncode, again.stdout) == (0, b"written\n"), describe(again)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
+def test_what_keys_send_after_the_program_s_end_is_died_of(
+    hosted: Box, number: signal.Signals
+) -> None:
+    """A shell's loop over programs that are faster than their instances are closed ends too."""
+    process = start(hosted, "/bin/sh", "-c", "echo written > /root/late; echo ready; read end")
+    assert wait_for_line(process) == b"ready"
+    family = find_family(process.pid, hosted.path)
+    family.volume.kill(signal.SIGSTOP)
+    try:
+        assert process.stdin is not None
+        process.stdin.close()
+        process.stdin = None  # communicate() would flush it
+        # Taken down by the kernel process, which is asked to by a caller that knows of the end.
+        wait_until(lambda: not family.launcher.is_alive(), "pid 1 is still there")
+        process.send_signal(number)
+    finally:
+        family.volume.kill(signal.SIGCONT)
+    assert process.wait(PATIENCE_S) == -number
+    finish(process)
+
+
+IGNORED = ("HUP", "INT", "QUIT", "USR1", "USR2", "PIPE", "ALRM", "TERM", "TSTP", "XFSZ", "WINCH")
+
+
+@pytest.mark.parametrize("names", [("PIPE",), IGNORED], ids=["PIPE", "all"])
+def test_what_the_caller_ignores_the_program_ignores(hosted: Box, names: tuple[str, ...]) -> None:
+    """An interpreter forgets of SIGPIPE and SIGXFSZ what they were: the command itself does not."""
+    door = hosted.path.parent / "door"
+    shutil.copy(Path(serdab.__file__).parent / f"init/bin/{os.uname().machine}/door", door)
+    python = hosted.command.prefix.index("-m") - 1
+    words = [*hosted.command.prefix[:python], str(door), *hosted.command.prefix[python:]]
+    words += ["-C", str(hosted.path), "run", "/bin/cat", "/proc/self/status"]
+    ignoring = ["sh", "-c", f"trap '' {' '.join(names)}; \"$@\"", "sh"]
+    shown = [
+        subprocess.run(
+            [*ignoring, *command], env=hosted.command.env, capture_output=True, check=True
+        ).stdout
+        for command in (["cat", "/proc/self/status"], words)
+    ]
+    native, ours = (re.findall(rb"SigIgn:\s*([0-9a-f]+)", text)[0] for text in shown)
+    libc = 3 << 31  # 32 and 33, which the C library uses and does not let anybody have
+    assert int(ours, 16) & ~libc == int(native, 16) & ~libc
+
+
+def test_a_caller_that_ignores_the_end_of_its_children(hosted: Box) -> None:
+    ignoring = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN);"
+    ignoring += "os.execvp(sys.argv[1], sys.argv[1:])"
+    words = [sys.executable, "-c", ignoring, *hosted.command.prefix]
+    words += ["-C", str(hosted.path), "run", "/bin/true"]
+    result = subprocess.run(words, env=hosted.command.env, capture_output=True, check=False)
+    assert result.returncode == 0, describe(result)
 
 
 def test_nothing_but_the_three_streams_is_passed_on(hosted: Box) -> None:

@@ -17,16 +17,16 @@ from tests.harness.instances import BuiltInstance, MakeInstance
 from tests.harness.user import OrdinaryUser
 
 
+def settle(_image: Path) -> None:
+    """Let time pass: what changed a moment before a build is sealed again by the next one."""
+    time.sleep(RACY_NS / 1e9)
+
+
 @pytest.fixture(params=["root", "user"])
 def built(request: pytest.FixtureRequest, make_instance: MakeInstance) -> BuiltInstance:
     user: OrdinaryUser | None = None
     if request.param == "user":
         user = request.getfixturevalue("as_user")
-
-    def settle(image: Path) -> None:
-        # What changed a moment before a build is sealed again by the next one: no stamp proves it.
-        time.sleep(RACY_NS / 1e9)
-
     files = {"/etc/motd": b"hello\n"}
     return make_instance(encrypted=False, user=user, files=files, fill=settle)
 
@@ -134,7 +134,7 @@ def test_another_user_has_nothing_to_compare_with(
 
 
 def test_a_key_that_is_needed_and_not_given_is_told(make_instance: MakeInstance) -> None:
-    built = make_instance(encrypted=True)
+    built = make_instance(encrypted=True, fill=settle)
     assert checked(built, "--image-key", str(built.key)) == []
     lines = checked(built)
     assert lines[-1].startswith("image: the same files, sealed anew: another key")

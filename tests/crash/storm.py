@@ -24,6 +24,7 @@ from typing import Any
 
 from serdab.keys import Key
 from serdab.sefs import fsck
+from serdab.sefs import keyspace as ks
 from serdab.sefs.hostdir import Dir
 from serdab.sefs.limits import VolumeLimits
 from serdab.sefs.memorydir import MemoryDir
@@ -67,13 +68,14 @@ class Ground:
     lower: Callable[[], Layer | None]
     model: MemFs
     limits: VolumeLimits = TINY
+    version: int = ks.V2
 
     def open(self, directory: Dir) -> Union:
         """Mount what a host directory holds."""
         lower = self.lower()
         volume = open_volume_in(
             directory, key=KEY, lower=lower, create=True, chunk_size=CHUNK, page_size=1024,
-            limits=self.limits,
+            limits=self.limits, version=self.version,
         )  # fmt: skip
         return Union(volume, lower)
 
@@ -83,9 +85,16 @@ def no_lower() -> Layer | None:
     return None
 
 
-def bare_ground(setup: Sequence[Step] = (), limits: VolumeLimits = TINY) -> Ground:
+def either_version(seed: int) -> int:
+    """Return a format version: random work is done in both."""
+    return ks.V1 if seed % 2 else ks.V2
+
+
+def bare_ground(
+    setup: Sequence[Step] = (), limits: VolumeLimits = TINY, version: int = ks.V2
+) -> Ground:
     """A volume alone, after some operations, unmounted."""
-    ground = Ground(MemoryDir("host"), no_lower, MemFs(), limits)
+    ground = Ground(MemoryDir("host"), no_lower, MemFs(), limits, version)
     prepare(ground, setup)
     return ground
 

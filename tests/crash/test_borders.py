@@ -11,10 +11,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from serdab.sefs import keyspace as ks
+from serdab.sefs import removal
 from serdab.sefs.content import Content
 from tests.crash.actor import Step
 from tests.crash.borders import BULK, EVICT, LIMITS, OPENING, SETUP, border_workload
-from tests.crash.storm import CHUNK, Tally, bare_ground, run, storm
+from tests.crash.storm import CHUNK, Tally, bare_ground, either_version, run, storm
 
 FILE = (b"a",)
 LARGE: Step = ("write", BULK, (), 1, 2 * LIMITS.inline_commit_bytes, 9, 0)
@@ -68,7 +70,8 @@ def test_a_small_file_that_moved_in_a_large_commit_stays_as_it_is(
     if logged != "now":
         monkeypatch.setattr(Content, "discards", lambda _: [])
     tally = Tally()
-    record = run(bare_ground(SETUP, LIMITS), [*OPENING, *steps])
+    ground = bare_ground(SETUP, LIMITS, ks.V2 if logged == "now" else ks.V1)
+    record = run(ground, [*OPENING, *steps])
     storm(record, tally, per_point=4, look_every=1)
     assert tally.states > 10
 
@@ -80,8 +83,21 @@ def test_a_file_that_shrank_into_its_inode_and_grew_out_of_it_stays_as_it_is() -
     assert tally.states > 10
 
 
+def test_a_file_that_goes_in_pieces_is_whole_or_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(removal, "PIECE", 2)
+    tally = Tally()
+    far = 64 * CHUNK
+    other: Step = ("write", BULK, (), 1, 100, 7, 0)
+    steps = [_write(CHUNK, 1 + number, number * far) for number in range(5)]
+    steps += [_write(10, 9, 5), "fsync", _UNLINK, "fsync", "tick", other, "fsync", "tick", "reopen",
+              other, "fsync", "tick", _write(10, 9), "fsync"]  # fmt: skip
+    storm(run(bare_ground(SETUP, LIMITS), [*OPENING, *steps]), tally, per_point=2, look_every=1)
+    assert tally.states > 20
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_files_at_the_borders(seed: int) -> None:
     tally = Tally()
-    storm(run(bare_ground(SETUP, LIMITS), border_workload(seed)), tally, per_point=3, seed=seed)
+    ground = bare_ground(SETUP, LIMITS, either_version(seed))
+    storm(run(ground, border_workload(seed)), tally, per_point=3, seed=seed)
     assert tally.states > 50

@@ -29,7 +29,17 @@ from serdab.vfs.layer import Layer
 from tests.crash import borders
 from tests.crash.actor import Step
 from tests.crash.borders import border_workload
-from tests.crash.storm import AGAIN, KEY, Ground, Record, Tally, bare_ground, run, storm
+from tests.crash.storm import (
+    AGAIN,
+    KEY,
+    Ground,
+    Record,
+    Tally,
+    bare_ground,
+    either_version,
+    run,
+    storm,
+)
 from tests.crash.workloads import SETUP, bounded, random_workload, sampled
 from tests.harness.sampling import some_of
 from tests.property.fsops import picture
@@ -92,6 +102,10 @@ def grounds(layered: Ground) -> Grounds:
     return make
 
 
+def _borders(seed: int) -> Ground:
+    return bare_ground(borders.SETUP, borders.LIMITS, either_version(seed // 2))
+
+
 BOTH = pytest.mark.parametrize("kind", ["alone", "over an image"])
 
 
@@ -124,7 +138,9 @@ def test_three_operations_with_syncs_between(grounds: Grounds, kind: str) -> Non
 @pytest.mark.parametrize("seed", range(5))
 def test_a_long_random_workload(grounds: Grounds, kind: str, seed: int) -> None:
     tally = Tally()
-    record = run(grounds(kind, []), random_workload(seed))
+    ground = grounds(kind, [])
+    ground.version = either_version(seed)
+    record = run(ground, random_workload(seed))
     storm(record, tally, per_point=5, again_every=80, seed=seed)
     assert tally.states > 50
 
@@ -231,9 +247,10 @@ def test_two_hundred_thousand_crash_states(
     seed = 1000
     while not done():
         if seed % 2:
-            record = run(bare_ground(borders.SETUP, borders.LIMITS), border_workload(seed, 120))
+            record = run(_borders(seed), border_workload(seed, 120))
         else:
             place = bare_ground() if seed % 4 else grounds("over an image", [])
+            place.version = either_version(seed // 2 + seed // 4)
             record = run(place, random_workload(seed, 120))
         storm(record, tally, per_point=12, again_every=200, seed=seed)
         seed += 1

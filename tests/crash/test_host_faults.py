@@ -32,7 +32,7 @@ from serdab.testing.faults import (
 from serdab.vfs.api import ROOT_INO
 from serdab.vfs.union import Union
 from tests.crash.actor import Actor, Step
-from tests.crash.storm import CHUNK, TINY, Ground, Picture, bare_ground
+from tests.crash.storm import CHUNK, TINY, Ground, Picture, bare_ground, either_version
 from tests.crash.workloads import SETUP, random_workload
 from tests.harness.sampling import some_of
 from tests.property.fsops import picture
@@ -273,9 +273,11 @@ def test_a_failed_write_over_a_whole_chunk_keeps_what_was_there() -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_random_workloads_on_a_host_that_fills_up_now_and_then(seed: int) -> None:
     steps = random_workload(seed, 50)
-    calls = count_calls(bare_ground(), steps, SPACE)
+    version = either_version(seed)
+    calls = count_calls(bare_ground(version=version), steps, SPACE)
     for first in range(seed, calls, 9):
-        endure(bare_ground(), steps, Fault(first, errno.ENOSPC, times=2, acts=SPACE))
+        ground = bare_ground(version=version)
+        endure(ground, steps, Fault(first, errno.ENOSPC, times=2, acts=SPACE))
 
 
 def test_a_full_host_loses_nothing_and_works_again_once_there_is_room() -> None:

@@ -18,7 +18,7 @@ from serdab.sefs.segment import ABSENT, HOLE, POINTER, POINTER_BYTES
 from serdab.sefs.volume import Volume
 from serdab.testing.faults import SPACE, CrashStates, Fault, FaultyDir, Host
 from tests.crash.actor import Actor
-from tests.crash.storm import Ground, bare_ground, run
+from tests.crash.storm import Ground, bare_ground, either_version, run
 from tests.crash.workloads import random_workload
 
 
@@ -64,7 +64,7 @@ def expect_true_accounts(ground: Ground, host: MemoryDir) -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_after_crashes(seed: int) -> None:
-    record = run(bare_ground(), random_workload(seed, 80))
+    record = run(bare_ground(version=either_version(seed)), random_workload(seed, 80))
     for number, state in enumerate(CrashStates(record.trace, seed=seed, per_point=3)):
         if number % 12 == 0:
             fs = record.check(state)
@@ -77,7 +77,7 @@ def test_after_crashes(seed: int) -> None:
 def test_after_a_host_that_was_full_for_a_while(seed: int) -> None:
     steps = random_workload(seed, 60)
     for first in range(seed, 90, 8):
-        ground = bare_ground()
+        ground = bare_ground(version=either_version(seed))
         memory = MemoryDir("host")
         host = Host()
         fs = ground.open(FaultyDir(host, memory))

@@ -56,8 +56,8 @@ OPERATIONS: list[Operation] = [
     _op("truncate", A_FOO, offset=10),
     _op("punch", FOO, offset=0, size=4096),
     _op("punch", FOO, offset=4000, size=300),
-    ("falloc", FOO, 0, 5000, 9000),
-    ("falloc", FOO, 1, 5000, 9000),
+    ("falloc", FOO, 16, 5000, 9000),
+    ("falloc", FOO, 17, 5000, 9000),
     ("falloc", FOO, 16, 100, 5000),
     ("copy", FOO, A_FOO, 0, 6000),
     _op("link", FOO, BAR),
@@ -134,7 +134,7 @@ def random_workload(seed: int, length: int = 60) -> list[Step]:
         elif roll < 0.06:
             steps.append(("let go", path))
         elif roll < 0.08:
-            steps.append(("falloc", path, rng.choice((0, 1, 16, 17)), offset, size + 1))
+            steps.append(("falloc", path, rng.choice((16, 17)), offset, size + 1))
         elif roll < 0.10:
             steps.append(("copy", path, other, offset, size))
         else:

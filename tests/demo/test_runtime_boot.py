@@ -24,6 +24,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.soak
 def test_a_root_generated_elsewhere_boots_for_whoever_runs_the_tests() -> None:
     result = subprocess.run(
         [sys.executable, "-m", MODULE],

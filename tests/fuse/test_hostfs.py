@@ -19,8 +19,9 @@ import pytest
 from serdab.linux.files import renameat2
 from serdab.linux.mounts import MountFlag, UmountFlag, mount, umount
 from tests.fuse.conftest import Served
-from tests.fuse.test_oracle import Subject, steps
 from tests.fuse.test_posix import refused
+from tests.posix.operations import steps
+from tests.posix.subject import Subject
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
 
@@ -79,7 +80,7 @@ class TestShown:
         (tmpfs / "build").mkdir(mode=0o555)
         ours, theirs = Subject(host), Subject(tmpfs)
         try:
-            for step in steps(random.Random(seed), 1500):
+            for step in steps(random.Random(seed), 1500, set_id=False, preallocation=True):
                 assert ours.apply(step) == theirs.apply(step), repr(step)[:300]
             assert ours.tree() == theirs.tree()
         finally:

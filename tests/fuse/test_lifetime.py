@@ -20,8 +20,9 @@ from serdab.errors import EnvironmentRefused
 from serdab.fuse.mounting import mount_host, raise_read_ahead, unmount
 from serdab.linux.mounts import UmountFlag, umount
 from tests.fuse.conftest import REPOSITORY, Served
-from tests.fuse.test_oracle import Subject, steps
 from tests.harness.user import OrdinaryUser
+from tests.posix.operations import steps
+from tests.posix.subject import Subject
 from tests.recovery.processes import wait_until
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]

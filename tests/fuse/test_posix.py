@@ -406,6 +406,22 @@ class TestAttributes:
         with refused(errno.EPERM):
             os.setxattr(mem / "link", "user.x", b"", follow_symlinks=False)
 
+    def test_who_may_not_read_trusted_attributes_is_not_told_of_them(
+        self, mem: Path, tmpfs: Path
+    ) -> None:
+        script = "import os; print(sorted(os.listxattr('f')))"
+        other = ["setpriv", "--reuid=9", "--regid=9", "--clear-groups", "--inh-caps=-all", "--"]
+        for where in (mem, tmpfs):
+            (where / "f").touch()
+            os.setxattr(where / "f", "user.one", b"")
+            os.setxattr(where / "f", "trusted.two", b"")
+            for by, expected in ((other, ["user.one"]), ([], ["trusted.two", "user.one"])):
+                told = subprocess.run(
+                    [*by, "/usr/bin/python3", "-Ic", script],
+                    cwd=where, capture_output=True, check=True, text=True,
+                )  # fmt: skip
+                assert told.stdout == f"{expected}\n"
+
     def test_access_control_lists_and_labels_are_not_supported_rather_than_absent(
         self, mem: Path
     ) -> None:

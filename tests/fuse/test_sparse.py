@@ -69,6 +69,28 @@ class TestOnAMount:
             assert taken(whole) == 0
             file.truncate(100)
 
+    def test_what_cannot_be_reserved_is_refused_and_written_by_the_library(
+        self, sealed: Path, mem: Path
+    ) -> None:
+        for path, size in ((sealed / "f", 4096), (mem / "f", 1 << 40), (mem / "g", 64 << 20)):
+            path.write_bytes(b"x")
+            before = path.stat()
+            for options in ([], ["--keep-size"]):
+                done = subprocess.run(
+                    ["fallocate", *options, "-l", str(size), path],
+                    capture_output=True, text=True, check=False,
+                )  # fmt: skip
+                if size == 64 << 20:
+                    assert done.returncode == 0
+                    continue
+                assert "supported" in done.stderr
+                status = path.stat()
+                assert (status.st_size, status.st_blocks) == (1, before.st_blocks)
+        assert 64 << 20 <= taken(mem / "g") <= (64 << 20) + 512
+        os.truncate(mem / "g", 1)
+        os.truncate(mem / "g", 5 << 20)
+        assert taken(mem / "g") <= 128 << 10
+
     def test_punching_gives_back_and_fallocate_reserves(self, sealed: Path) -> None:
         path = sealed / "file"
         fd = os.open(path, os.O_RDWR | os.O_CREAT)

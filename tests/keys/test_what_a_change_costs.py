@@ -7,7 +7,6 @@ and whether the layer opens then. ``build`` must have warned exactly where it do
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from typing import Any, Final
 
 import pytest
 
+from serdab import structs
 from serdab.errors import WrongKeyError
 from serdab.instance.build import BuildRequest, build
 from serdab.instance.layout import Instance
@@ -28,7 +28,8 @@ from serdab.instance.measurements import read_measurements
 from serdab.keys import Key
 from serdab.libos.volumekey import volume_key
 from serdab.sefs.image import open_image
-from serdab.sefs.volume import bound_lower, open_volume
+from serdab.sefs.lowerbinding import bound_lower
+from serdab.sefs.volume import open_volume
 from serdab.trust import platform
 from serdab.trust.signing import load_signer
 from serdab.vfs.union import Union
@@ -81,7 +82,7 @@ class Case:
         build(Instance(str(self.path)), self.request, say=self.warnings.append)
 
     def ask(self, **fields: object) -> None:
-        self.request = dataclasses.replace(self.request, **fields)  # type: ignore[arg-type]
+        self.request = structs.replace(self.request, **fields)
 
     def key(self) -> tuple[Key, bytes, bytes]:
         """Return the key of the writable layer, the image's MAC and the key's origin, as now."""

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from serdab.linux.mounts import MountFlag, UmountFlag, mount, umount
 from tests.harness.command import Command, describe
 from tests.harness.instances import MakeInstance
 from tests.mount_command.mounted import Owner, is_mounted
@@ -42,6 +45,28 @@ def test_what_will_not_do_is_said_and_nothing_happens(owner: Owner) -> None:
         assert b"the mount point will not do" in result.stderr
         assert words in result.stderr, describe(result)
     assert owner.files() == before
+
+
+def test_where_programs_would_see_it_by_another_path_it_does_not_go(owner: Owner) -> None:
+    """A bind mount of the instance, or of a part; a directory that a hostfs line shows."""
+    base, instance = owner.base, owner.instance.path
+    for path in ("share/empty", "whole", "part", "shown/empty"):
+        place = (instance if path.startswith("share") else base) / path
+        place.mkdir(parents=True)
+        if owner.user:
+            owner.user.own(place.parent if place.name == "empty" else place)
+    config = json.loads((instance / "Occlum.json").read_text())
+    config["mount"].append({"target": "/data", "type": "hostfs", "source": "../shown"})
+    (instance / "Occlum.json").write_text(json.dumps(config))
+    with ExitStack() as stack:
+        for source, target in ((instance, base / "whole"), (instance / "share", base / "part")):
+            mount(os.fspath(source), os.fspath(target), "", MountFlag.BIND, "")
+            stack.callback(umount, os.fspath(target), UmountFlag.DETACH)
+        for path in ("whole/share/empty", "part/empty", "shown/empty", "whole/run"):
+            done = owner.instance.command.run("-C", instance, "mount", *owner.key(), base / path)
+            assert done.returncode == 2, describe(done)
+            assert b"the mount point will not do" in done.stderr, describe(done)
+            assert b"a program that sees" in done.stderr, describe(done)
 
 
 def test_a_mount_point_may_be_named_mount_and_be_relative(common_owner: Owner) -> None:

@@ -182,7 +182,7 @@ class TestContents:
         assert {m.mode for m in members} == {0o755, 0o644}
         assert all(m.isfile() or m.isdir() for m in members)
         programs = {m.name.split("/")[-1] for m in members if m.isfile() and m.mode == 0o755}
-        assert programs == {"serdab", "init", "launcher"}
+        assert programs == {"serdab", "init", "launcher", "door"}
 
     def test_the_same_input_gives_the_same_bytes(
         self, publisher: Publisher, made: Path, tmp_path: Path
@@ -495,6 +495,11 @@ class TestUnpacked:
         (receiver.home / "bom.yaml").chmod(0o644)
         result = receiver.run("app/serdab", "copy-bom", "-f", "bom.yaml", "--root", "x")
         refused(result, 6, "yaml")
+        # So the help does not offer it, nor the others that want sources.
+        shown = receiver.run("app/serdab", "--help").stdout.decode()
+        offered = {line.split()[0] for line in shown.splitlines() if line.startswith("  ")}
+        assert not offered & {"new", "init", "copy-bom", "build", "package"}
+        assert offered >= {"run", "start", "exec", "fsck", "reset"}
 
     def test_build_says_that_there_are_no_sources(self, receiver: Receiver, made: Path) -> None:
         receiver.unpack(made)

@@ -45,8 +45,23 @@ def test_the_wheel_holds_every_module_and_the_data(wheel: Path) -> None:
 
 
 def test_the_wheel_holds_nothing_but_the_package(wheel: Path) -> None:
-    tops = {path.partition("/")[0] for path in zipfile.ZipFile(wheel).namelist()}
+    names = zipfile.ZipFile(wheel).namelist()
+    scripts = f"serdab-{VERSION}.data/scripts"
+    assert {path for path in names if path.startswith(scripts)} == {
+        f"{scripts}/serdab",
+        f"{scripts}/serdab-main",
+    }
+    tops = {path.partition("/")[0] for path in names if not path.startswith(scripts)}
     assert tops == {"serdab", f"serdab-{VERSION}.dist-info"}
+
+
+def test_the_command_is_the_measured_program(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as inside:
+        command = inside.read(f"serdab-{VERSION}.data/scripts/serdab")
+        assert command == inside.read("serdab/init/bin/x86_64/door")
+        # What an installer turns into the interpreter it installs for.
+        main = inside.read(f"serdab-{VERSION}.data/scripts/serdab-main")
+        assert main.startswith(b"#!python\n")
 
 
 def test_the_static_programs_keep_their_execute_bit(wheel: Path) -> None:

@@ -43,7 +43,9 @@ def test_a_signal_to_the_command_ends_everything_in_order(
     run.find_family()
     run.process.send_signal(number)
     errors = ward.settle(run)
-    assert run.process.returncode == 128 + number, errors
+    # Of what keys send it dies, whoever did: a shell tells the two apart.
+    expected = -number if number == signal.SIGINT else 128 + number
+    assert run.process.returncode == expected, errors
     ward.check_gone(run)
     ward.check_whole()
 
@@ -104,6 +106,23 @@ def test_a_command_that_waits_for_the_last_one_can_be_ended(ward: Ward) -> None:
     ward.settle(run)
     ward.check_gone(run)
     ward.check_whole()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
+def test_what_keys_send_before_the_boot_is_died_of(ward: Ward, number: signal.Signals) -> None:
+    ward.check_whole()
+    closing = os.open(ward.box.path / "run", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(closing, fcntl.LOCK_EX)
+        run = ward.start("/bin/probe", "verify", "/data")
+        assert run.process.stderr is not None
+        assert b"waiting for the last run" in run.process.stderr.readline()
+        run.process.send_signal(number)
+        assert run.process.wait(PATIENCE_S / 2) == -number
+    finally:
+        os.close(closing)
+    ward.settle(run)
+    ward.check_gone(run)
 
 
 def boot_round(ward: Ward, ending: signal.Signals, delay_s: float) -> None:

@@ -34,6 +34,7 @@ def test_who_wants_the_instance_alone_hears_of_its_service(make_instance: MakeIn
             (("start", *key), 5),
             (("mount", *key, str(point)), 5),
             (("fsck", *key), 5),
+            (("rebind", *key), 5),
             (("rekey", *key, *change), 5),
             (("reset", "--yes"), 5),
         ):

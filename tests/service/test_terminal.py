@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 from collections.abc import Callable
@@ -98,6 +99,31 @@ class TestCtrlC:
         person.type("\x1c")
         assert person.wait() == 128 + signal.SIGQUIT
 
+    @pytest.mark.parametrize("options", [[], ["-i"]], ids=["script", "interactive"])
+    def test_it_ends_a_loop(
+        self, running: Service, at_terminal: SitDown, options: list[str]
+    ) -> None:
+        """A shell leaves its loop only for a child that died of the signal."""
+        # All of the job is the user's, or one could not signal the other.
+        words = running.words("exec", "/bin/sh", "-c", "echo begun; exec sleep 1000")
+        python = words.index("-m") - 1
+        inner = shlex.join(words[python:])
+        loop = f"for i in 1 2 3; do {inner}; echo round $i; done; echo left"
+        bash = [*words[:python], "bash", "--norc", "--noprofile", *options, "-c", loop]
+        person = at_terminal(bash, running.box.command.env)
+        person.wait_for("begun\r\n")
+        person.type("\x03")
+        assert person.wait() in (128 + signal.SIGINT, 1)  # 1: an interactive bash -c
+        assert "round" not in person.rest()
+
+    def test_what_the_program_does_to_itself_is_a_number(
+        self, running: Service, at_terminal: SitDown
+    ) -> None:
+        person = sit(at_terminal, running, "/bin/sh", "-c", "read x; kill -INT $$")
+        person.type("go\n")
+        person.wait()
+        assert os.waitstatus_to_exitcode(person.status or 0) == 128 + signal.SIGINT
+
     def test_ctrl_d_ends_the_input(self, running: Service, at_terminal: SitDown) -> None:
         person = sit(at_terminal, running, "/bin/cat")
         person.type("hello\n")
@@ -144,7 +170,9 @@ class TestCtrlZ:
         person.type("go\n")
         wait_until(lambda: running.out(f"busybox wc -l < {path}") != before[1], "not continued")
         person.type("\x03")
-        person.wait_for("done=130")
+        # Of the signal itself: the outer shell leaves its script.
+        assert person.wait() == 128 + signal.SIGINT
+        assert "done=" not in person.rest()
 
     def test_a_program_that_stops_itself_stops_its_client_alone(
         self, running: Service, at_terminal: SitDown

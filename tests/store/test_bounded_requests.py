@@ -190,7 +190,6 @@ AT_ONCE: dict[str, tuple[Callable[[], Union], Callable[[Union], Ask]]] = {
         hollow,
         lambda fs: (Opcode.COPY_FILE_RANGE_64, find(fs, b"large"), copy(find(fs, b"small"))),
     ),
-    "preallocation": (large, lambda fs: (Opcode.FALLOCATE, find(fs, b"large"), fallocate(1))),
     "read": (
         dense,
         lambda fs: (Opcode.READ, find(fs, b"large"), struct.pack("=QQI20x", 0, 0, 1 << 17)),

@@ -63,9 +63,11 @@ class Ground:
     ino: int
 
     @classmethod
-    def make(cls) -> Ground:
+    def make(cls, version: int) -> Ground:
         host = MemoryDir("host")
-        volume = open_volume_in(host, key=KEY, create=True, chunk_size=CHUNK, page_size=1024)
+        volume = open_volume_in(
+            host, key=KEY, create=True, chunk_size=CHUNK, page_size=1024, version=version
+        )
         fs = Union(volume, None)
         for name in (b"other", b"source"):
             fs.forget(fs.mknod(ROOT_INO, name, 0o100600, 0, 0, 0).ino, 1)
@@ -184,11 +186,12 @@ def test_the_table_and_the_steps_name_the_same_operations() -> None:
     assert rows().keys() == ROWS.keys()
 
 
+@pytest.mark.parametrize("version", [ks.V1, ks.V2])
 @pytest.mark.parametrize("operation", ROWS)
-def test_an_operation_leaves_in_the_log_what_the_table_says(operation: str) -> None:
+def test_an_operation_leaves_in_the_log_what_the_table_says(operation: str, version: int) -> None:
     logged, held = rows()[operation]
     before, step = ROWS[operation]
-    ground = Ground.make()
+    ground = Ground.make(version)
     before(ground)
     ground.fs.syncfs()
     there = ground.held(ground.volume)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from serdab.errors import FsError
 from serdab.sefs import keyspace as ks
 from serdab.sefs.fsck import check
 from serdab.sefs.memorydir import MemoryDir
@@ -83,8 +84,54 @@ def test_what_was_found_without_its_name_has_a_parent_too() -> None:
     one = fs.mkdir(ROOT_INO, b"one", 0o755, 0, 0)
     below = fs.mkdir(one.ino, b"below", 0o755, 0, 0)
     fs = reopened(fs, host)
-    fs.lookup_ino(below.ino)
+    fs.lookup_ino(below.ino, one.ino)
     assert above(fs, below.ino) == one.ino
+    fs.close()
+
+
+@pytest.fixture
+def listed() -> Iterator[tuple[Union, int, int]]:
+    """A volume that records no parents, of which READDIRPLUS alone told ``one/below``."""
+    host = MemoryDir("host")
+    fs = open_host(host, read_only=False, version=ks.V1)
+    one = fs.mkdir(ROOT_INO, b"one", 0o755, 0, 0)
+    below = fs.mkdir(one.ino, b"below", 0o755, 0, 0)
+    fs = reopened(fs, host, ks.V1)
+    fs.lookup_ino(one.ino, ROOT_INO)
+    fs.lookup_ino(below.ino, one.ino)
+    yield fs, one.ino, below.ino
+    fs.close()
+
+
+def test_what_was_only_listed_has_a_parent_without_a_record_too(
+    listed: tuple[Union, int, int],
+) -> None:
+    fs, one, below = listed
+    assert recorded(fs, below) == 0
+    assert above(fs, below) == one
+    assert fs.lookup(below, b"..").ino == one
+
+
+def test_a_directory_that_was_only_listed_takes_in_none_that_it_is_in(
+    listed: tuple[Union, int, int],
+) -> None:
+    fs, one, below = listed
+    with pytest.raises(FsError, match="Invalid argument"):
+        fs.rename(ROOT_INO, b"one", below, b"loop", 0)
+    fs.mknod(below, b"file", stat.S_IFREG | 0o600, 0, 0, 0)
+    with pytest.raises(FsError, match="Invalid argument"):
+        fs.rename(ROOT_INO, b"one", below, b"file", _EXCHANGE)
+    assert above(fs, below) == one
+
+
+def test_a_move_into_what_nobody_came_to_by_name_is_refused() -> None:
+    host = MemoryDir("host")
+    fs = open_host(host, read_only=False, version=ks.V1)
+    one = fs.mkdir(ROOT_INO, b"one", 0o755, 0, 0)
+    below = fs.mkdir(one.ino, b"below", 0o755, 0, 0)
+    fs = reopened(fs, host, ks.V1)
+    with pytest.raises(FsError, match="Stale"):
+        fs.rename(ROOT_INO, b"one", below.ino, b"loop", 0)
     fs.close()
 
 

@@ -81,6 +81,17 @@ def test_random_work_is_what_the_model_says(seed: int) -> None:
     model.fs.close()
 
 
+@pytest.mark.soak
+def test_much_random_work() -> None:
+    for seed in range(1000, 2000):
+        model = SharedModel(seed, open_golden("integrity") if seed % 3 == 0 else None)
+        for turn in range(14):
+            model.run(40)
+            model.kill() if turn % 3 else model.volume.checkpoint()
+            model.expect()
+        model.volume.abandon()
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_random_work_over_an_image(seed: int) -> None:
     model = SharedModel(seed, open_golden("integrity"))
@@ -166,6 +177,14 @@ class TestSharedRecords:
         assert body(fs, clone.ino) == NOISE[: 6 * CHUNK]
         fs.close()
 
+    def test_no_copy_is_of_an_older_version(self, tmp_path: Path) -> None:
+        original = open_host(MemoryDir("host"), read_only=False)
+        with pytest.raises(FormatError):
+            copy_volume(
+                volume_of(original), tmp_path, key=KEY, lower=None, source=b"{}", version=ks.V1
+            )
+        original.close()
+
     def test_a_salvaged_volume_keeps_them_shared(self) -> None:
         host = MemoryDir("host")
         fs = open_host(host, read_only=False)
@@ -217,6 +236,48 @@ class TestSharedRecords:
         volume_of(fs)._journal.segments.reserved_bytes += 1
         fs.close()
         assert list(damaged(open_host(host))) == ["reserved room"]
+
+
+class TestPartsOfTheLowerLayer:
+    def test_they_are_data_where_the_lower_file_has_data(self) -> None:
+        lower = open_golden("integrity")
+        fs = Union(
+            open_volume_in(MemoryDir("host"), key=KEY, lower=lower, create=True, chunk_size=CHUNK),
+            lower,
+        )
+        chunks = fs.lookup(fs.lookup(ROOT_INO, b"bin").ino, b"chunks")
+        inode = fs.mknod(ROOT_INO, b"file", 0o100600, 0, 0, 0)
+        volume_of(fs).refer_below(inode, 2, LowerPart(chunks.ino, 70_000, 1000))
+        inode.size = 4 * CHUNK
+        volume_of(fs).put_inode(inode)
+        fs.syncfs()
+        expected = bytearray(1000)
+        lower.read_into(chunks.ino, 70_000, memoryview(expected))
+        assert body(fs, inode.ino) == bytes(2 * CHUNK) + expected + bytes(2 * CHUNK - 1000)
+        assert fs.lseek(inode.ino, 0, 3) == 2 * CHUNK
+        assert fs.lseek(inode.ino, 2 * CHUNK + 10, 4) == 2 * CHUNK + 1000
+        found = volume_of(fs).ranges(inode, 2 * CHUNK + 500, 4 * CHUNK)
+        stored = [(start, end) for start, end in found if start < end]
+        assert stored == [(2 * CHUNK + 500, 2 * CHUNK + 1000)]
+        assert damaged(fs) == {}
+        fs.close()
+
+    def test_one_that_cannot_be_is_refused(self) -> None:
+        lower = open_golden("integrity")
+        for upper_lower, length in ((None, 10), (lower, CHUNK + 1)):
+            volume = open_volume_in(
+                MemoryDir("host"), key=KEY, lower=upper_lower, create=True, chunk_size=CHUNK
+            )
+            fs = Union(volume, upper_lower)
+            inode = fs.mknod(ROOT_INO, b"file", 0o100600, 0, 0, 0)
+            inode.size = CHUNK
+            with pytest.raises(FsError):
+                volume.refer_below(inode, 0, LowerPart(5, 0, CHUNK + 1))
+            volume._content.records.put_slot(inode.ino, 0, dump_lower(LowerPart(5, 0, length)))
+            with pytest.raises(FormatError):
+                body(fs, inode.ino)
+            volume.close()
+        lower.close()
 
 
 class TestReservedRoom:

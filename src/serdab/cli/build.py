@@ -83,7 +83,13 @@ def _check(args: argparse.Namespace, context: Context) -> int:
 
     instance = Instance.open(context.instance)
     key = None if args.image_key is None else read_key(args.image_key)
-    lines = check(instance, image_key=key, builtin_key=args.buildin_image_key)
+    lines = check(
+        instance,
+        signer_of(args),
+        image_key=key,
+        builtin_key=args.buildin_image_key,
+        say=context.say,
+    )
     shown = lines or ("nothing changed since the last signed build",)
     context.result({"changes": list(lines)}, *shown)
     return 0

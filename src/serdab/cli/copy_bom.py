@@ -31,10 +31,11 @@ def main(args: argparse.Namespace, context: Context) -> int:
     from serdab.cli.named import notice_of_bom
     from serdab.instance.bom import copy_bom
 
-    notice_of_bom(args.file, args.root, context)
+    root = context.inside(args.root)
+    notice_of_bom(args.file, root, context)
     summary = copy_bom(
         args.file,
-        args.root,
+        root,
         include_dirs=args.include_dir,
         dry_run=args.dry_run,
         say=context.say,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import _socket
 import os
 
+from serdab.cli import interrupts
 from serdab.cli.main import Call, finish
 from serdab.cli.messages import Context
 from serdab.libos.channel import Channel
@@ -20,6 +21,8 @@ from serdab.service.protocol import StartRequest
 
 def main(fd: int, _path: list[str]) -> None:
     """Be the service that the message in the channel ``fd`` asks for."""
+    interrupts.let_end_us()
+    interrupts.let_through()  # held back by ``become_python``, up to here
     os.set_inheritable(fd, False)
     hide_memory()
     context = Context()
@@ -40,4 +43,4 @@ def main(fd: int, _path: list[str]) -> None:
         key_fd = fds[0] if request.has_key else -1
         return serve(request, log_to_stderr(context.log_level), key_fd=key_fd)
 
-    os._exit(finish(serve, context, Call("start")))
+    interrupts.end(finish(serve, context, Call("start")))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 
+from serdab.cli import interrupts
 from serdab.version import VERSION
 
 TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
@@ -38,22 +39,15 @@ VERBS = {
     "package": ("package", False),
     "fsck": ("fsck", False),
     "reset": ("reset", False),
+    "rebind": ("rebind", False),
     "rekey": ("rekey", False),
     "doctor": ("doctor", False),
 }
-# Occlum's words and ours, by the level each means.
-LOG_LEVELS = {
-    "off": "off",
-    "error": "error",
-    "warn": "warning",
-    "warning": "warning",
-    "info": "info",
-    "debug": "debug",
-    "trace": "debug",
-}
+# Without the libraries and the sources that the others want (docs/package.md).
+_PACKAGED = frozenset(VERBS) - {"new", "init", "copy-bom", "build", "package"}
 
 _GLOBALS_HELP = """
-options, all before the verb:
+options, before the verb or after it:
   -C, --instance DIR  the instance; by default the current directory
   --log-level LEVEL   what the instance logs: off, error, warning, info, debug
   --json              results and errors as JSON, one object a line
@@ -64,8 +58,8 @@ options, all before the verb:
 `serdab VERB --help` shows the options of a verb."""
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line and return its exit code."""
+def main(argv: list[str] | None = None, *, instance: str = ".") -> int:
+    """Run the command line and return its exit code; ``instance`` is the one without ``-C``."""
     _import_nothing_from_here()
     _open_closed_streams()
     words = list(sys.argv if argv is None else argv)
@@ -77,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     elif words == ["--version"]:
         print(f"serdab {VERSION}")
         return 0
-    return _run(words)
+    return _run(words, instance)
 
 
 def _import_nothing_from_here() -> None:
@@ -106,37 +100,25 @@ def _open_closed_streams() -> None:
             setattr(sys, name, os.fdopen(fd, "r" if fd == 0 else "w", closefd=False))
 
 
-def _run(words: list[str]) -> int:
+def _run(words: list[str], instance: str) -> int:
     from serdab.cli.messages import Context
 
-    context = Context()
+    context = Context(instance)
     call = Call()
 
     def work() -> int:
         call.verb = _take_globals(words, context)
         if call.verb is None:
-            return _help()
+            return _help(None if instance == "." else _PACKAGED)
         entry = VERBS.get(call.verb)
         if entry is None:
             raise _unknown_verb(call.verb)
         call.starts_program = entry[1]
         if call.starts_program:
-            _let_interrupts_end_us()
+            interrupts.let_end_us()
         return _dispatch(call.verb, entry[0], words, context)
 
     return finish(work, context, call)
-
-
-def _let_interrupts_end_us() -> None:
-    """Give SIGINT its default meaning, up to where the verb hands it to its program.
-
-    A KeyboardInterrupt in the middle of an import can be lost: the interpreter runs callbacks
-    there whose exceptions it ignores. Nothing has to be put in order until then.
-    """
-    import signal
-
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Call:
@@ -165,6 +147,7 @@ def finish(work: Callable[[], int], context: Context, call: Call) -> int:
             exc.stage = call.verb
             exc.message = exc.message.removeprefix(f"{call.verb}: ")
     except KeyboardInterrupt:
+        interrupts.leave_pending()
         return exitcodes.INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output went away; nothing is left to say it to.
@@ -222,78 +205,70 @@ def _traceback(wanted: bool) -> None:  # noqa: FBT001 - private, the option -v
             print("|", printable(line), file=sys.stderr)
 
 
-def _dispatch(verb: str, module_name: str, words: list[str], context: object) -> int:
+def _dispatch(verb: str, module_name: str, words: list[str], context: Context) -> int:
     import importlib
 
-    from serdab.cli.messages import Context
     from serdab.cli.named import require_out_of_reach
     from serdab.cli.parsing import VerbParser
 
     module = importlib.import_module(f"serdab.cli.{module_name}")
-    parser = VerbParser(verb, module.SUMMARY)
+    parser = VerbParser(verb, module.SUMMARY, context)
     module.configure(parser)
     try:
         args = parser.parse_args(words)
     except SystemExit as exc:  # --help
         return int(exc.code or 0)
-    assert isinstance(context, Context)  # noqa: S101 - for the type checker
+    context.enter()
     require_out_of_reach(args, context)
+    if not VERBS[verb][1]:
+        interrupts.hear()
     code: int = module.main(args, context)
     return code
 
 
-def _take_globals(words: list[str], context: object) -> str | None:
+_LONG = {"-C": "--instance", "-q": "--quiet", "-v": "--verbose", "-h": "--help"}
+_WITH_VALUE = ("--instance", "--log-level")
+_PLAIN = ("--json", "--quiet", "--verbose")
+
+
+def _take_globals(words: list[str], context: Context) -> str | None:
     """Take the options before the verb off ``words``; return the verb, None for help."""
-    from serdab.cli.messages import Context
     from serdab.errors import UsageError
 
-    assert isinstance(context, Context)  # noqa: S101 - for the type checker
-
-    def value(option: str) -> str:
-        if not words:
-            raise UsageError(f"{option} needs a value", hint="`serdab --help` shows where it goes")
-        return words.pop(0)
-
+    taken: list[str] = []
     while words:
         word = words.pop(0)
         option, equals, attached = word.partition("=")
         if equals and option.startswith("--"):
             words.insert(0, attached)
-        match option if option.startswith("--") else word:
-            case "-C" | "--instance":
-                context.instance = value(option)
-            case "--log-level":
-                context.log_level = _log_level(value(option))
-            case "--json" if not equals:
-                context.as_json = True
-            case "-q" | "--quiet" if not equals:
-                context.quiet = True
-            case "-v" | "--verbose" if not equals:
-                context.verbose = True
-            case "-h" | "--help" if not equals:
-                return None
-            case "--version" if not equals:
-                print(f"serdab {VERSION}")
-                raise SystemExit(0)
-            case _ if word.startswith("-"):
-                raise UsageError(f"unknown option {word}", hint="`serdab --help` lists them")
-            case _:
-                return word
-    return None
-
-
-def _log_level(text: str) -> str:
-    from serdab.errors import UsageError
-
-    if text not in LOG_LEVELS:
+        option = _LONG.get(word, option)
+        if option in _WITH_VALUE:
+            if not words:
+                raise UsageError(f"{word} needs a value", hint="`serdab --help` shows its place")
+            taken += [word, words[0]]
+            context.take(option, words.pop(0))
+        elif option in _PLAIN and not equals:
+            taken.append(word)
+            context.take(option)
+        elif option == "--help" and not equals:
+            return None
+        elif option == "--version" and not equals:
+            print(f"serdab {VERSION}")
+            raise SystemExit(0)
+        elif word.startswith("-"):
+            raise UsageError(f"unknown option {word}", hint="`serdab --help` lists them")
+        else:
+            return word
+    if taken:
         raise UsageError(
-            "unknown log level",
-            subject="--log-level",
-            expected="one of " + ", ".join(LOG_LEVELS),
-            found=text,
-            hint="without the option errors and notices are shown",
+            "no verb",
+            expected="a verb after the options",
+            found=f"nothing after {' '.join(taken)}",
+            hint="-C takes a directory: `serdab -C DIR VERB`"
+            if context.directory in VERBS
+            else "`serdab --help` lists the verbs",
         )
-    return LOG_LEVELS[text]
+    return None
 
 
 def _unknown_verb(verb: str) -> Exception:
@@ -308,12 +283,18 @@ def _unknown_verb(verb: str) -> Exception:
     )
 
 
-def _help() -> int:
+def _help(verbs: frozenset[str] | None) -> int:
+    """Print the help; ``verbs`` are those that work here, None for all."""
     import importlib
 
-    print("usage: serdab [-C DIR] [--log-level LEVEL] [--json] [-q|-v] VERB ...\n\nverbs:")
+    from serdab.cli.messages import show
+    from serdab.cli.parsing import wrapped
+
+    lines = ["usage: serdab [-C DIR] [--log-level LEVEL] [--json] [-q|-v] VERB ...", "", "verbs:"]
     for verb, (module_name, _) in VERBS.items():
+        if verbs is not None and verb not in verbs:
+            continue
         summary = importlib.import_module(f"serdab.cli.{module_name}").SUMMARY
-        print(f"  {verb:15}{summary}")
-    print(_GLOBALS_HELP)
+        lines.append(f"  {verb:15}{summary}")
+    show("\n".join(wrapped(line) for line in (*lines, *_GLOBALS_HELP.split("\n"))))
     return 0

@@ -3,25 +3,84 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Final
 
-from serdab.errors import Error, printable
+from serdab.errors import Error, UsageError, printable
 
 PROGRAM: Final = "serdab"
 
 
+#: Occlum's words and ours, by the level each means.
+LOG_LEVELS: Final = {
+    "off": "off",
+    "error": "error",
+    "warn": "warning",
+    "warning": "warning",
+    "info": "info",
+    "debug": "debug",
+    "trace": "debug",
+}
+
+
 class Context:
-    """What the options before the verb say."""
+    """What the options that all verbs have say, before the verb or after it.
 
-    __slots__ = ("as_json", "instance", "log_level", "quiet", "verbose")
+    ``directory`` is what ``-C`` names; ``instance`` is that, once :meth:`enter` has looked at it.
+    """
 
-    def __init__(self) -> None:
-        self.instance = "."
+    __slots__ = ("as_json", "directory", "instance", "log_level", "quiet", "verbose")
+
+    def __init__(self, instance: str = ".") -> None:
+        self.directory: str | None = None
+        self.instance = instance
         self.log_level = "notice"
         self.as_json = False
         self.quiet = False
         self.verbose = False
+
+    def take(self, option: str, value: str = "") -> None:
+        """Take note of an option by its long name.
+
+        Raises:
+            UsageError: there is no such log level.
+        """
+        match option:
+            case "--instance":
+                self.directory = value
+            case "--log-level":
+                self.log_level = _log_level(value)
+            case "--json":
+                self.as_json = True
+            case "--quiet":
+                self.quiet = True
+            case "--verbose":
+                self.verbose = True
+
+    def enter(self) -> None:
+        """Take the directory that ``-C`` names for the instance.
+
+        Raises:
+            UsageError: there is no such directory.
+        """
+        if self.directory is None:
+            return
+        try:
+            os.stat(os.path.join(self.directory, ""))
+        except OSError as exc:
+            raise UsageError(
+                "not an instance",
+                subject=self.directory,
+                expected="a directory that `serdab new` has made",
+                found=os.strerror(exc.errno or 0),
+                hint="-C names the instance; `serdab new PATH` makes one",
+            ) from exc
+        self.instance = self.directory
+
+    def inside(self, path: str) -> str:
+        """Return where a path lies that names a part of the instance."""
+        return path if self.directory is None else os.path.join(self.directory, path)
 
     def shown_level(self) -> str:
         """Return up to which level lines for the operator are shown."""
@@ -43,18 +102,37 @@ class Context:
 
     def tell(self, line: str, end: str = "\n") -> None:
         """Print one line to standard output, whatever names stand in it."""
-        print(printable(line), end=end, flush=True)
+        show(printable(line), end)
 
     def result(self, fields: dict[str, object], *lines: str) -> None:
         """Print a result: ``fields`` with --json, else ``lines``, each of which stays one line."""
         if self.as_json:
             import json
 
-            print(json.dumps(fields, sort_keys=True))
+            show(json.dumps(fields, sort_keys=True))
         else:
             for line in lines:
-                print(printable(line))
-        sys.stdout.flush()
+                show(printable(line))
+
+
+def _log_level(text: str) -> str:
+    if text not in LOG_LEVELS:
+        raise UsageError(
+            "unknown log level",
+            subject="--log-level",
+            expected="one of " + ", ".join(LOG_LEVELS),
+            found=text,
+            hint="without the option errors and notices are shown",
+        )
+    return LOG_LEVELS[text]
+
+
+def show(text: str, end: str = "\n") -> None:
+    """Print; that a reader has enough (``| head -1``) changes neither work nor verdict."""
+    try:
+        print(text, end=end, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def report(error: Error, context: Context, *, starts_program: bool) -> None:

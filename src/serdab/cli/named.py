@@ -50,11 +50,14 @@ def require_out_of_reach(args: argparse.Namespace, context: Context) -> None:
 def _is_instance_at(path: str) -> bool:
     from serdab.linux.dirfd import DirFd
     from serdab.linux.outside import is_instance
+    from serdab.linux.whereabouts import leads_nowhere
 
     try:
         with DirFd.at(path) as directory:
             return is_instance(directory.fd)
-    except OSError:
+    except OSError as exc:
+        if not leads_nowhere(exc):
+            raise
         return False
 
 

@@ -69,7 +69,7 @@ def _refuse(misfit: "tuple[str, str, str]", words: "list[str]") -> int:
 
 def _look_at(words: "list[str]") -> "tuple[bool, bool]":
     """Return whether --json was given, and whether the verb starts a program."""
-    as_json = False
+    as_json, verb = False, ""
     rest = iter(words)
     for word in rest:
         if word in ("-C", "--instance", "--log-level"):
@@ -77,8 +77,10 @@ def _look_at(words: "list[str]") -> "tuple[bool, bool]":
         elif word == "--json":
             as_json = True
         elif not word.startswith("-"):
-            return as_json, word in ("run", "exec")
-    return as_json, False
+            if verb in ("run", "exec"):
+                break  # the program, or the value of an option: what follows may be the program's
+            verb = verb or word
+    return as_json, verb in ("run", "exec")
 
 
 def _keep_byte_code_away() -> None:
@@ -111,10 +113,13 @@ def main() -> int:
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path.insert(0, os.path.dirname(os.path.dirname(here)))
     _keep_byte_code_away()
+    from serdab.cli import door, interrupts
+
+    door.enter()
     from serdab.cli import main as command_line
 
-    sys.argv = [os.path.join(top, "serdab"), "-C", os.path.join(top, "instance"), *words]
-    return command_line.main()
+    own = os.path.join(top, "serdab")
+    interrupts.end(command_line.main([own, *words], instance=os.path.join(top, "instance")))
 
 
 if __name__ == "__main__":

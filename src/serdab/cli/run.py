@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Final
 
+from serdab.cli.door import FOUND
 from serdab.cli.messages import Context
 from serdab.cli.parsing import (
     add_boot,
@@ -39,7 +40,7 @@ def main(args: argparse.Namespace, context: Context) -> int:
     # Before anything that takes its time: the new processes get ready while this one does.
     from serdab.libos.begin import Begun
 
-    begun = Begun()
+    begun = Begun(FOUND.ignored)
     try:
         return _run(args, context, instance.path, command, begun)
     except BusyError as exc:

@@ -14,6 +14,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Final
 
+from serdab.characters import is_ignorable
+
 CONFIG: Final = "Occlum.json"
 IMAGE_SOURCE: Final = "image"
 INITFS_SOURCE: Final = "initfs"
@@ -42,27 +44,6 @@ _WHOLE: Final = frozenset(
 _BEGINNINGS: Final = tuple(name.encode().lower() for name in (*FILES, BUILD_STAGING, REKEY_STAGING))
 _CONFIG: Final = CONFIG.encode().lower()
 
-# Default_Ignorable_Code_Point of Unicode, which the kernel's casefold drops (fs/unicode).
-_IGNORABLE: Final = (
-    (0x00AD, 0x00AD),
-    (0x034F, 0x034F),
-    (0x061C, 0x061C),
-    (0x115F, 0x1160),
-    (0x17B4, 0x17B5),
-    (0x180B, 0x180F),
-    (0x200B, 0x200F),
-    (0x202A, 0x202E),
-    (0x2060, 0x206F),
-    (0x3164, 0x3164),
-    (0xFE00, 0xFE0F),
-    (0xFEFF, 0xFEFF),
-    (0xFFA0, 0xFFA0),
-    (0xFFF0, 0xFFF8),
-    (0x1BCA0, 0x1BCA3),
-    (0x1D173, 0x1D17A),
-    (0xE0000, 0xE0FFF),
-)
-
 
 @lru_cache(maxsize=4096)
 def fold(name: bytes) -> bytes:
@@ -81,8 +62,8 @@ def _fold_unicode(name: bytes) -> bytes:
         return name
     # Both ways: the dotless i has a capital that is an ordinary one.
     text = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).upper().casefold())
-    kept = (c for c in text if not any(low <= ord(c) <= high for low, high in _IGNORABLE))
-    return "".join(kept).encode("utf-8")
+    # The kernel's casefold drops what Unicode says to ignore (fs/unicode).
+    return "".join(c for c in text if not is_ignorable(c)).encode("utf-8")
 
 
 def is_reserved(folded: bytes) -> bool:

@@ -24,6 +24,7 @@ from serdab.config.checks import (
     check_names,
     check_target,
 )
+from serdab.config.imageform import ImageForm, parse_form
 from serdab.config.mounts import EVERYTHING, MountPolicy, parse_policy
 from serdab.config.names import BUILD, CONFIG, IMAGE
 from serdab.config.strict import Section, load_object
@@ -60,6 +61,7 @@ class InstanceConfig:
     network: str = "host"
     freshness: str = "record"
     runtime_mounts: MountPolicy = EVERYTHING
+    image_form: ImageForm = field(default_factory=ImageForm)
     notes: tuple[str, ...] = ()
 
 
@@ -115,6 +117,7 @@ def parse(raw: bytes) -> InstanceConfig:
         network=ours.text("network", "host", choices=NETWORKS),
         freshness=ours.text("freshness", "record", choices=FRESHNESS),
         runtime_mounts=parse_policy(ours.section("runtime_mounts")),
+        image_form=parse_form(ours.section("image")),
         notes=tuple(notes),
     )
     for section in (env, metadata, ours, top):

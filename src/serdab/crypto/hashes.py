@@ -78,3 +78,8 @@ class KeyedHasher:
 def content_id(raw: bytes | bytearray | memoryview) -> bytes:
     """Return a 32-byte identity of content, for finding equal chunks; never stored."""
     return blake3(raw).digest()
+
+
+def noise(key: bytes, start: int, length: int) -> bytes:
+    """Return a part of the endless output of BLAKE3 under a 32-byte key: random to all others."""
+    return blake3(key=key).digest(length=length, seek=start)

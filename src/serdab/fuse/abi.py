@@ -17,6 +17,9 @@ MINOR: Final = 45
 #: Oldest minor version served: max_pages (28) and zero-message opendir (29) are there since 5.1,
 #: 7.31 is Linux 5.2.
 MINOR_MIN: Final = 31
+#: From this one on (Linux 6.2; some of 6.1 do) the kernel asks for set-id bits to be taken away
+#: before FALLOCATE and COPY_FILE_RANGE, where the caller may not leave them.
+MINOR_SAYS_KILL: Final = 38
 #: The kernel passes names of up to 1024 bytes on; Linux has no file system that takes more.
 NAME_MAX: Final = 255
 
@@ -83,6 +86,7 @@ class InitFlag(IntFlag):
     """The bits of ``fuse_init_in.flags`` that are of use here."""
 
     ASYNC_READ = 1 << 0
+    EXPORT_SUPPORT = 1 << 4
     BIG_WRITES = 1 << 5
     DONT_MASK = 1 << 6
     AUTO_INVAL_DATA = 1 << 12
@@ -110,6 +114,8 @@ FATTR_ATIME_NOW: Final = 1 << 7
 FATTR_MTIME_NOW: Final = 1 << 8
 FATTR_CTIME: Final = 1 << 10
 FATTR_KILL_SUIDGID: Final = 1 << 11
+#: Mode, owner, size and times: what a SETATTR is sent for.
+FATTR_ANYTHING: Final = 0x1BF
 
 WRITE_KILL_SUIDGID: Final = 1 << 2
 FSYNC_FDATASYNC: Final = 1 << 0
@@ -152,6 +158,13 @@ FALLOCATE_IN: Final = Struct("=QQQII")
 LSEEK_IN: Final = Struct("=QQII")
 COPY_FILE_RANGE_IN: Final = Struct("=QQQQQQQ")
 STATX_IN: Final = Struct("=IIQII")
+#: fuse_notify_retrieve_in; what was retrieved follows
+RETRIEVE_IN: Final = Struct("=QQIIQQ")
+
+#: ``enum fuse_notify_code``: in place of the errno of a reply that answers no request (unique 0).
+NOTIFY_RETRIEVE: Final = 5
+#: fuse_out_header + fuse_notify_retrieve_out
+RETRIEVE_NOTE: Final = Struct("=IiQQQQII")
 
 # struct fuse_attr. Times are u64 on the wire but the kernel reads them as signed.
 _ATTR = "QQQqqqIIIIIIIIII"

@@ -38,10 +38,16 @@ class InSteps:
         own: Callable[..., Any] | None = getattr(self._fs, f"{name}_steps", None)
         return own or _in_one(getattr(self._fs, name))
 
-    def forget(self, forgotten: Iterable[tuple[int, int]]) -> Steps[None]:
-        """Forget (nodeid, nlookup) pairs. What else is counted meanwhile adds up all the same."""
+    def forget(
+        self, forgotten: Iterable[tuple[int, int]], is_gone: Callable[[int], None]
+    ) -> Steps[None]:
+        """Forget (nodeid, nlookup) pairs. What else is counted meanwhile adds up all the same.
+
+        ``is_gone`` is told of those that the kernel holds no more.
+        """
         for count, (nodeid, nlookup) in enumerate(forgotten, 1):
-            self._fs.forget(nodeid, nlookup)
+            if self._fs.forget(nodeid, nlookup):
+                is_gone(nodeid)
             if count % _FORGOTTEN == 0:
                 yield None
 

@@ -13,10 +13,12 @@ Fewer requests are the whole gain here:
       them and keeps its pages and directory listings across opens. CREATE too: the kernel then
       sends MKNOD, and never a RELEASE.
     * An absent name is an entry with node 0 and an endless timeout, instead of ENOENT.
+It may forget an inode and still be asked for it by its number, which name_to_handle_at(2) gave
+away: FUSE_EXPORT_SUPPORT, then it looks up "." of that number, and ".." as far as the root.
 INTERRUPT is the session's: it concerns requests that are parked (``parked``).
 
 A file system that others change behind our back sets ``cache_timeout_s``: then the kernel asks
-again after that time and drops pages whose file has changed.
+again after that time and drops pages whose file has changed, and no number lasts.
 
 FUSE_WRITEBACK_CACHE is never asked for: under it a rename and an fsync reach the server before the
 data written earlier. FUSE_ATOMIC_O_TRUNC is not either: O_TRUNC travels in OPEN, which is not sent.
@@ -24,6 +26,7 @@ data written earlier. FUSE_ATOMIC_O_TRUNC is not either: O_TRUNC travels in OPEN
 
 from __future__ import annotations
 
+import copy
 import errno
 import stat
 from collections.abc import Callable
@@ -35,6 +38,7 @@ from serdab.fuse import abi, wire
 from serdab.fuse.abi import InitFlag, Opcode
 from serdab.fuse.insteps import InSteps
 from serdab.fuse.parked import Parked, Reply
+from serdab.fuse.unwritten import Asking, Unwritten
 from serdab.structs import frozen
 from serdab.vfs.api import DirEntry, FileSystem, Inode, SetAttr
 from serdab.vfs.steps import Steps, Unfinished
@@ -60,6 +64,7 @@ _XATTR_KINDS: Final = (b"user.", b"trusted.", b"security.", b"system.")
 
 _WANTED: Final = (
     InitFlag.ASYNC_READ
+    | InitFlag.EXPORT_SUPPORT
     | InitFlag.BIG_WRITES
     | InitFlag.DONT_MASK
     | InitFlag.DO_READDIRPLUS
@@ -87,6 +92,12 @@ class ServeOptions:
     block_size: int = 65536
     max_readahead_bytes: int = 1 << 20
     max_background: int = 64
+    shows_trusted: bool = True
+    """Whether uid 0 is shown that there are ``trusted.*`` attributes; nobody else is.
+
+    Of the caller's capabilities the request says nothing. To be shown (listxattr(2)) and to read
+    them takes CAP_SYS_ADMIN in the initial user namespace, and in a sandbox nobody has that.
+    """
 
 
 def _first_step(steps: Steps[T], answer: Callable[[T], Reply]) -> Reply:
@@ -105,8 +116,15 @@ def _first_step(steps: Steps[T], answer: Callable[[T], Reply]) -> Reply:
 class Operations:
     """The dispatch table over one file system, and the buffers that requests and replies use."""
 
-    def __init__(self, fs: FileSystem, options: ServeOptions) -> None:
+    def __init__(
+        self, fs: FileSystem, options: ServeOptions, notify: Callable[[bytes], object]
+    ) -> None:
+        """``notify`` sends what answers no request."""
         self._fs = fs
+        self._notify = notify
+        self._unwritten = Unwritten(fs)
+        #: What waits for the kernel to tell what it holds of a file, by the request to answer.
+        self._asking: dict[int, Asking] = {}
         self._options = options
         self._in_steps = InSteps(fs)
         self._block_size = options.block_size
@@ -118,6 +136,7 @@ class Operations:
         self._reply = bytearray(16 + MAX_WRITE_BYTES)
         self._reply_view = memoryview(self._reply)
         self.is_initialised = False
+        self._says_kill = True
         table: dict[Opcode, Handler] = {
             Opcode.LOOKUP: self._lookup,
             Opcode.FORGET: self._forget,
@@ -156,7 +175,7 @@ class Operations:
             Opcode.RELEASE: self._ok,
             Opcode.RELEASEDIR: self._ok,
             Opcode.DESTROY: self._ok,
-            Opcode.NOTIFY_REPLY: self._no_reply,
+            Opcode.NOTIFY_REPLY: self._retrieved,
         }
         if not self._endless:
             table[Opcode.OPEN] = self._open
@@ -178,8 +197,10 @@ class Operations:
             )
         wanted = _WANTED
         if not self._endless:
-            wanted = (wanted | InitFlag.AUTO_INVAL_DATA) & ~InitFlag.CACHE_SYMLINKS
+            wanted |= InitFlag.AUTO_INVAL_DATA
+            wanted &= ~(InitFlag.CACHE_SYMLINKS | InitFlag.EXPORT_SUPPORT)
         self.is_initialised = True
+        self._says_kill = minor >= abi.MINOR_SAYS_KILL
         return self._init_reply(
             unique,
             flags=wanted & InitFlag(offered & 0x7FFFFFFF & _ALL_FLAGS),
@@ -210,18 +231,32 @@ class Operations:
         return wire.dump_entry(unique, inode, self._valid_s, self._block_size)
 
     def _forget(self, _unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
-        self._fs.forget(nodeid, wire.parse_forget(self.view, size))
+        if self._fs.forget(nodeid, wire.parse_forget(self.view, size)):
+            self._unwritten.forget(nodeid)
         return None
 
     def _batch_forget(self, _unique: int, _nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         forgotten = wire.parse_batch_forget(self.view, size)
-        return _first_step(self._in_steps.forget(forgotten), lambda _: None)
+        steps = self._in_steps.forget(forgotten, self._unwritten.forget)
+        return _first_step(steps, lambda _: None)
 
     def _getattr(self, unique: int, nodeid: int, _uid: int, _gid: int, _size: int) -> Reply:
-        return wire.dump_attr(unique, self._fs.getattr(nodeid), self._valid_s, self._block_size)
+        inode = self._held(self._fs.getattr(nodeid))
+        return wire.dump_attr(unique, inode, self._valid_s, self._block_size)
 
     def _statx(self, unique: int, nodeid: int, _uid: int, _gid: int, _size: int) -> Reply:
-        return wire.dump_statx(unique, self._fs.getattr(nodeid), self._valid_s, self._block_size)
+        inode = self._held(self._fs.getattr(nodeid))
+        return wire.dump_statx(unique, inode, self._valid_s, self._block_size)
+
+    def _held(self, inode: Inode) -> Inode:
+        """Return a file as it is with what the kernel may hold of it, and has not written.
+
+        tar(1) takes one without any block for one hole, and does not even look for data.
+        """
+        if inode.blocks == 0 and self._unwritten.may_hold(inode.ino):
+            inode = copy.copy(inode)  # the original is the file system's own
+            inode.blocks = 8
+        return inode
 
     def _setattr(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         changes = wire.parse_setattr(self.view, size)
@@ -290,6 +325,8 @@ class Operations:
         found = self._fs.read_into(nodeid, offset, self._reply_view[16 : 16 + count])
         if not 0 <= found <= count:
             raise InternalError(f"read_into returned {found} for {count} bytes")
+        if found and self._fs.may_have_holes(nodeid):
+            self._unwritten.note(nodeid, offset, found)
         _pack_header_into(self._reply, 0, 16 + found, 0, unique)
         return self._reply_view[: 16 + found]
 
@@ -321,11 +358,14 @@ class Operations:
             return wire.dump_error(unique, refusal)
         return self._sized(unique, room, self._fs.getxattr(nodeid, name))
 
-    def _listxattr(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
+    def _listxattr(self, unique: int, nodeid: int, uid: int, _gid: int, size: int) -> Reply:
         room = wire.parse_listxattr(self.view, size)
+        shows_trusted = not uid and self._options.shows_trusted
 
         def answer(found: list[bytes]) -> bytes:
             names = [name for name in found if not _refused_xattr(name)]
+            if not shows_trusted:
+                names = [name for name in names if not name.startswith(b"trusted.")]
             return self._sized(unique, room, b"".join(name + b"\0" for name in names))
 
         return _first_step(self._in_steps.listxattr(nodeid), answer)
@@ -347,16 +387,51 @@ class Operations:
 
     def _fallocate(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         mode, offset, length = wire.parse_fallocate(self.view, size)
+        self._kill_unsaid(nodeid)
         steps = self._in_steps.fallocate(nodeid, mode, offset, length)
         return _first_step(steps, lambda _: wire.dump_ok(unique))
 
+    def _kill_unsaid(self, nodeid: int) -> None:
+        """Take set-id bits away before a change of content for which the kernel does not say so."""
+        if not self._says_kill:
+            self._fs.setattr(nodeid, SetAttr(kill_suidgid=True))
+
     def _lseek(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         offset, whence = wire.parse_lseek(self.view, size)
-        steps = self._in_steps.lseek(nodeid, offset, whence)
-        return _first_step(steps, lambda found: wire.dump_u64(unique, found))
+        if not self._unwritten.may_hold(nodeid):
+            steps = self._in_steps.lseek(nodeid, offset, whence)
+            return _first_step(steps, lambda found: wire.dump_u64(unique, found))
+        return self._ask(unique, nodeid, self._unwritten.seek(nodeid, offset, whence), None)
+
+    def _retrieved(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
+        asking = self._asking.pop(unique, None)
+        if asking is None:
+            return None
+        return self._ask(unique, nodeid, asking, wire.parse_retrieved(self.view, size))
+
+    def _ask(self, unique: int, nodeid: int, asking: Asking, held: bytes | None) -> Reply:
+        """Go on with a question to the kernel; the request that it answers waits meanwhile.
+
+        What the kernel tells comes with the number of that request, and so does what is raised.
+        """
+        while True:
+            try:
+                offset, size = next(asking) if held is None else asking.send(held)
+            except StopIteration as end:
+                return wire.dump_u64(unique, end.value)
+            try:
+                self._notify(wire.dump_retrieve(unique, nodeid, offset, size))
+            except OSError as exc:
+                if exc.errno != errno.ENOENT:
+                    raise
+                held = b""  # it has no such inode, hence nothing of it
+            else:
+                self._asking[unique] = asking
+                return None
 
     def _copy_file_range(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         offset, target, offset_out, length = wire.parse_copy_file_range(self.view, size)
+        self._kill_unsaid(target)
         count = self._fs.copy_file_range(
             nodeid, offset, target, offset_out, min(length, 0x7FFFF000)
         )
@@ -379,9 +454,6 @@ class Operations:
         """Answer an opcode that has no method: the kernel does without, and mostly remembers."""
         return wire.dump_error(unique, errno.ENOSYS)
 
-    def _no_reply(self, _unique: int, _nodeid: int, _uid: int, _gid: int, _size: int) -> Reply:
-        return None
-
     def _readdir(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         cookie, count = wire.parse_read(self.view, size)
         steps = self._batch(nodeid, cookie, count, abi.DIRENT_BYTES)
@@ -397,23 +469,23 @@ class Operations:
     def _readdirplus(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         cookie, count = wire.parse_read(self.view, size)
         steps = self._batch(nodeid, cookie, count, abi.DIRENTPLUS_BYTES)
-        return _first_step(steps, lambda batch: self._dump_batch_plus(unique, batch))
+        return _first_step(steps, lambda batch: self._dump_batch_plus(unique, nodeid, batch))
 
-    def _dump_batch_plus(self, unique: int, batch: list[DirEntry]) -> Reply:
+    def _dump_batch_plus(self, unique: int, nodeid: int, batch: list[DirEntry]) -> Reply:
         reply, at = self._reply, 16
         dump, valid_s, block_size = wire.dump_direntplus_into, self._valid_s, self._block_size
         for entry in batch:
             name = entry.name
-            inode = None if name in (b".", b"..") else self._lookup_entry(entry)
+            inode = None if name in (b".", b"..") else self._lookup_entry(entry, nodeid)
             at = dump(
                 reply, at, inode, entry.ino, entry.cookie, name, entry.dtype, valid_s, block_size
             )
         _pack_header_into(reply, 0, at, 0, unique)
         return self._reply_view[:at]
 
-    def _lookup_entry(self, entry: DirEntry) -> Inode | None:
+    def _lookup_entry(self, entry: DirEntry, parent: int) -> Inode | None:
         try:
-            return self._fs.lookup_ino(entry.ino)
+            return self._fs.lookup_ino(entry.ino, parent)
         except (OSError, Unfinished):
             # The listing stays whole: the kernel asks for this one by name, and that LOOKUP
             # carries the error to whoever wants the file.

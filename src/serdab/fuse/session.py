@@ -45,6 +45,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from io import FileIO
 from typing import Final
 
@@ -108,7 +109,7 @@ class Session:
         self._fs = fs
         self._options = options or SessionOptions()
         self._log = log
-        self._operations = Operations(fs, self._options.serve)
+        self._operations = Operations(fs, self._options.serve, partial(os.write, fd))
         self._operations.table[Opcode.INTERRUPT] = self._interrupt
         #: What is answered after more steps, the next one first.
         self._parked: deque[Request] = deque()

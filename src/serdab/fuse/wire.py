@@ -22,7 +22,7 @@ from typing import Final
 
 from serdab.errors import FormatError, FsError
 from serdab.fuse import abi
-from serdab.vfs.api import Inode, SetAttr, StatFs
+from serdab.vfs.api import NOW_NS, Inode, SetAttr, StatFs
 
 
 class MalformedRequest(FormatError):
@@ -30,6 +30,8 @@ class MalformedRequest(FormatError):
 
 
 _SECOND: Final = 1_000_000_000
+_FORMAT: Final = 0o170000
+_REGULAR: Final = 0o100000
 _SLASH: Final = ord("/")  # to look for a number in bytes takes a third of looking for bytes
 _PADDING: Final = tuple(bytes(count) for count in range(8))
 _unpack_header = abi.IN_HEADER_START.unpack_from
@@ -139,24 +141,19 @@ def parse_setattr(view: memoryview, size: int) -> SetAttr:
     if valid & abi.FATTR_SIZE:
         changes.size = length
     if valid & abi.FATTR_ATIME_NOW:
-        changes.atime_ns = -1
+        changes.atime_ns = NOW_NS
     elif valid & abi.FATTR_ATIME:
-        changes.atime_ns = _stamp(atime, atime_ns)
+        changes.atime_ns = atime * _SECOND + atime_ns
     if valid & abi.FATTR_MTIME_NOW:
-        changes.mtime_ns = -1
+        changes.mtime_ns = NOW_NS
     elif valid & abi.FATTR_MTIME:
-        changes.mtime_ns = _stamp(mtime, mtime_ns)
+        changes.mtime_ns = mtime * _SECOND + mtime_ns
     if valid & abi.FATTR_CTIME:
-        changes.ctime_ns = _stamp(ctime, ctime_ns)
-    changes.kill_suidgid = bool(valid & abi.FATTR_KILL_SUIDGID)
+        changes.ctime_ns = ctime * _SECOND + ctime_ns
+    # With FUSE_HANDLE_KILLPRIV_V2 one that sets nothing is sent for this alone: by chown(2) of
+    # neither owner nor group, and before a change of content by whoever may not leave the bits.
+    changes.kill_suidgid = bool(valid & abi.FATTR_KILL_SUIDGID) or not valid & abi.FATTR_ANYTHING
     return changes
-
-
-def _stamp(seconds: int, nanoseconds: int) -> int:
-    stamp = seconds * _SECOND + nanoseconds
-    # -1 means "now" in SetAttr. utimensat(2) can name that very nanosecond of 1969; the one
-    # before it is nearer to the truth than today.
-    return -2 if stamp == -1 else stamp
 
 
 def parse_mknod(view: memoryview, size: int) -> tuple[int, int, bytes]:
@@ -308,6 +305,16 @@ def parse_copy_file_range(view: memoryview, size: int) -> tuple[int, int, int, i
     return offset, nodeid, offset_out, length
 
 
+def parse_retrieved(view: memoryview, size: int) -> bytes:
+    """Return what the kernel was asked for by :func:`dump_retrieve`."""
+    if size < 80:
+        raise _short("NOTIFY_REPLY", 80, size)
+    count = abi.RETRIEVE_IN.unpack_from(view, 40)[2]
+    if count != size - 80:
+        raise _short("NOTIFY_REPLY", 80 + count, size)
+    return view[80:size].tobytes()
+
+
 def _times(inode: Inode) -> tuple[int, int, int, int, int, int]:
     """Return seconds and nanoseconds of atime, mtime and ctime."""
     stamp = inode.mtime_ns
@@ -318,6 +325,15 @@ def _times(inode: Inode) -> tuple[int, int, int, int, int, int]:
     if inode.ctime_ns != stamp:
         ctime, ctime_ns = divmod(inode.ctime_ns, _SECOND)
     return atime, atime_ns, mtime, mtime_ns, ctime, ctime_ns
+
+
+def _attr_valid_s(inode: Inode, valid_s: int) -> int:
+    """Return how long attributes count: those of a file without any content not at all.
+
+    What the kernel holds of it and has not written (see ``unwritten``) would not show in them.
+    """
+    is_empty = inode.blocks == 0 and inode.size and inode.mode & _FORMAT == _REGULAR
+    return 0 if is_empty else valid_s
 
 
 def dump_error(unique: int, errno_: int) -> bytes:
@@ -358,11 +374,12 @@ def dump_entry(unique: int, inode: Inode, valid_s: int, block_size: int) -> byte
     """Return the reply that gives a name its inode."""
     size = inode.size
     blocks = inode.blocks
+    attr_valid_s = valid_s if blocks else _attr_valid_s(inode, valid_s)
     atime, atime_ns, mtime, mtime_ns, ctime, ctime_ns = _times(inode)
     ino = inode.ino
     return _pack_entry(
         144, 0, unique,
-        ino, 0, valid_s, valid_s, 0, 0,
+        ino, 0, valid_s, attr_valid_s, 0, 0,
         ino, size, blocks if blocks >= 0 else (size + 511) >> 9,
         atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns,
         inode.mode, inode.nlink, inode.uid, inode.gid, inode.rdev, block_size, 0,
@@ -381,10 +398,11 @@ def dump_attr(unique: int, inode: Inode, valid_s: int, block_size: int) -> bytes
     """Return the reply to GETATTR and SETATTR."""
     size = inode.size
     blocks = inode.blocks
+    attr_valid_s = valid_s if blocks else _attr_valid_s(inode, valid_s)
     atime, atime_ns, mtime, mtime_ns, ctime, ctime_ns = _times(inode)
     return _pack_attr(
         120, 0, unique,
-        valid_s, 0, 0,
+        attr_valid_s, 0, 0,
         inode.ino, size, blocks if blocks >= 0 else (size + 511) >> 9,
         atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns,
         inode.mode, inode.nlink, inode.uid, inode.gid, inode.rdev, block_size, 0,
@@ -403,13 +421,14 @@ def dump_statx(unique: int, inode: Inode, valid_s: int, block_size: int) -> byte
     """Return the reply to STATX: what GETATTR says, and the time of birth."""
     size = inode.size
     blocks = inode.blocks
+    attr_valid_s = valid_s if blocks else _attr_valid_s(inode, valid_s)
     atime, atime_ns, mtime, mtime_ns, ctime, ctime_ns = _times(inode)
     btime, btime_ns = divmod(inode.btime_ns, _SECOND)
     mask = abi.STATX_BASIC_STATS | (abi.STATX_BTIME if inode.btime_ns else 0)
     rdev = inode.rdev
     return abi.STATX_REPLY.pack(
         304, 0, unique,
-        valid_s, 0, 0,
+        attr_valid_s, 0, 0,
         mask, block_size, 0, inode.nlink, inode.uid, inode.gid, inode.mode, 0,
         inode.ino, size, blocks if blocks >= 0 else (size + 511) >> 9, 0,
         atime, atime_ns, 0, btime, btime_ns, 0, ctime, ctime_ns, 0, mtime, mtime_ns, 0,
@@ -435,6 +454,12 @@ def dump_u64(unique: int, number: int) -> bytes:
 def dump_size(unique: int, count: int) -> bytes:
     """Return the size that an extended attribute or their list needs."""
     return abi.SIZE_REPLY.pack(24, 0, unique, count, 0)
+
+
+def dump_retrieve(unique: int, nodeid: int, offset: int, size: int) -> bytes:
+    """Return a note that has the kernel tell what it holds of a file, in a NOTIFY_REPLY that comes
+    with ``unique``: up to the first page that it does not hold, and the file's end."""
+    return abi.RETRIEVE_NOTE.pack(48, abi.NOTIFY_RETRIEVE, 0, unique, nodeid, offset, size, 0)
 
 
 def dump_statfs(unique: int, st: StatFs) -> bytes:
@@ -492,10 +517,11 @@ def dump_direntplus_into(
     else:
         size = inode.size
         blocks = inode.blocks
+        attr_valid_s = valid_s if blocks else _attr_valid_s(inode, valid_s)
         atime, atime_ns, mtime, mtime_ns, ctime, ctime_ns = _times(inode)
         abi.DIRENTPLUS.pack_into(
             buf, at,
-            ino, 0, valid_s, valid_s, 0, 0,
+            ino, 0, valid_s, attr_valid_s, 0, 0,
             ino, size, blocks if blocks >= 0 else (size + 511) >> 9,
             atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns,
             inode.mode, inode.nlink, inode.uid, inode.gid, inode.rdev, block_size, 0,

@@ -22,6 +22,7 @@ from serdab.instance.bomplan import Plan, PlannedFile, Say
 from serdab.instance.intree import Spot, Tree
 from serdab.instance.owners import Owner, store_owners
 from serdab.linux.dirfd import DirFd
+from serdab.linux.files import next_data, next_hole
 
 _OPEN_DIRECTORIES: Final = ("/tmp", "/var/tmp")  # noqa: S108 - names inside the tree
 _LD_CACHE: Final = "/etc/ld.so.cache"
@@ -161,17 +162,20 @@ def _change_mode(spot: Spot, mode: int) -> None:
 def _replace(spot: Spot, source: int, status: os.stat_result, mode: int) -> None:
     """Copy into a new file and rename it over: never through a link, never half."""
     with _written_anew(spot) as fd:
-        left = status.st_size
-        while left > 0:
-            done = os.sendfile(fd, source, None, min(left, 1 << 30))
-            if done == 0:
-                raise UsageError(
-                    "a file shrank while it was copied",
-                    stage="copy-bom",
-                    subject=spot.label,
-                    hint="copy it when nobody writes to it",
-                )
-            left -= done
+        os.ftruncate(fd, status.st_size)  # holes stay holes
+        at = next_data(source, 0, status.st_size)
+        while at < status.st_size:
+            os.lseek(fd, at, os.SEEK_SET)
+            end = min(next_hole(source, at, status.st_size), at + (1 << 30))
+            done = os.sendfile(fd, source, at, end - at)
+            at = next_data(source, at + done, status.st_size) if done else status.st_size
+        if os.fstat(source).st_size < status.st_size:
+            raise UsageError(
+                "a file shrank while it was copied",
+                stage="copy-bom",
+                subject=spot.label,
+                hint="copy it when nobody writes to it",
+            )
         os.fchmod(fd, mode)
         os.utime(fd, ns=(status.st_mtime_ns, status.st_mtime_ns))
 

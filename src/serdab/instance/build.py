@@ -5,7 +5,7 @@ Order: configuration checked → init FS sealed (always integrity-only) → imag
 configuration → signed descriptor → swapped in as a whole (``publish``). The source trees are never
 written to: missing mount points and ``/etc/image_config.json`` are added to what is sealed.
 
-Above: ``cli``. Below: ``sefs`` (sealing), ``trust`` (signing), ``fingerprint``, ``publish``.
+Above: ``cli``. Below: ``treesealer`` (sealing), ``trust`` (signing), ``fingerprint``, ``publish``.
 
 Security:
     1. A root MAC that gets signed was computed in this run or comes from the record in the user's
@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Final
 
 from serdab.config.boot import (
@@ -32,9 +32,10 @@ from serdab.config.boot import (
 )
 from serdab.config.occlum import InstanceConfig, parse
 from serdab.errors import Error, MeasurementMismatch, UsageError
-from serdab.instance import keychange, outer, publish
-from serdab.instance.epoch import source_date_epoch
-from serdab.instance.fingerprint import Sealed, fingerprint, load_record, store_record
+from serdab.instance import outer, publish
+from serdab.instance.buildwarnings import of_change, of_configuration
+from serdab.instance.fingerprint import load_record, store_record
+from serdab.instance.layersabove import layers_above
 from serdab.instance.layout import (
     CONFIG,
     DESCRIPTOR,
@@ -47,22 +48,16 @@ from serdab.instance.layout import (
     Instance,
 )
 from serdab.instance.locks import is_in_use, lock_build, settle_switch
-from serdab.instance.owners import Owner, load_owners
 from serdab.instance.signedrecord import (
     NOTHING_ON_RECORD,
-    Files,
-    Signed,
-    SignedTree,
     changes,
     load_signed,
-    stamps,
     store_signed,
 )
+from serdab.instance.treesealer import TreeSealer, staged
 from serdab.keys import Key
-from serdab.libos import hostdirs
+from serdab.libos.volumekey import volume_key
 from serdab.linux.dirfd import DirFd
-from serdab.sefs.imagebuild import ImageOptions, build_image
-from serdab.sefs.imageformat import IMAGE_NAME
 from serdab.sefs.imagewalk import Additions
 from serdab.structs import frozen
 from serdab.trust import platform
@@ -74,7 +69,7 @@ from serdab.version import VERSION
 
 IMAGE_CONFIG: Final = b"etc/image_config.json"
 IMAGE_KEY: Final = b"etc/image_key"
-_BUILD_PREFIX: Final = "build/"
+_UNKNOWN: Final = bytes(32)
 # Bound over at boot with what the host says; an image without them gets empty ones.
 _HOST_FILES: Final = (b"etc/resolv.conf", b"etc/hosts", b"etc/hostname")
 
@@ -138,36 +133,19 @@ def build(
         settle_switch(instance)
         raw_config = instance.read(CONFIG)
         config = parse(raw_config)
-        for note in config.notes:
-            say(note)
-        for note in _unusable_sources(instance, config):
-            say(note)
-        if request.builtin_key:
-            say(
-                "warning: --buildin-image-key puts the image key in clear into the init FS: "
-                "whoever can read build/ can read the image; the writable layer stays secret"
-            )
+        for line in of_configuration(
+            instance,
+            config,
+            builtin_key=request.builtin_key,
+            is_encrypted=request.image_key is not None,
+        ):
+            say(line)
         _check_trees(instance)
         with publish.begin(instance) as staging:
             try:
                 return _build(instance, raw_config, request, staging, say, progress)
             finally:
                 publish.abandon(instance)
-
-
-def _unusable_sources(instance: Instance, config: InstanceConfig) -> Iterator[str]:
-    """Yield a warning for each host directory that a boot here would refuse.
-
-    No more than that: the instance may be meant for another machine.
-    """
-    with outer.ground_of(instance, outer.shown_by(config)) as ground:
-        for entry in config.mounts:
-            if entry.type != "hostfs":
-                continue
-            try:
-                hostdirs.find(entry.source or ".", ground=ground, private=())[1].close()
-            except UsageError as exc:
-                yield f"warning: `run` will refuse the mount at {entry.target}: {exc}"
 
 
 def _build(
@@ -181,50 +159,39 @@ def _build(
     config = parse(raw_config)
     image_type = INTEGRITY_ONLY if request.image_key is None else ENCRYPTED
     record = {} if request.force else load_record(instance.path)
-    sealer = _Sealer(instance, staging, record, progress)
+    sealer = TreeSealer(instance, staging, record, progress, say)
     builtin = _builtin(request.image_key, wanted=request.builtin_key)
     init_mac = sealer.seal(
         "initfs", INITFS_SOURCE, INITFS, None, _initfs_additions(image_type, builtin)
     )
     root_mac = sealer.seal(
-        "image", IMAGE_SOURCE, IMAGE, request.image_key, _image_additions(instance, config)
+        "image",
+        IMAGE_SOURCE,
+        IMAGE,
+        request.image_key,
+        _image_additions(instance, config),
+        config.image_form,
     )
     _check_reference(config, root_mac)
     before, now = load_signed(instance.path), sealer.to_be_signed(raw_config)
     changed = () if before is None else tuple(changes(before, now))
     for change in changed:
         say(change)  # before anything is signed
-    boot = _boot_config(config, request, image_type, init_mac, root_mac)
+    boot = _boot_config(config, image_type, init_mac, root_mac, builtin_key=request.builtin_key)
     protected = dump_boot_config(boot)
-    separation = config.key_separation or (b"", b"")
-    descriptor = Descriptor(
-        serdab_version=VERSION,
-        code_digest=code_digest(),
-        conf_mac=Digest.of(protected),
-        product_id=config.product_id,
-        security_version=config.security_version,
-        debuggable=config.debuggable,
-        platform=platform.current().name,
-        family_id=separation[0],
-        ext_prod_id=separation[1],
-    )
+    descriptor = _descriptor(config, protected)
     signed = sign(descriptor, request.signer)
-    staging.write_new(_staged(PROTECTED_CONFIG), protected)
-    staging.write_new(_staged(DESCRIPTOR), signed)
+    staging.write_new(staged(PROTECTED_CONFIG), protected)
+    staging.write_new(staged(DESCRIPTOR), signed)
     mrsigner = request.signer.public.mrsigner()
-    if image_type == INTEGRITY_ONLY and _published_type(instance) == ENCRYPTED:
-        say(
-            "warning: the image was encrypted, and this one is not: without --image-key everybody "
-            "can read it"
-        )
-    line = keychange.warning_of(
+    for line in of_change(
         instance,
         boot,
         request.image_key,
+        before,
         mrsigner=mrsigner,
         mrenclave=descriptor.mrenclave(),
-    )
-    if line is not None:
+    ):
         say(line)  # before anything is replaced
     old_image = _replaced_image(instance, root_mac)
     kept = False
@@ -236,16 +203,20 @@ def _build(
             instance,
             staging,
             old_image=old_image,
-            is_needed=lambda: _has_writable_layer(instance, config),
+            is_needed=lambda: (
+                _has_writable_layer(instance, config)
+                or _is_below_others(instance, boot, request, descriptor, old_image)
+            ),
         )
     store_record(instance.path, sealer.outcome)
     if now != before:
         store_signed(instance.path, now)
-    _remember_signer(instance, mrsigner, say)
+    _remember_signer(instance, mrsigner)
     if kept:
         say(
             "the image before this one is kept, for the writable layer: if `run` refuses it, "
-            "`serdab run --previous` boots what it belongs to; `serdab reset` gives both up"
+            "`serdab rebind` binds it to this one where both hold the same, `serdab run "
+            "--previous` boots what it belongs to, and `serdab reset` gives both up"
         )
     return BuildResult(
         mrenclave=descriptor.mrenclave(),
@@ -262,10 +233,18 @@ def _build(
     )
 
 
-def check(instance: Instance, *, image_key: Key | None, builtin_key: bool) -> tuple[str, ...]:
+def check(
+    instance: Instance,
+    signer: Signer | None,
+    *,
+    image_key: Key | None,
+    builtin_key: bool,
+    say: Say,
+) -> tuple[str, ...]:
     """Return what differs from what this user signed last, a line each; nothing is written.
 
     It goes by sizes, times and inode numbers, as a build does when it decides what to seal anew.
+    ``say`` gets the warnings that a build would give; ``signer`` is None where there is no key yet.
 
     Raises:
         UsageError: configuration or trees are not fit to be sealed.
@@ -274,136 +253,34 @@ def check(instance: Instance, *, image_key: Key | None, builtin_key: bool) -> tu
     with lock_build(instance):
         raw_config = instance.read(CONFIG)
         config = parse(raw_config)
+        for line in of_configuration(
+            instance, config, builtin_key=builtin_key, is_encrypted=image_key is not None
+        ):
+            say(line)
         _check_trees(instance)
         before = load_signed(instance.path)
-        if before is None:
-            return (NOTHING_ON_RECORD,)
-        sealer = _Sealer(instance, None, load_record(instance.path), None)
+        sealer = TreeSealer(instance, None, load_record(instance.path), None, say)
         image_type = INTEGRITY_ONLY if image_key is None else ENCRYPTED
         initfs = _initfs_additions(image_type, _builtin(image_key, wanted=builtin_key))
-        sealer.seal("initfs", INITFS_SOURCE, INITFS, None, initfs)
+        init_mac = sealer.seal("initfs", INITFS_SOURCE, INITFS, None, initfs)
         image = _image_additions(instance, config)
-        sealer.seal("image", IMAGE_SOURCE, IMAGE, image_key, image)
+        root_mac = sealer.seal("image", IMAGE_SOURCE, IMAGE, image_key, image, config.image_form)
+        # Of what is to be sealed anew nobody knows the MAC yet; it is another one, and that counts.
+        boot = _boot_config(
+            config, image_type, init_mac or _UNKNOWN, root_mac or _UNKNOWN, builtin_key=builtin_key
+        )
+        for line in of_change(
+            instance,
+            boot,
+            image_key,
+            before,
+            mrsigner=None if signer is None else signer.public.mrsigner(),
+            mrenclave=_descriptor(config, dump_boot_config(boot)).mrenclave(),
+        ):
+            say(line)
+        if before is None:
+            return (NOTHING_ON_RECORD,)
         return tuple(changes(before, sealer.to_be_signed(raw_config)))
-
-
-class _Sealer:
-    """Seals trees into the staging directory, or takes over what did not change.
-
-    Without a staging directory it only looks.
-    """
-
-    def __init__(
-        self,
-        instance: Instance,
-        staging: DirFd | None,
-        record: dict[str, Sealed],
-        progress: Callable[[int], None] | None,
-    ) -> None:
-        self._instance = instance
-        self._staging = staging
-        self._record = record
-        self._progress = progress
-        self._unchanged: list[str] = []
-        self._files: dict[str, Files | None] = {}
-        self._macs: dict[str, bytes] = {}
-        self.outcome: dict[str, Sealed | None] = {}
-        self.sealed: list[str] = []
-
-    def seal(
-        self, name: str, source: str, output: str, key: Key | None, additions: Additions
-    ) -> bytes:
-        """Return the root MAC of the tree."""
-        try:
-            root_mac = self._seal(name, source, output, key, additions)
-            self._macs[name] = root_mac
-            return root_mac
-        except PermissionError as exc:
-            path = os.fsdecode(exc.filename or "")
-            if not path.startswith(f"{self._instance.at(source)}/"):
-                raise
-            raise UsageError(
-                "the tree holds what cannot be read",
-                stage="build",
-                subject=path,
-                expected=f"what user id {os.geteuid()} may read",
-                found=os.strerror(exc.errno or 0),
-                hint="change its mode or owner, or remove it from the tree",
-            ) from exc
-
-    def _seal(
-        self, name: str, source: str, output: str, key: Key | None, additions: Additions
-    ) -> bytes:
-        root = self._instance.root
-        owners = load_owners(root, source)
-        options = ImageOptions(
-            clamp_s=source_date_epoch(),
-            owner=lambda path: owners.get(os.fsdecode(path), (0, 0)),
-        )
-        with root.directory(source) as tree:
-            # What changes after this moment differs from the fingerprint at the next build.
-            parameters, seen = _parameters(options, additions, owners), dict[str, str]()
-            found = fingerprint(tree, parameters=parameters, key=key, seen=seen)
-            self._files[name] = stamps(seen, owners)
-            old = self._record.get(name)
-            # A check tells of sources, not of what became of build/.
-            there = self._staging is None or root.is_file(f"{output}/{IMAGE_NAME}")
-            if old is not None and found == old.fingerprint and there:
-                self.outcome[name] = old
-                self._unchanged.append(output)
-                return old.root_mac
-            if self._staging is None:
-                return b""  # it would get one
-            with self._staging.make(_staged(output)) as out:
-                info = build_image(
-                    tree,
-                    out,
-                    key=key,
-                    options=options,
-                    additions=additions,
-                    progress=self._progress,
-                )
-        self.outcome[name] = None if found is None else Sealed(found, info.root_mac)
-        self.sealed.append(name)
-        return info.root_mac
-
-    def to_be_signed(self, raw_config: bytes) -> Signed:
-        """Return what is going to be signed, in terms of the sources."""
-        image, initfs = (
-            SignedTree(self._macs[name].hex(), self._files[name]) for name in ("image", "initfs")
-        )
-        return Signed(json.loads(raw_config), image, initfs)
-
-    def take_over_unchanged(self) -> None:
-        """Copy what was not sealed again into the staging directory."""
-        if self._staging is None:
-            return
-        for output in self._unchanged:
-            with self._staging.make(_staged(output)) as target:
-                publish.copy_sealed(self._instance.root, output, target)
-
-
-def _staged(output: str) -> str:
-    return output.removeprefix(_BUILD_PREFIX)
-
-
-def _parameters(options: ImageOptions, additions: Additions, owners: Mapping[str, Owner]) -> bytes:
-    """Return everything beside tree and key that decides the bytes of an image."""
-    import zstandard
-
-    values = (
-        str(code_digest()),
-        zstandard.ZSTD_VERSION,
-        options.chunk_size,
-        options.page_size,
-        int(options.hash),
-        options.zstd_level,
-        options.clamp_s,
-        sorted(additions.directories.items()),
-        sorted(additions.files.items()),
-        sorted(owners.items()),
-    )
-    return repr(values).encode()
 
 
 def _check_trees(instance: Instance) -> None:
@@ -506,12 +383,28 @@ def _check_reference(config: InstanceConfig, root_mac: bytes) -> None:
         )
 
 
+def _descriptor(config: InstanceConfig, protected: bytes) -> Descriptor:
+    separation = config.key_separation or (b"", b"")
+    return Descriptor(
+        serdab_version=VERSION,
+        code_digest=code_digest(),
+        conf_mac=Digest.of(protected),
+        product_id=config.product_id,
+        security_version=config.security_version,
+        debuggable=config.debuggable,
+        platform=platform.current().name,
+        family_id=separation[0],
+        ext_prod_id=separation[1],
+    )
+
+
 def _boot_config(
     config: InstanceConfig,
-    request: BuildRequest,
     image_type: str,
     init_mac: bytes,
     root_mac: bytes,
+    *,
+    builtin_key: bool,
 ) -> BootConfig:
     return BootConfig(
         image_type=image_type,
@@ -523,7 +416,7 @@ def _boot_config(
         limits=config.limits,
         mounts=config.mounts,
         upper=config.upper,
-        builtin_image_key=request.builtin_key,
+        builtin_image_key=builtin_key,
         product_id=config.product_id,
         security_version=config.security_version,
         debuggable=config.debuggable,
@@ -555,14 +448,6 @@ def _replaced_image(instance: Instance, root_mac: bytes) -> str | None:
     return None if old == root_mac else old.hex()
 
 
-def _published_type(instance: Instance) -> str:
-    """Return how the image in ``build/`` is said to be sealed: untrusted words, for a warning."""
-    try:
-        return parse_boot_config(instance.read(PROTECTED_CONFIG)).image_type
-    except (OSError, Error):
-        return ""
-
-
 def _has_writable_layer(instance: Instance, config: InstanceConfig) -> bool:
     """Return whether there is a writable layer, or a session that may begin one any moment."""
     if is_in_use(instance):
@@ -571,17 +456,36 @@ def _has_writable_layer(instance: Instance, config: InstanceConfig) -> bool:
     try:
         with outer.open_directory(instance, config.upper.source, shown) as upper:
             return bool(upper.names())
-    except (OSError, UsageError):
-        return False
+    except (OSError, UsageError) as exc:
+        # Where that cannot be told the image that it would lie over stays.
+        return not any(isinstance(each, FileNotFoundError) for each in (exc, exc.__cause__))
 
 
-def _remember_signer(instance: Instance, signer: Digest, say: Say) -> None:
-    """Whoever builds says whom to expect; a change is told."""
-    known = recorded_signer(instance.path)
-    if known is not None and not known.matches(signer):
-        say(
-            f"warning: the instance had another signer: before {known}, now {signer}; automatic "
-            "keys change with it, and others who pinned the first one will refuse it"
+def _is_below_others(
+    instance: Instance,
+    boot: BootConfig,
+    request: BuildRequest,
+    descriptor: Descriptor,
+    image: str | None,
+) -> bool:
+    """Return whether an init put a layer above an image (its root MAC) that opens after a build."""
+    try:
+        made = volume_key(
+            boot,
+            None if request.image_key is None else request.image_key.raw(),
+            platform=platform.current(),
+            mrsigner=request.signer.public.mrsigner(),
+            mrenclave=descriptor.mrenclave(),
         )
+        with outer.ground_of(instance, outer.shown_by(boot)) as ground:
+            above = layers_above(ground, Key(made.key), but="")
+            return any(mac.hex() == image for _, anchor in above for mac in anchor.state.lower)
+    except (Error, OSError):
+        return False  # nothing that could be opened
+
+
+def _remember_signer(instance: Instance, signer: Digest) -> None:
+    """Whoever builds says whom to expect."""
+    known = recorded_signer(instance.path)
     if known is None or not known.matches(signer):
         record_signer(instance.path, signer)

@@ -8,7 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from serdab.errors import MeasurementMismatch, RollbackError, UsageError, WrongKeyError
+from serdab.errors import (
+    AuthenticationError,
+    MeasurementMismatch,
+    RollbackError,
+    UsageError,
+    WrongKeyError,
+)
 from serdab.instance import outer
 from serdab.instance.layout import IMAGE, INITFS, Instance
 from serdab.instance.locks import settle_switch
@@ -63,7 +69,7 @@ def _unpinned_mac(path: Place) -> bytes:
         raw = _header(directory)
     finally:
         directory.close()
-    return header_mac(raw, parse_header(raw).hash)
+    return header_mac(raw, parse_header(raw))
 
 
 def _header(directory: HostDir) -> bytes:
@@ -91,6 +97,10 @@ def check_image_at(
         report = check(
             lambda: Union(memory_volume(image), image), [image.tree], _labelled(progress, label)
         )
+        try:
+            image.check_padding()
+        except AuthenticationError as exc:
+            report.add("padding", exc.message)
     finally:
         image.close()
     return Checked(label, report, image.root_mac)

@@ -258,7 +258,7 @@ class Libraries:
                 file = self._files.open(path)
                 if file is not None:
                     program = read_program(path, file)
-            except (ValueError, OSError):
+            except (ValueError, PermissionError):
                 program = None
             known = program if isinstance(program, Program) else None
             self._known[path] = known

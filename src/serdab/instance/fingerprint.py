@@ -19,12 +19,13 @@ import stat
 import time
 from typing import Final
 
-from serdab.config.dirs import make_private, state_dir, write_durably
+from serdab.config.dirs import make_private, state_dir
 from serdab.config.strict import load_object
 from serdab.errors import Error
 from serdab.keys import Key
 from serdab.linux.dirfd import DirFd
 from serdab.linux.dirtree import Descent, listing
+from serdab.linux.durable import write_durably
 from serdab.structs import frozen
 
 # File systems stamp times at the ticks of a coarse clock; within this time of the last change a
@@ -119,6 +120,14 @@ def load_record(instance: str) -> dict[str, Sealed]:
     except (OSError, Error):
         return {}
     return out
+
+
+def recorded_at_ns(instance: str) -> int:
+    """Return when the record was written, after what it tells of; 0 if there is none."""
+    try:
+        return os.stat(record_path(instance, ".json")).st_mtime_ns
+    except OSError:
+        return 0
 
 
 def store_record(instance: str, sealed: dict[str, Sealed | None]) -> None:

@@ -12,7 +12,7 @@ Above: ``bom``, ``elf``. Below: ``linux.dirfd``.
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -23,8 +23,11 @@ from typing import Final, Protocol, final
 from serdab.errors import UsageError
 from serdab.linux.dirfd import DirFd, word_for
 from serdab.linux.outside import MAX_LINKS, Walk
+from serdab.linux.whereabouts import NOTHING, leads_nowhere
 from serdab.structs import frozen
 
+#: What open(2) says, besides, of a socket, a device without a driver, a name that no file can have.
+_NO_FILE: Final = NOTHING | {errno.ENXIO, errno.ENODEV, errno.ENAMETOOLONG}
 _HERE: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
@@ -59,28 +62,36 @@ def require_way(path: str) -> None:
 
     Raises:
         UsageError: a program of the instance may have put it there.
+        OSError: that cannot be told.
     """
-    with contextlib.suppress(OSError):
+    try:
         os.close(Walk(anywhere=True).file(path, os.O_PATH))
+    except OSError as exc:
+        if not leads_nowhere(exc):
+            raise _named(exc, path) from exc
 
 
 def open_host_file(path: str) -> BufferedReader | None:
     """Open a regular file of the host; None if there is none, or something else.
 
     Raises:
-        PermissionError: it may not be read.
+        OSError: it cannot be read, or whether it is there cannot be told.
         UsageError: the way leads through a link in an instance: a program may have put it there.
     """
     try:
         fd = Walk(anywhere=True).file(path, os.O_RDONLY | os.O_NONBLOCK)
-    except PermissionError:
-        raise
-    except OSError:
-        return None
+    except OSError as exc:
+        if exc.errno in _NO_FILE:
+            return None
+        raise _named(exc, path) from exc
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         return None
     return open(fd, "rb")
+
+
+def _named(exc: OSError, path: str) -> OSError:
+    return type(exc)(exc.errno, exc.strerror, path)
 
 
 @final
@@ -117,13 +128,17 @@ class Spot:
             return None
 
     def open(self) -> BufferedReader | None:
-        """Open the regular file that is there; None if it is something else, or nothing."""
+        """Open the regular file that is there; None if it is something else, or nothing.
+
+        Raises:
+            OSError: it cannot be read, or whether it is there cannot be told.
+        """
         try:
             fd = os.open(self.name, _READ, dir_fd=self.fd)
-        except PermissionError:
-            raise
-        except OSError:
-            return None
+        except OSError as exc:
+            if exc.errno in _NO_FILE:
+                return None
+            raise _named(exc, self.label) from exc
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             return None

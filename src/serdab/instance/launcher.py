@@ -28,7 +28,10 @@ start() {
     found=$(command -v "$1") || return 0
     # A version switcher has a name for every version it knows, also for those that are not active.
     case $found in */shims/*) "$1" -c '' 2>/dev/null || return 0 ;; esac
-    exec "$@"
+    shift
+    # It holds Ctrl-C back while the interpreter starts. Not where nothing here may be executed.
+    if [ -x "$top/@DOOR@" ]; then exec "$top/@DOOR@" "$found" "$@"; fi
+    exec "$found" "$@"
 }
 run() {
     python=$1
@@ -44,7 +47,7 @@ else
     done
 fi
 # Nothing was found. As everywhere: 6, or 125 for a verb that starts a program.
-code=6 json= skip=
+code=6 json= skip= verb=
 for word do
     if [ -n "$skip" ]; then
         skip=
@@ -54,8 +57,11 @@ for word do
     -C | --instance | --log-level) skip=yes ;;
     --json) json=yes ;;
     -*) ;;
-    run | exec) code=125; break ;;
-    *) break ;;
+    *)
+        if [ $code = 125 ]; then break; fi
+        case $verb$word in run | exec) code=125 ;; esac
+        verb=$verb$word
+        ;;
     esac
 done
 hint='install Python @VERSION@, or name one in SERDAB_PYTHON'
@@ -86,14 +92,15 @@ class Runtime:
     glibc: str
 
 
-def launcher(runtime: Runtime, entry: str) -> bytes:
-    """Return the launcher; ``entry`` is the path of ``packaged.py`` below the top folder."""
+def launcher(runtime: Runtime, entry: str, door: str) -> bytes:
+    """Return the launcher; the paths of ``packaged.py`` and ``door`` are below the top folder."""
     text = _TEXT
     for name, value in (
         ("VERSION", runtime.version),
         ("SUFFIX", runtime.suffix),
         ("GLIBC", runtime.glibc),
         ("ENTRY", entry),
+        ("DOOR", door),
     ):
         text = text.replace(f"@{name}@", value)
     return text.encode("ascii")

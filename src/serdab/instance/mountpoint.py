@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The directory of the host where a mount goes: whether it will do, before anything is opened.
 
-Above: ``cli.mount``. Below: ``fuse.mounting``, ``linux.mounts``.
+Above: ``cli.mount``. Below: ``reach``, ``fuse.mounting``, ``linux``.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from typing import Final
 
 from serdab.errors import UsageError
 from serdab.fuse.mounting import SUBTYPE, unmount
+from serdab.instance.reach import reached_part
 from serdab.linux.mounts import mounts_at
+from serdab.linux.whereabouts import MountTable
 
 _MOST_STALE: Final = 16
 
 
 def usable_mount_point(path: str, instance: str, *, say: Callable[[str], None]) -> str:
-    """Return the real path of an empty directory, outside of the instance, that we may mount on.
+    """Return the real path of an empty directory, out of sight of programs, that we may mount on.
 
     A mount of ours whose server died there is cleared away, and said.
 
@@ -31,13 +33,12 @@ def usable_mount_point(path: str, instance: str, *, say: Callable[[str], None]) 
     status = _alive(target, path, say)
     if not stat.S_ISDIR(status.st_mode):
         raise _unfit(path, "a directory", "something else", "")
-    inside = os.path.realpath(instance)
-    if target == inside or target.startswith(inside + os.sep):
+    if _is_seen(target, instance):
         raise _unfit(
             path,
-            "a directory outside of the instance",
+            "a directory outside of the instance and of what programs are shown",
             "one in it",
-            "a program that sees the instance directory would see what is mounted there",
+            "a program that sees the directory would see what is mounted there",
         )
     try:
         with os.scandir(target) as entries:
@@ -54,6 +55,15 @@ def usable_mount_point(path: str, instance: str, *, say: Callable[[str], None]) 
     if not os.access(target, os.W_OK | os.X_OK):
         raise _unfit(path, "a directory that you may write to", "permission denied", "")
     return target
+
+
+def _is_seen(target: str, instance: str) -> bool:
+    """Return whether a place is one of the instance, or where its programs see it, by any mount."""
+    with MountTable() as table:
+        inside = table.named(os.fsencode(instance))
+        if any(at.is_below(each) for at in table.named(os.fsencode(target)) for each in inside):
+            return True
+    return reached_part(instance, target) is not None
 
 
 def _alive(target: str, path: str, say: Callable[[str], None]) -> os.stat_result:

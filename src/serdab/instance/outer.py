@@ -20,8 +20,8 @@ from serdab.errors import UsageError
 from serdab.instance.layout import Instance
 from serdab.libos.ground import Ground
 from serdab.linux.dirfd import DirFd
-from serdab.linux.dirtree import identity
-from serdab.linux.outside import Identity, Walk
+from serdab.linux.identity import Identity
+from serdab.linux.outside import Walk
 
 HOSTFS: Final = "hostfs"
 
@@ -103,12 +103,5 @@ def parent(instance: Instance, source: str, shown: Iterable[str]) -> tuple[DirFd
 
 
 def _identities(instance: Instance, shown: Iterable[str]) -> frozenset[Identity]:
-    found = {identity(instance.root.fd)}
-    for path in shown:
-        try:
-            directory = open_directory(instance, path, ())
-        except (OSError, UsageError):
-            continue  # what cannot be opened so is shown to nobody
-        with directory:
-            found.add(identity(directory.fd))
-    return frozenset(found)
+    with ground_of(instance, shown) as ground:
+        return frozenset(ground.closed)

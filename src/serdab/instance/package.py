@@ -124,9 +124,10 @@ def package(instance: Instance, request: PackageRequest, *, say: Say) -> Package
             for file in code
         ]
         entry = f"{folder}/serdab/cli/packaged.py"
+        door = f"{folder}/serdab/init/bin/{os.uname().machine}/door"
         manifest = _manifest(request, descriptor, config, runtime, libraries)
         members += [
-            Member.of(PACKAGE_LAUNCHER, launcher(runtime, entry), executable=True),
+            Member.of(PACKAGE_LAUNCHER, launcher(runtime, entry, door), executable=True),
             Member.of(PACKAGE_MANIFEST, manifest),
         ]
         members += [Member.of(f"{PACKAGE_INSTANCE}/{name}", raw[name]) for name in raw]

@@ -12,8 +12,9 @@ from contextlib import ExitStack
 from posixpath import dirname
 
 from serdab.config.mounts import IMAGE as IMAGE_KEY
-from serdab.errors import Error, UsageError, WrongKeyError
+from serdab.errors import UsageError, WrongKeyError
 from serdab.instance import outer
+from serdab.instance.layersabove import anchor_at, layers_above
 from serdab.instance.layout import PREVIOUS, RUN, Instance
 from serdab.instance.sealedroot import LayerKeys
 from serdab.instance.switch import find_layer
@@ -22,11 +23,11 @@ from serdab.libos.ground import Ground
 from serdab.libos.keysource import explaining
 from serdab.libos.mountrules import derive_named
 from serdab.linux.dirfd import DirFd
-from serdab.sefs.anchor import ANCHOR_NAME, Anchor, load_anchor
-from serdab.sefs.hostplace import open_place
+from serdab.sefs.anchor import ANCHOR_NAME
 from serdab.sefs.image import Image, open_image
 from serdab.sefs.imageformat import IMAGE_NAME
-from serdab.sefs.volume import Volume, bound_lower, open_volume
+from serdab.sefs.lowerbinding import bound_lower
+from serdab.sefs.volume import Volume, open_volume
 from serdab.sefs.volumecopy import close_for_copy
 from serdab.structs import frozen
 from serdab.trust import records
@@ -170,10 +171,8 @@ def _refuse_others(
 ) -> None:
     ours = ground.real(chain.config.upper.source)
     layer_key = Key(keys.volume.key)
-    for path in records.known_below(ground.real(".")):
-        anchor = _anchor(ground, path, layer_key)
-        is_above = anchor is not None and chain.config.root_mac in anchor.state.lower
-        if is_above and path != ours:
+    for path, anchor in layers_above(ground, layer_key, but=ours):
+        if chain.config.root_mac in anchor.state.lower:
             raise _left_behind("another writable layer belongs to the image", path)
     named = [entry.name for entry in chain.config.runtime_mounts.keys if entry.source == IMAGE_KEY]
     if not named or keys.image is None:
@@ -181,7 +180,7 @@ def _refuse_others(
     for name in named:
         key = Key(derive_named(keys.image.raw(), name))
         for path in records.known_below("/"):
-            if _anchor(ground, path, key) is not None:
+            if anchor_at(ground, path, key) is not None:
                 raise _left_behind(
                     f"a volume has the key {name}, which comes from the old one", path
                 )
@@ -189,23 +188,6 @@ def _refuse_others(
         f"the keys {', '.join(named)} come from the image key and change with it: volumes made "
         "under them elsewhere will not open"
     )
-
-
-def _anchor(ground: Ground, path: str, key: Key) -> Anchor | None:
-    """Return the anchor of the volume at a path if the key opens it."""
-    try:
-        with ground.directory(path) as place:
-            directory = open_place(place)
-        try:
-            file = directory.open(ANCHOR_NAME)
-        finally:
-            directory.close()
-        try:
-            return load_anchor(file, key, path)[0]
-        finally:
-            file.close()
-    except (Error, OSError):
-        return None  # gone, or of another key: no matter of ours
 
 
 def _left_behind(message: str, path: str) -> UsageError:

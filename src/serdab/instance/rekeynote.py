@@ -19,7 +19,8 @@ import json
 import os
 from typing import Final, final
 
-from serdab.config.dirs import make_private, state_dir, write_durably
+from serdab.config.dirs import make_private, state_dir
+from serdab.linux.durable import write_durably
 
 _FORMAT: Final = 1
 _MAX_BYTES: Final = 1 << 16

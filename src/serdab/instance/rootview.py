@@ -172,7 +172,7 @@ def _open_layers(orders: Orders, layer: Layer) -> Opened:
 
 
 def _over_previous(ground: Ground, orders: Orders, key: VolumeKey) -> Orders:
-    from serdab.sefs.volume import bound_lower
+    from serdab.sefs.lowerbinding import bound_lower
 
     with ground.directory(orders.volume) as place, keysource.explaining(place, key.source):
         mac = bound_lower(place, Key(key.key))

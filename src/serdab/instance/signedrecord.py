@@ -23,9 +23,10 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, TypeGuard
 
-from serdab.config.dirs import make_private, write_durably
+from serdab.config.dirs import make_private
 from serdab.instance.fingerprint import record_path
 from serdab.instance.owners import Owner
+from serdab.linux.durable import write_durably
 from serdab.structs import frozen
 
 MAX_FILES: Final = 200_000

@@ -19,14 +19,14 @@ class Begun:
     """The processes of an instance that is about to boot: children of the caller.
 
     ``end`` is the caller's end of the control channel of the kernel process, whose process id is
-    ``kernel``. The nursery has a session
-    of its own: what kills the caller's process group must not keep its servers from writing the
-    last pages and closing their volumes.
+    ``kernel``. ``ignored`` are signals that the interpreter ignores anyway, but so does whoever
+    started us: programs do, too. The nursery has a session of its own: what kills the caller's
+    process group must not keep its servers from writing the last pages and closing their volumes.
     """
 
     __slots__ = ("_pids", "end", "kernel")
 
-    def __init__(self) -> None:
+    def __init__(self, ignored: tuple[int, ...] = ()) -> None:
         _fill_standard_streams()
         path, cache = import_path(), byte_code_cache()
         pids: list[int] = []
@@ -50,6 +50,7 @@ class Begun:
                     path=path,
                     cache=cache,
                     second=kernel_end.fileno(),
+                    ignored=ignored,
                 )
             )
         finally:

@@ -248,9 +248,7 @@ class Boot:
         fresh = self._request.freshness
         for option, path in (("--pin-file", fresh.pin_file), ("--pin-command", fresh.pin_command)):
             if path is not None:
-                require_outside(
-                    path, option, self._ground.closed, what="in what programs are shown"
-                )
+                require_outside(path, option, self._ground, what="in what programs are shown")
         self._roots = self._known_roots()
 
     def _known_roots(self) -> tuple[Roots, Roots]:
@@ -282,6 +280,8 @@ class Boot:
             host=directory,
             hidden=shown.hidden,
             instance=shown.instance,
+            private=self._private(),
+            home=self._instance,
             read_only=shown.read_only,
             one_owner=self._parts.sandbox.ids.is_single,
         )
@@ -505,7 +505,7 @@ class Boot:
         """
         from serdab.sefs.anchor import read_source
         from serdab.sefs.hostdir import HostDir
-        from serdab.sefs.volume import bound_lower_in
+        from serdab.sefs.lowerbinding import bound_lower_in
 
         with self._ground.directory(volume) as place:
             directory = HostDir(place.fd, place.path)

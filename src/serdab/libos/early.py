@@ -15,7 +15,7 @@ import signal
 
 from serdab.errors import EnvironmentRefused
 from serdab.libos.channel import Channel, socket_pair
-from serdab.libos.interpreter import CHANNEL_FD, PYTHON_IGNORES
+from serdab.libos.interpreter import CHANNEL_FD, PYTHON_IGNORES, ignored_by_caller
 from serdab.linux.autogroup import Autogroup
 from serdab.linux.process import sealed_file
 
@@ -103,7 +103,7 @@ class Started:
                 ],
                 setsigmask=[],
                 # Programs are stopped for want of the terminal, whoever ignores that: see ``jobs``.
-                setsigdef=(*PYTHON_IGNORES, signal.SIGTTIN, signal.SIGTTOU),
+                setsigdef={*PYTHON_IGNORES, signal.SIGTTIN, signal.SIGTTOU} - ignored_by_caller(),
                 # It ends at once and pid 1 stays: in a group of its own, without a leader.
                 setpgroup=0,
             )

@@ -19,7 +19,7 @@ from serdab.libos.fields import many, raw
 from serdab.libos.ground import Ground, LedElsewhere, Way, dump_identities, parse_identities
 from serdab.libos.messages import Value
 from serdab.linux.dirfd import DirFd
-from serdab.linux.outside import Identity
+from serdab.linux.identity import Identity
 from serdab.structs import frozen
 
 

@@ -122,12 +122,17 @@ class _Server:
             )
 
     def _serve(self, fd: int, opened: Opened) -> None:
+        from serdab.fuse.operations import ServeOptions
         from serdab.fuse.session import Session, SessionOptions
 
         # What is imported stays; walking it again and again costs 7 % of a request.
         gc.freeze()
         gc.set_threshold(50_000, 20, 100)
-        options = SessionOptions(wake_fd=self._channel.fileno(), on_wake=self._spoken_to)
+        options = SessionOptions(
+            serve=ServeOptions(shows_trusted=False),
+            wake_fd=self._channel.fileno(),
+            on_wake=self._spoken_to,
+        )
         try:
             Session(fd, opened.fs, options=options, log=self._log).run()
         finally:

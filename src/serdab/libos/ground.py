@@ -24,8 +24,9 @@ from typing import Final, Self, final
 
 from serdab.errors import Error, FormatError, UsageError
 from serdab.linux.dirfd import DirFd, components, word_for
-from serdab.linux.dirtree import identity
-from serdab.linux.outside import Identity, Walk
+from serdab.linux.identity import Identity, identity
+from serdab.linux.outside import Walk
+from serdab.linux.whereabouts import MountTable, leads_nowhere
 
 _HERE: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LISTABLE: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -212,17 +213,43 @@ class Ground:
 
     # Closed directories --------------------------------------------------------------------
 
+    def beside(self, path: str) -> Way:
+        """Return the way to what should lie outside of them, of whatever kind it is.
+
+        Raises:
+            UsageError: there is nothing, or a link that is not to be followed.
+        """
+        return Way(Walk(self.closed).way(path))
+
+    def leads_inside(self, way: Way) -> bool:
+        """Return whether a way leads into a closed directory, by whatever mount it does."""
+        if way.passes(self.closed):
+            return True
+        with MountTable() as table:
+            here = table.of(way.fds[-1])
+            return any(
+                here.is_below(shown)
+                for fd in (self.instance.fd, *self._kept)
+                for shown in table.shown_in(fd)
+            )
+
     def keep(self, fd: int) -> None:
         """Close a directory from now on: no link in it is followed. The descriptor stays ours."""
         self._kept.append(os.open(".", _HERE, dir_fd=fd))
         self.closed.add(identity(fd))
 
     def close_off(self, paths: Iterable[str]) -> None:
-        """Close the directories at these paths, as far as there are any."""
+        """Close the directories at these paths, as far as there are any.
+
+        Raises:
+            UsageError: that cannot be told of one.
+        """
         for path in paths:
             try:
                 way = self.way(path)
-            except UsageError:
+            except UsageError as exc:
+                if not leads_nowhere(exc):
+                    raise
                 continue  # whoever needs it says what is wrong with it
             with way:
                 self.keep(way.fds[-1])
@@ -268,13 +295,15 @@ class Roots:
         self.look()
 
     def look(self) -> None:
-        """Open those that were not found before."""
+        """Open those that were not found before; raises as :meth:`Ground.close_off`."""
         for name in self.names:
             if name in self._found:
                 continue
             try:
                 way = self._ground.way(name)
-            except UsageError:
+            except UsageError as exc:
+                if not leads_nowhere(exc):
+                    raise
                 continue  # nothing lies below a directory that is not there
             with way:
                 self._ground.keep(way.fds[-1])

@@ -18,8 +18,9 @@ from serdab.errors import UsageError
 from serdab.libos.ground import Ground, Way
 from serdab.libos.reserved import is_below, reserved_part
 from serdab.linux.dirfd import DirFd
-from serdab.linux.dirtree import identity
-from serdab.linux.outside import Identity, is_instance
+from serdab.linux.identity import Identity, identity
+from serdab.linux.outside import is_instance
+from serdab.linux.whereabouts import MountTable, open_if_there
 from serdab.structs import frozen
 
 
@@ -75,32 +76,49 @@ def refuse_private(
 
     Raises:
         UsageError: it does.
+        Error: that cannot be told.
     """
     own = identity(ground.instance.fd)
-    never = set()
-    for item in private:
-        try:
-            status = os.stat(item)
-        except OSError:
-            continue  # not there: nothing lies in it
-        never.add((status.st_dev, status.st_ino))
+    never = {each for item in private if (each := _identity_at(item)) is not None}
     for fd in way.fds[:-1] if is_named else way.fds:
         here = identity(fd)
         if here in never:
             raise _never(path, "what is private")
         if here == own or is_instance(fd):
-            never |= _hidden_in(fd)
+            found = (_identity_at(name, dir_fd=fd) for name in DIRECTORIES)
+            never |= {each for each in found if each is not None}
+    with MountTable() as table:
+        if _is_part(table, way.fds[-1], ground.real("."), private, is_named=is_named):
+            raise _never(path, "what is private, by whatever mount")
 
 
-def _hidden_in(fd: int) -> set[Identity]:
-    found = set()
+def _identity_at(path: str, *, dir_fd: int | None = None) -> Identity | None:
+    """Return what is there, links followed only where they are the user's; None: nothing is."""
+    flags = 0 if dir_fd is None else os.O_NOFOLLOW
+    fd = open_if_there(os.fsencode(path), dir_fd=dir_fd, flags=flags)
+    if fd is None:
+        return None
+    try:
+        return identity(fd)
+    finally:
+        os.close(fd)
+
+
+def _is_part(
+    table: MountTable, fd: int, instance: str, private: tuple[str, ...], *, is_named: bool
+) -> bool:
+    """Return whether a directory is part of what is never shown, by where it lies on its disk."""
+    here = table.of(fd)
+    never = {where for path in private for where in table.named(os.fsencode(path))}
     for name in DIRECTORIES:
-        try:
-            status = os.stat(name, dir_fd=fd, follow_symlinks=False)
-        except OSError:
-            continue
-        found.add((status.st_dev, status.st_ino))
-    return found
+        own = table.named(os.fsencode(os.path.join(instance, name)))
+        # A source tree that the configuration names is shown, but nothing else that contains it.
+        never |= {each for each in own if not (is_named and each == here)}
+    if any(here.is_below(each) for each in never):
+        return True
+    if any(here.is_below(each) for each in table.named(os.fsencode(instance))):
+        return False
+    return any(reserved_part(os.fsdecode(name), instance) for name in table.names(here))
 
 
 def _never(path: str, what: str) -> UsageError:

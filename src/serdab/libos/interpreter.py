@@ -20,6 +20,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Collection
 from typing import Final, NoReturn
 
 from serdab.libos.bytecode import has_room
@@ -46,13 +47,18 @@ HELD_SIGNALS: Final = frozenset(
     }
 )
 
+#: What the keys of a terminal send to end a job. Whoever stands for a program dies of one that
+#: ended it, as a native program would.
+KEYBOARD: Final = frozenset({signal.SIGINT, signal.SIGQUIT})
+
 #: By which the kernel process stops the caller as SIGTSTP does. It is queued (signal(7)): a SIGTSTP
 #: of the terminal's that the caller has not taken yet would swallow another one.
 STOP_AS_TYPED: Final = signal.SIGRTMIN
 
-#: What the interpreter ignores on its own account and a program must not inherit.
+#: What the interpreter ignores on its own account; a program inherits it only where we did.
 PYTHON_IGNORES: Final = (signal.SIGPIPE, signal.SIGXFSZ)
 
+_IGNORED: Final = "SERDAB_IGNORED"
 _ENVIRONMENT: Final = (
     "HOME",
     "PATH",
@@ -88,11 +94,12 @@ def start_python(
     cache: str,
     second: int | None = None,
     new_session: bool = False,
+    ignored: Collection[int] = (),
 ) -> int:
     """Run ``module.main(CHANNEL_FD, path)`` in a new interpreter and return its process id.
 
     Its standard input and output are /dev/null, its standard error is ours. ``second`` is a further
-    descriptor, which becomes the one after the channel.
+    descriptor, which becomes the one after the channel. ``ignored``: see ``ignored_by_caller``.
     """
     # First out of the way: either may lie where something else is to be, also at 0 or 1.
     given = (channel,) if second is None else (channel, second)
@@ -110,11 +117,17 @@ def start_python(
     return os.posix_spawn(
         sys.executable,
         _command(module, path, cache),
-        _environment(),
+        _environment() | ({_IGNORED: " ".join(map(str, ignored))} if ignored else {}),
         file_actions=actions,
         setsigmask=HELD_SIGNALS,
         setsid=new_session,
     )
+
+
+def ignored_by_caller() -> set[int]:
+    """Return which of ``PYTHON_IGNORES`` our caller's caller ignores: programs inherit that."""
+    told = os.environ.get(_IGNORED, "").split()
+    return {number for number in PYTHON_IGNORES if str(int(number)) in told}
 
 
 def become_python(
@@ -122,12 +135,15 @@ def become_python(
 ) -> NoReturn:
     """Run ``module.main(CHANNEL_FD, path)`` in this very process, whose memory is gone by then.
 
-    Standard streams stay; ``keep`` are further variables of the environment that do.
+    Standard streams stay; ``keep`` are further variables of the environment that do. ``main`` finds
+    the signals of the keyboard held back.
     """
     os.dup2(channel, CHANNEL_FD, inheritable=True)
     kept = {name: os.environ[name] for name in keep if name in os.environ}
     for number in PYTHON_IGNORES:
         signal.signal(number, signal.SIG_DFL)
+    # An interpreter that hears of Ctrl-C while it starts shows a traceback: ``main`` lets it in.
+    signal.pthread_sigmask(signal.SIG_BLOCK, KEYBOARD)
     argv = _command(module, path, cache)
     os.execve(sys.executable, argv, _environment() | kept)  # noqa: S606 - no shell, on purpose
 
@@ -143,7 +159,7 @@ def _environment() -> dict[str, str]:
     out = {
         name: value
         for name, value in os.environ.items()
-        if name in _ENVIRONMENT or name.startswith("SERDAB_")
+        if name in _ENVIRONMENT or (name.startswith("SERDAB_") and name != _IGNORED)
     }
     out["LC_ALL"] = "C.UTF-8"
     return out

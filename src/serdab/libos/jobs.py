@@ -14,7 +14,8 @@ of theirs. So we stand between the two (setpgid(2), credentials(7)):
   When another process of our group needs the terminal meanwhile, we take it back.
 * What was typed while the program had it (``init/src/lending.c``) our group gets as well, if it
   killed or stopped the program.
-* A caller that stands for one program is stopped when it is.
+* A caller that stands for one program is stopped when it is, and hears of Ctrl-C that came before
+  the program was started, or after its end.
 * Where nobody could continue our group (it is orphaned), or it ignores the signal, no program stays
   stopped for the terminal.
 
@@ -31,7 +32,7 @@ import os
 import signal
 from typing import Final
 
-from serdab.libos.interpreter import HELD_SIGNALS, STOP_AS_TYPED
+from serdab.libos.interpreter import HELD_SIGNALS, KEYBOARD, STOP_AS_TYPED
 from serdab.libos.launcher import LENT_IS_HERE, LENT_SIGNALS
 from serdab.libos.loop import Loop
 from serdab.libos.sandbox import Program, Sandbox
@@ -53,6 +54,8 @@ class Jobs:
         self._stands = False
         self._is_caller_stopped = False
         self._heard: dict[int, int] = {}
+        #: What the terminal's keys send, and came when there was no program to hear of it; or 0.
+        self.unheard = 0
         self._autogroup = autogroup
 
     def begin(self, stdio: tuple[int, ...], *, lends: bool, stands: bool) -> None:
@@ -75,6 +78,9 @@ class Jobs:
         """Take the terminal back from those that are no more, when all have ended."""
         if self._signals >= 0:
             self._loop.unwatch(self._signals)
+            for sent in read_signals(self._signals):
+                if sent.is_of_kernel and sent.number in KEYBOARD:
+                    self.unheard = sent.number
         if self._terminal >= 0:
             group = _foreground_of(self._terminal)
             if group is not None and not _exists(group):
@@ -114,6 +120,8 @@ class Jobs:
         programs = self._programs()
         if number == signal.SIGTSTP and not programs:
             self.stop_caller(number)
+        if number in KEYBOARD and not programs:
+            self.unheard = number
         for program in programs:
             program.sent.add(number)
             program.is_to_stop |= number == signal.SIGTSTP
@@ -152,7 +160,14 @@ class Jobs:
             os.kill(self._caller, signal.SIGCONT)
         self._is_caller_stopped = False
 
-    # Programs stop and end --------------------------------------------------------------------
+    # Programs begin, stop and end ---------------------------------------------------------------
+
+    def started(self, program: Program) -> None:
+        """Pass on what was typed between the boot and the program."""
+        if self._stands and self.unheard and not program.own_session:
+            program.sent.add(self.unheard)
+            self._sandbox.kill(self.unheard, program, group=True)
+            self.unheard = 0
 
     def stopped(self, program: Program, number: int, lent: int) -> None:
         """Do what a stop of a program means to our group."""

@@ -29,6 +29,7 @@ from serdab.libos.fields import byte_strings, number, raw
 from serdab.libos.fsclient import FsServer
 from serdab.libos.ground import Ground
 from serdab.libos.intake import CallError, Look
+from serdab.libos.interpreter import KEYBOARD
 from serdab.libos.jobs import Jobs
 from serdab.libos.launcher import SpawnRequest
 from serdab.libos.loop import Loop
@@ -330,12 +331,13 @@ class Kernel:
             close_all(stdio)
         self._programs[serial] = program
         self._tell({"op": "spawned", "id": serial})
+        self._jobs.started(program)
         status = await program.ended
         self._programs.pop(serial, None)
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
             self._explain_kill()
-        is_of_terminal = os.WIFSIGNALED(status) and os.WTERMSIG(status) in program.sent
-        self._tell({"op": "exited", "id": serial, "status": status, "of_terminal": is_of_terminal})
+        was_told = os.WIFSIGNALED(status) and os.WTERMSIG(status) in program.sent
+        self._tell({"op": "exited", "id": serial, "status": status, "was_told": was_told})
 
     def _on_stop(self, program: Program, number: int, lent: int) -> None:
         if not program.own_session:
@@ -414,9 +416,13 @@ class Kernel:
             if not is_for_all:
                 self._jobs.resume()
         elif program is not None:
+            if sent in KEYBOARD:
+                program.sent.add(sent)
             self._sandbox.kill(sent, program, group=is_for_all)
         elif sent == signal.SIGTSTP:
             self._jobs.stop_caller(sent)
+        elif sent in KEYBOARD:
+            self._jobs.unheard = sent
 
     # Going down -----------------------------------------------------------------------------
 
@@ -462,7 +468,7 @@ class Kernel:
                 self._boot.chain.down()
         except Exception as exc:
             self._report_defect(exc)
-        self._tell({"op": "down", "problems": problems})
+        self._tell({"op": "down", "problems": problems, "unheard": self._jobs.unheard})
         self._loop.stop()
 
     async def _has_closed(self, server: FsServer) -> bool:

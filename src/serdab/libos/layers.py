@@ -419,4 +419,4 @@ def _full_mac(directory: Dir, path: str) -> bytes:
         raw = read_exact(file, HEADER_BYTES, 0)
     finally:
         file.close()
-    return header_mac(raw, parse_header(raw).hash)
+    return header_mac(raw, parse_header(raw))

@@ -20,8 +20,7 @@ from serdab.libos.ground import Ground, Roots
 from serdab.libos.mountrules import Rules, derive_named
 from serdab.libos.volumekey import volume_key
 from serdab.linux.dirfd import word_for
-from serdab.linux.dirtree import identity
-from serdab.linux.outside import Walk
+from serdab.linux.whereabouts import leads_nowhere
 from serdab.structs import replace
 from serdab.trust.chain import BootChain
 from serdab.trust.platform import Platform
@@ -93,15 +92,19 @@ def _without_policy(config: BootConfig) -> BootConfig:
 
 
 def key_path(source: str, ground: Ground) -> str:
-    """Return the real path of a key file, or what the configuration says where there is none."""
+    """Return the real path of a key file, or what the configuration says where there is none.
+
+    Raises:
+        UsageError: that cannot be told.
+    """
     try:
-        fds = Walk(ground.closed).way(source)
-    except UsageError:
+        way = ground.beside(source)
+    except UsageError as exc:
+        if not leads_nowhere(exc):
+            raise
         return source
-    try:
-        return os.readlink(f"/proc/self/fd/{fds[-1]}")
-    finally:
-        _close(fds)
+    with way:
+        return way.real()
 
 
 def _early_key(
@@ -125,15 +128,14 @@ def _read_key(source: str, ground: Ground) -> bytes:
         UsageError: it is no file, lies where programs may write, or the way to it is not to be
             followed.
     """
-    fds = Walk(ground.closed).way(source)
-    try:
-        mode = os.fstat(fds[-1]).st_mode
+    with ground.beside(source) as way:
+        mode = os.fstat(way.fds[-1]).st_mode
         if not stat.S_ISREG(mode):
             # Not opened: a FIFO would have us wait for whoever writes to it.
             raise UsageError(
                 "not a key file", subject=source, expected="a file", found=word_for(mode)
             )
-        if any(identity(fd) in ground.closed for fd in fds[:-1]):
+        if ground.leads_inside(way):
             raise UsageError(
                 "a key in reach of programs is none",
                 subject=source,
@@ -141,12 +143,5 @@ def _read_key(source: str, ground: Ground) -> bytes:
                 found="one within",
                 hint="whoever writes there would choose the key",
             )
-        with open(f"/proc/self/fd/{fds[-1]}", "rb", buffering=0) as file:
+        with open(f"/proc/self/fd/{way.fds[-1]}", "rb", buffering=0) as file:
             return file.read(256)
-    finally:
-        _close(fds)
-
-
-def _close(fds: list[int]) -> None:
-    for fd in fds:
-        os.close(fd)

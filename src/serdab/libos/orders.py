@@ -49,13 +49,15 @@ class Orders:
     the instance's descriptor; without, they are the host's own. With ``fence`` every directory must
     exist and lie where the fence allows, and one that is empty becomes a new file system.
     ``owner``: the user inside to whom host directories must belong that would be changed.
-    ``hidden`` and ``instance`` say what of a host directory is not shown (``hostdirs.Shown``). With
-    ``one_owner`` everything is shown as owned by the inner root. ``max_bytes`` is the most that
-    live data of the volume may take; 0: no limit but the host's. ``commit_ms``: a change waits no
-    longer for a commit; 0: until something asks for one. ``read_only``: the volume exists, or the
-    host directory is shown, and stays as it is. ``is_small``: with little memory, caches and
-    buffers hold less. ``max_volumes``: so many are remembered below the roots of the fence; 0: any
-    number. ``host`` is the host directory, open: whoever parsed the orders owns it, and ``ground``.
+    ``hidden`` and ``instance`` say what of a host directory is not shown (``hostdirs.Shown``),
+    ``private`` and ``home``, the real path of the instance, what has no second name there either;
+    with a fence, it says so, and ``ground``. With ``one_owner`` everything is shown as owned by the
+    inner root. ``max_bytes`` is the most that live data of the volume may take; 0: no limit but the
+    host's. ``commit_ms``: a change waits no longer for a commit; 0: until something asks for one.
+    ``read_only``: the volume exists, or the host directory is shown, and stays as it is.
+    ``is_small``: with little memory, caches and buffers hold less. ``max_volumes``: so many are
+    remembered below the roots of the fence; 0: any number. ``host`` is the host directory, open:
+    whoever parsed the orders owns it, and ``ground``.
     From ``freshness`` on: how the volume is watched (``trust.freshness``).
     """
 
@@ -70,6 +72,8 @@ class Orders:
     host_path: str = ""
     hidden: tuple[str, ...] = ()
     instance: str = ""
+    private: tuple[str, ...] = ()
+    home: str = ""
     one_owner: bool = False
     max_bytes: int = 0
     commit_ms: int = 0
@@ -120,6 +124,8 @@ class Orders:
             "host_path": self.host_path,
             "hidden": list(self.hidden),
             "instance": self.instance,
+            "private": list(self.private),
+            "home": self.home,
             "one_owner": self.one_owner,
             "max_bytes": self.max_bytes,
             "commit_ms": self.commit_ms,
@@ -164,6 +170,8 @@ class Orders:
             host_path=text(record, "host_path"),
             hidden=tuple(str(item) for item in many(record, "hidden")),
             instance=text(record, "instance"),
+            private=tuple(str(item) for item in many(record, "private")),
+            home=text(record, "home"),
             one_owner=flag(record, "one_owner"),
             max_bytes=number(record, "max_bytes"),
             commit_ms=number(record, "commit_ms"),

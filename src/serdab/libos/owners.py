@@ -38,6 +38,7 @@ class OneOwner:
         self.rmdir = fs.rmdir
         self.rename = fs.rename
         self.read_into = fs.read_into
+        self.may_have_holes = fs.may_have_holes
         self.write = fs.write
         self.fallocate = fs.fallocate
         self.lseek = fs.lseek
@@ -64,8 +65,8 @@ class OneOwner:
     def lookup(self, parent: int, name: bytes) -> Inode:
         return self._shown(self._fs.lookup(parent, name))
 
-    def lookup_ino(self, ino: int) -> Inode:
-        return self._shown(self._fs.lookup_ino(ino))
+    def lookup_ino(self, ino: int, parent: int) -> Inode:
+        return self._shown(self._fs.lookup_ino(ino, parent))
 
     def getattr(self, ino: int) -> Inode:
         return self._shown(self._fs.getattr(ino))

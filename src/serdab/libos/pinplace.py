@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where pins may lie: out of the reach of the instance's storage, and of programs.
 
-Above: ``request`` (the instance), ``boot`` (what programs are shown). Below: ``linux.outside``.
+Above: ``request`` (the instance), ``boot`` (what programs are shown). Below: ``ground``,
+``linux.outside``.
 """
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Collection
 
 from serdab.errors import UsageError
-from serdab.linux.dirfd import DirFd
-from serdab.linux.dirtree import identity
-from serdab.linux.outside import MAX_LINKS, Identity, Walk
+from serdab.libos.ground import Ground, Way
+from serdab.linux.outside import MAX_LINKS
+from serdab.linux.whereabouts import leads_nowhere
 
 
 def placed_outside(path: str | None, option: str, instance: str) -> str | None:
@@ -24,22 +25,24 @@ def placed_outside(path: str | None, option: str, instance: str) -> str | None:
     if path is None:
         return None
     try:
-        with DirFd.at(instance) as home:
-            closed = {identity(home.fd)}
-    except OSError:
-        return path  # there is no instance: whoever opens it says so
-    return require_outside(path, option, closed, what="in the instance")
+        ground = Ground.at(instance)
+    except OSError as exc:
+        if not leads_nowhere(exc):
+            raise
+        return path  # it cannot be opened: whoever uses it says so
+    with ground:
+        return require_outside(path, option, ground, what="in the instance")
 
 
-def require_outside(path: str, option: str, closed: Collection[Identity], *, what: str) -> str:
-    """Return the real path of a pin that lies in none of these directories, nor in a link there.
+def require_outside(path: str, option: str, ground: Ground, *, what: str) -> str:
+    """Return the real path of a pin that lies in no closed directory, nor is led by a link there.
 
     Raises:
         UsageError: as :func:`placed_outside`.
     """
-    fds, name = _way(path, closed)
-    try:
-        if any(identity(fd) in closed for fd in fds):
+    way, name = _way(path, ground)
+    with way:
+        if ground.leads_inside(way):
             raise UsageError(
                 f"a pin {what} protects nothing",
                 subject=option,
@@ -47,28 +50,32 @@ def require_outside(path: str, option: str, closed: Collection[Identity], *, wha
                 found=path,
                 hint="whoever rolls the instance back would roll the pin back with it",
             )
-        return os.path.join(os.readlink(f"/proc/self/fd/{fds[-1]}"), name).rstrip("/")
-    finally:
-        for fd in fds:
-            os.close(fd)
+        return os.path.join(way.real(), name).rstrip("/")
 
 
-def _way(path: str, closed: Collection[Identity]) -> tuple[list[int], str]:
-    """Return what is on the way, and the name of what is not there yet."""
+def _way(path: str, ground: Ground) -> tuple[Way, str]:
+    """Return the way there, and the name of what is not there yet."""
     for _ in range(MAX_LINKS):
         try:
-            return Walk(closed).way(path), ""
+            return ground.beside(path), ""
         except UsageError as exc:
             if not isinstance(exc.__cause__, FileNotFoundError):
                 raise
         above, name = os.path.split(path)
-        fds = Walk(closed).way(above)
+        way = ground.beside(above)
         try:
             # A link to what is not there yet: replacing the pin must not replace the link. It was
             # judged by the walk above, which came to its end.
-            path = os.path.join(above, os.readlink(name, dir_fd=fds[-1]))
-        except OSError:
-            return fds, name
-        for fd in fds:
-            os.close(fd)
+            path = os.path.join(above, os.readlink(name, dir_fd=way.fds[-1]))
+        except OSError as exc:
+            if exc.errno in (errno.EINVAL, errno.ENOENT):
+                return way, name  # no link, or nothing by now
+            way.close()
+            raise UsageError(
+                "it cannot be told where a pin lies",
+                subject=path,
+                expected="a path to a file",
+                found=os.strerror(exc.errno or 0),
+            ) from exc
+        way.close()
     raise UsageError("too many links", subject=path, expected="a path to a file")

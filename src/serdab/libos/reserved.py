@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether a real path leads through a name that instances keep for themselves.
 
-Above: ``hostdirs``, ``instance.reach``. Below: ``config.names`` only: each command that names a key
-asks, before anything else has begun.
+Above: ``hostdirs``, ``instance.reach``. Below: ``config.names``, ``linux.whereabouts`` only: each
+command that names a key asks, before anything else has begun.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 
 from serdab.config.names import CONFIG, DESCRIPTOR, fold, is_reserved
+from serdab.linux.whereabouts import open_if_there
 
 
 def is_below(path: str, directory: str) -> bool:
@@ -21,6 +22,9 @@ def reserved_part(path: str, instance: str) -> str | None:
     """Return the first part of a path that is one of an instance's own names, or None.
 
     An instance may lie below another's image: what is below ``instance`` is judged by it alone.
+
+    Raises:
+        Error: that cannot be told.
     """
     at = instance if is_below(path, instance) else "/"
     rest = os.path.relpath(path, at)
@@ -34,4 +38,9 @@ def reserved_part(path: str, instance: str) -> str | None:
 
 
 def _is_instance(directory: str) -> bool:
-    return any(os.path.lexists(os.path.join(directory, name)) for name in (CONFIG, DESCRIPTOR))
+    for name in (CONFIG, DESCRIPTOR):
+        fd = open_if_there(os.fsencode(os.path.join(directory, name)), flags=os.O_NOFOLLOW)
+        if fd is not None:
+            os.close(fd)
+            return True
+    return False

@@ -81,7 +81,8 @@ class Program:
 
     ``is_followed``: it has a terminal of its own. ``lent`` are the LENT_* bits of its end.
     ``had_terminal``: when it was stopped, and it has not gone on since.
-    ``sent``: what the terminal sent to our process group and was passed on to it;
+    ``sent``: what the terminal sent to our process group and was passed on to it, and what its
+    keys send but somebody else did;
     ``is_to_stop``: SIGTSTP was among it, and it has neither stopped nor gone on since.
     """
 

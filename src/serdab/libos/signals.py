@@ -6,8 +6,8 @@ What the terminal sends to that group the kernel process passes on by itself, se
 caller passes on what it gets from a process: the kernel is the sender of the first (``SI_KERNEL``).
 
 When the program is stopped, the kernel process stops the caller: by SIGSTOP, or by a signal of ours
-upon which it stops itself by SIGTSTP. When the terminal's signal killed the program, the
-caller dies of it, too: a shell leaves its loop only if it sees that.
+upon which it stops itself by SIGTSTP. When Ctrl-C ended the program, the boot or nothing any more,
+the caller dies of it, too: a shell leaves its loop only if it sees that.
 """
 
 from __future__ import annotations
@@ -52,41 +52,61 @@ class Listener(Protocol):
         """Pass a signal of a process on."""
 
 
-def start_forwarding(kernel: int, listener: Listener) -> None:
-    """Hold the signals back in this thread and its later ones, and hand them over in a new one.
+class Forwarding:
+    """Signals of this thread and its later ones are held back, and handed over in a new one.
 
     ``kernel`` is the process id of the kernel process. A signal that was ignored when we started
     stays ignored: the program ignores it too.
     """
-    wanted: set[int] = {
-        number
-        for number in FORWARDED | _JOB_CONTROL
-        if signal.getsignal(number) is not signal.SIG_IGN
-    }
-    wanted.add(STOP_AS_TYPED)
-    # Those for want of the terminal are the kernel process's to judge: it may have lent it.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {*wanted, signal.SIGTTIN, signal.SIGTTOU})
 
-    def run() -> None:
-        while True:
-            info = signal.sigwaitinfo(wanted)
-            is_of_terminal = info.si_code == _SI_KERNEL
-            if info.si_pid == kernel and not is_of_terminal:
-                if info.si_signo == STOP_AS_TYPED:
-                    _stop_ourselves()
-                continue  # to our whole group: its program knows
-            if info.si_signo == STOP_AS_TYPED:
-                continue  # a stranger's
-            if info.si_signo in ENDING and listener.on_ending(
-                info.si_signo, is_of_terminal=is_of_terminal
-            ):
-                continue
-            if info.si_signo == signal.SIGTSTP and not listener.has_begun():
+    def __init__(self, kernel: int, listener: Listener) -> None:
+        self._kernel = kernel
+        self._listener = listener
+        self._wanted: set[int] = {
+            number
+            for number in FORWARDED | _JOB_CONTROL
+            if signal.getsignal(number) is not signal.SIG_IGN
+        }
+        self._wanted.add(STOP_AS_TYPED)
+        # Those for want of the terminal are the kernel process's to judge: it may have lent it.
+        held = {*self._wanted, signal.SIGTTIN, signal.SIGTTOU}
+        self._before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+        self._has_ended = _thread.allocate_lock()
+        self._has_ended.acquire()
+        _thread.start_new_thread(self._run, ())
+
+    def end(self) -> None:
+        """Hear of no more: what came before was handed over, what comes later stays pending."""
+        # Signals are taken by their numbers, lowest first (signal(7)), and this is the highest.
+        os.kill(os.getpid(), STOP_AS_TYPED)
+        self._has_ended.acquire()
+
+    def restore(self) -> None:
+        """Let signals through again as before; one that is pending takes its effect now."""
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
+
+    def _run(self) -> None:
+        while self._hear(signal.sigwaitinfo(self._wanted)):
+            pass
+        self._has_ended.release()
+
+    def _hear(self, info: signal.struct_siginfo) -> bool:
+        """Act on a signal; return False if it was the last one."""
+        number = info.si_signo
+        is_of_terminal = info.si_code == _SI_KERNEL
+        if number == STOP_AS_TYPED:
+            if info.si_pid == self._kernel:
                 _stop_ourselves()
-            elif not is_of_terminal:
-                listener.forward(info.si_signo, info.si_pid)
-
-    _thread.start_new_thread(run, ())
+            return info.si_pid != os.getpid()  # any other is a stranger's
+        if info.si_pid == self._kernel and not is_of_terminal:
+            return True  # to our whole group: its program knows
+        if number in ENDING and self._listener.on_ending(number, is_of_terminal=is_of_terminal):
+            return True
+        if number == signal.SIGTSTP and not self._listener.has_begun():
+            _stop_ourselves()
+        elif not is_of_terminal:
+            self._listener.forward(number, info.si_pid)
+        return True
 
 
 def _stop_ourselves() -> None:
@@ -119,15 +139,34 @@ def restore_foreground() -> None:
 
     The kernel process does so, unless it was killed.
     """
+    terminal = _controlling_terminal()
+    if terminal < 0:
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
     try:
-        os.killpg(os.tcgetpgrp(0), 0)
+        os.killpg(os.tcgetpgrp(terminal), 0)
     except ProcessLookupError:
         try:
-            os.tcsetpgrp(0, os.getpgrp())
+            os.tcsetpgrp(terminal, os.getpgrp())
         except OSError:
             pass  # hung up meanwhile
     except OSError:
-        pass  # no terminal, or not the one that controls us, or somebody's who lives
+        pass  # somebody's who lives
     finally:
+        os.close(terminal)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _controlling_terminal() -> int:
+    """Return a descriptor of the terminal that controls our session, -1 if there is none."""
+    try:
+        return os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        pass  # none; or a /dev without it, and then it may still be one of our streams
+    for fd in (0, 1, 2):
+        try:
+            os.tcgetpgrp(fd)
+            return os.dup(fd)
+        except OSError:
+            continue
+    return -1

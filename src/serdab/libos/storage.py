@@ -66,9 +66,11 @@ def _open_sealed(orders: Orders) -> Opened:
 
 
 def _open_host(orders: Orders) -> FileSystem:
+    from serdab.vfs.hiding import Elsewhere
     from serdab.vfs.hostfs import HostFs, Owners
 
     names, instance = orders.hidden, orders.instance
+    private, home = orders.private, orders.home
     if orders.fence is not None and orders.ground is not None:
         place = orders.fence.enter(orders.ground, orders.host_path)
         try:
@@ -77,6 +79,7 @@ def _open_host(orders: Orders) -> FileSystem:
             place.directory.close()
             raise
         root, names, instance = place.directory.fd, place.hidden, place.instance
+        private, home = orders.fence.private, orders.ground.real(".")
     elif orders.host is not None:
         root = os.dup(orders.host.fd)  # close-on-exec (PEP 446), and the file system's own
     else:
@@ -86,6 +89,7 @@ def _open_host(orders: Orders) -> FileSystem:
         root,
         hidden=[os.fsencode(item) for item in names],
         instance=os.fsencode(instance) or None,
+        elsewhere=Elsewhere(tuple(map(os.fsencode, private)), os.fsencode(home) or None),
         read_only=orders.read_only,
     )
     uid, gid = os.geteuid(), os.getegid()

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from serdab.errors import UsageError
+from serdab.linux.identity import identity_of
 
 _NAMES: Final = ("standard input", "standard output", "standard error")
 #: How proc_pid_fd(5) shows what lies in no directory but is no pipe, socket or memfd either.
@@ -87,7 +88,7 @@ class Streams:
                 continue  # it stays as it is: only opening it again will be refused
 
     def _lend(self, fd: int, status: os.stat_result) -> None:
-        key = (status.st_dev, status.st_ino)
+        key = identity_of(status)
         if key not in self._lent:
             self._lent[key] = (os.dup(fd), status)
             os.fchown(fd, self._uid, -1)

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, final
 
 from serdab.errors import UsageError
+from serdab.linux.identity import identity
 
 if TYPE_CHECKING:
     from serdab.linux.dirfd import DirFd
@@ -28,12 +29,6 @@ _LISTABLE: Final = (
     os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 )
 _CHANGED: Final = frozenset({errno.ELOOP, errno.ENOTDIR, errno.ENOENT})
-
-
-def identity(fd: int) -> tuple[int, int]:
-    """Return (st_dev, st_ino) of what a descriptor stands for."""
-    status = os.fstat(fd)
-    return status.st_dev, status.st_ino
 
 
 @final

@@ -11,6 +11,7 @@ Above: ``vfs.hostfs``. Below: ``linux.libc``.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from collections.abc import Iterator
 from enum import IntFlag
@@ -90,21 +91,50 @@ def chown_at(fd: int, uid: int, gid: int) -> None:
     check(_fchownat(fd, b"", uid & 0xFFFFFFFF, gid & 0xFFFFFFFF, _AT_EMPTY_PATH), "fchownat")
 
 
-def set_times(fd: int, atime_ns: int | None, mtime_ns: int | None) -> None:
-    """Set times of what an O_PATH descriptor refers to; None leaves one, -1 is now."""
-    times = _TIMES.pack(*_timespec(atime_ns), *_timespec(mtime_ns))
+def set_times(fd: int, atime_ns: int | None, mtime_ns: int | None, *, now: int) -> None:
+    """Set times of what an O_PATH descriptor refers to; None leaves one, ``now`` is the present."""
+    times = _TIMES.pack(*_timespec(atime_ns, now), *_timespec(mtime_ns, now))
     check(_utimensat(fd, b"", times, _AT_EMPTY_PATH), "utimensat")
 
 
-def _timespec(stamp_ns: int | None) -> tuple[int, int]:
+def _timespec(stamp_ns: int | None, now: int) -> tuple[int, int]:
     if stamp_ns is None:
         return 0, _UTIME_OMIT
-    return (0, _UTIME_NOW) if stamp_ns == -1 else divmod(stamp_ns, _SECOND)
+    return (0, _UTIME_NOW) if stamp_ns == now else divmod(stamp_ns, _SECOND)
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     """fallocate(2)."""
     check(_fallocate(fd, mode, offset, length), "fallocate")
+
+
+def next_data(fd: int, start: int, size: int) -> int:
+    """Return where a file of ``size`` bytes has content from ``start`` on; its size if it has none.
+
+    All is content where the file system does not know (lseek(2): EINVAL).
+    """
+    return _next(fd, start, size, os.SEEK_DATA, start)
+
+
+def next_hole(fd: int, start: int, size: int) -> int:
+    """Return where a file of ``size`` bytes has a hole from ``start`` on; its size if it has none.
+
+    Its end is taken for one, too, if the file was cut meanwhile.
+    """
+    return _next(fd, start, size, os.SEEK_HOLE, size)
+
+
+def _next(fd: int, start: int, size: int, whence: int, unknown: int) -> int:
+    if start >= size:
+        return size
+    try:
+        return min(os.lseek(fd, start, whence), size)
+    except OSError as exc:
+        if exc.errno == errno.ENXIO:
+            return size
+        if exc.errno != errno.EINVAL:
+            raise
+        return unknown
 
 
 def syncfs(fd: int) -> None:

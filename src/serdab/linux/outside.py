@@ -23,28 +23,31 @@ from typing import Final
 from serdab.config.names import CONFIG, DESCRIPTOR
 from serdab.errors import UsageError
 from serdab.linux.dirfd import DirFd, word_for
-from serdab.linux.dirtree import identity
+from serdab.linux.identity import Identity, identity
+from serdab.linux.whereabouts import MountTable, Where, leads_nowhere, open_if_there, untold
 
 MAX_LINKS: Final = 40  # as path_resolution(7)
 _PROC_SUPER_MAGIC: Final = 0x9FA0
 _HERE: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 
-Identity = tuple[int, int]
-
 
 def is_instance(fd: int) -> bool:
     """Return whether a directory is an instance at this moment: by configuration or descriptor.
 
     A link in place of ``build/`` does not make us look, or wait, elsewhere.
+
+    Raises:
+        Error: that cannot be told.
     """
     here = DirFd(fd, "")  # borrowed
     for name in (CONFIG, DESCRIPTOR):
         try:
             if here.exists(name):
                 return True
-        except OSError:
-            continue
+        except OSError as exc:
+            # Nobody says that it is none: it could not be looked at.
+            raise untold(os.path.join(os.readlink(f"/proc/self/fd/{fd}"), name), exc) from exc
     return False
 
 
@@ -131,11 +134,15 @@ class Walk:
             UsageError: the way to it leads through a link where others write, or it is a FIFO or
                 device that others put there.
         """
-        fd = self._open(path, None, last_may_be_magic=True)
+        fd = self.end(path)
         try:
             return os.open(f"/proc/self/fd/{fd}", flags | os.O_CLOEXEC | os.O_NOCTTY)
         finally:
             os.close(fd)
+
+    def end(self, path: str) -> int:
+        """Open what a path names with O_PATH; raises as :meth:`file`."""
+        return self._open(path, None, last_may_be_magic=True)
 
     def _open(self, path: str, base: DirFd | None, *, last_may_be_magic: bool = False) -> int:
         stack = self._walk(path, base, last_may_be_magic=last_may_be_magic)
@@ -196,9 +203,7 @@ class Walk:
             self._follow(stack, target, path, last_may_be_magic=last_may_be_magic and is_last)
 
     def _check_link(self, stack: list[int], name: str, path: str) -> None:
-        self._links += 1
-        if self._links > MAX_LINKS:
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        self._count_link()
         if not self._anywhere and _others_write(os.fstat(stack[-1])):
             raise _refused(
                 path, "no link where others than root and the caller can write", f"one at {name}"
@@ -207,6 +212,11 @@ class Walk:
             raise _refused(
                 path, "no link in an instance or in what programs are shown", f"one at {name}"
             )
+
+    def _count_link(self) -> None:
+        self._links += 1
+        if self._links > MAX_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
     def _check_special(self, stack: list[int], name: str, path: str) -> None:
         """Refuse a FIFO, socket or device on top of the stack that others may have put there.
@@ -219,7 +229,70 @@ class Walk:
             raise _refused(path, "a file", f"{word_for(status.st_mode)} at {name}")
 
     def _is_closed(self, stack: list[int]) -> bool:
-        return any(identity(fd) in self._closed or is_instance(fd) for fd in stack)
+        if any(self._closes(fd) for fd in stack):
+            return True
+        # A mount may show a part of a closed directory without what lies above it there.
+        return len(stack) > 1 and any(map(self._is_closed_path, _other_paths(stack[-1])))
+
+    def _closes(self, fd: int) -> bool:
+        return identity(fd) in self._closed or is_instance(fd)
+
+    def _is_closed_path(self, path: bytes) -> bool:
+        at = b"/"
+        for part in path.split(b"/"):
+            at = os.path.join(at, part)
+            fd = open_if_there(at, flags=os.O_DIRECTORY | os.O_NOFOLLOW)
+            if fd is None:
+                return False  # another mount lies over it by now
+            try:
+                if self._closes(fd):
+                    return True
+            finally:
+                os.close(fd)
+        return False
+
+
+class _Trace(Walk):
+    """A walk that follows every link there is, and remembers where each lies."""
+
+    def __init__(self, table: MountTable) -> None:
+        super().__init__(anywhere=True)
+        self._table = table
+        self.places: list[Where] = []
+
+    def _check_link(self, stack: list[int], name: str, path: str) -> None:
+        self._count_link()
+        self.places.append(self._table.of(stack[-1]).join(os.fsencode(name)))
+
+    def _check_special(self, stack: list[int], name: str, path: str) -> None:
+        return  # nothing is opened
+
+
+def trace(table: MountTable, path: str) -> list[Where]:
+    """Return where the links on a path lie, and what it names: nothing is opened or judged.
+
+    Raises:
+        Error: the way cannot be told.
+    """
+    walk = _Trace(table)
+    try:
+        fd = walk.end(path)
+    except OSError as exc:
+        if not leads_nowhere(exc):
+            raise untold(path, exc) from exc
+        if exc.errno == errno.EACCES:
+            return walk.places  # whoever wants to open it says so
+        return [*walk.places, *table.named(os.fsencode(os.path.join(os.getcwd(), path)))]
+    try:
+        return [*walk.places, table.of(fd)]
+    finally:
+        os.close(fd)
+
+
+def _other_paths(fd: int) -> list[bytes]:
+    with MountTable() as table:
+        here = os.readlink(b"/proc/self/fd/%d" % fd)
+        return [path for path in table.names(table.of(fd)) if path != here]
 
 
 def _others_write(status: os.stat_result) -> bool:

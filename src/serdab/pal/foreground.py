@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from serdab.errors import Error, InternalError
 from serdab.keys import Key
 from serdab.libos.begin import Begun
+from serdab.libos.interpreter import KEYBOARD
 from serdab.libos.request import NOTHING_PINNED, Freshness
 from serdab.pal.booting import init
-from serdab.pal.running import Pal, Process
+from serdab.pal.running import ExitStatus, Pal, Process
 
 
 def run_foreground(
@@ -33,17 +34,19 @@ def run_foreground(
 ) -> int:
     """Boot, run one program on our own standard streams, shut down; return its exit status.
 
-    Signals that reach this process are the program's, and it is stopped when that is; where a
-    signal of the terminal killed the program, this process dies of it (``libos.signals``).
+    Signals that reach this process are the program's, and it is stopped when that is. It dies of
+    what the keys of a terminal send, where that ended the program or the boot, or came after the
+    program's end; of a hang-up that ended one of them, too (``libos.signals``). Where an error is
+    raised after such a signal, that is left pending, held back: the error can be told first.
 
     Raises:
         Error: Serdab refused or failed before the program was started, or could not close.
     """
-    from serdab.libos.signals import die_of, restore_foreground, start_forwarding
+    from serdab.libos.signals import Forwarding, die_of, restore_foreground
 
     state = _Foreground()
     begun = begun or Begun()
-    start_forwarding(begun.kernel, state)
+    forwarding = Forwarding(begun.kernel, state)
     try:
         pal = init(
             instance,
@@ -60,28 +63,39 @@ def run_foreground(
             stands_for_program=True,
         )
         try:
-            state.program_follows()
-            process = pal.create_process(argv)
-            state.program_is(process)
-            status = process.wait()
-            if pal.is_of_terminal(process):
-                state.died_of = status.signal
+            status = _run_program(pal, argv, state)
         finally:
             state.program_is(None)
             # The program has ended, or never was: nothing inside is worth waiting for.
             pal.destroy(patience_s=0)
+            state.dies_of(pal.unheard)
     except (Error, InternalError):
+        restore_foreground()
+        forwarding.end()
         if not state.ended_by:
+            if state.died_of:
+                os.kill(os.getpid(), state.died_of)
             raise
         code = 128 + state.ended_by
     else:
+        restore_foreground()
+        forwarding.end()
         # The boot may have been over by the time it was to end: the program was killed for that.
         code = 128 + state.ended_by if state.ended_by else status.shell
-    finally:
-        restore_foreground()
-    if state.died_of is not None:
+    if state.died_of:
         die_of(state.died_of)
+    forwarding.restore()
     return code
+
+
+def _run_program(pal: Pal, argv: Sequence[str], state: _Foreground) -> ExitStatus:
+    state.program_follows()
+    process = pal.create_process(argv)
+    state.program_is(process)
+    status = process.wait()
+    if status.signal is not None and pal.was_told(process):
+        state.dies_of(status.signal)
+    return status
 
 
 class _Foreground:
@@ -93,9 +107,10 @@ class _Foreground:
         self._is_booting = True
         # A program may run, and say so, before we hear of it: what comes meanwhile waits for that.
         self._is_known = threading.Event()
+        self._has_ended = False
         self.ended_by = 0
-        #: The signal of the terminal that killed the program, or ended the boot.
-        self.died_of: int | None = None
+        #: The signal that a shell is to see us die of, or 0.
+        self.died_of = 0
 
     def started(self, pal: Pal) -> None:
         self._pal = pal
@@ -108,13 +123,23 @@ class _Foreground:
 
     def program_is(self, process: Process | None) -> None:
         self._process = process
+        self._has_ended = process is None
         self._is_known.set()
 
+    def dies_of(self, number: int) -> None:
+        self.died_of = self.died_of or number
+
     def on_ending(self, number: int, *, is_of_terminal: bool) -> bool:
+        if self._has_ended and number in KEYBOARD:
+            # Nothing is left for it to end, but whoever waits for us is to hear of it.
+            self.dies_of(number)
+            return True
         if not self._is_booting:
             return False
-        self.ended_by = number
-        self.died_of = number if is_of_terminal else None
+        # The first one counts: `timeout` sends what the terminal did a second time.
+        self.ended_by = self.ended_by or number
+        if is_of_terminal or number in KEYBOARD:
+            self.dies_of(number)
         if self._pal is not None:
             self._pal.abort()
         return True

@@ -88,7 +88,7 @@ class Pal:
         self._next = 1
         self._answers: dict[int, Error | None] = {}
         self._statuses: dict[int, int] = {}
-        self._of_terminal: set[int] = set()
+        self._told: set[int] = set()
         self._boot_answer: Error | None = None
         self._is_booted = False
         self._is_down = False
@@ -98,6 +98,8 @@ class Pal:
         self.measured: tuple[Measured, ...] = ()
         #: The names of the environment that the measured configuration lets callers set.
         self.untrusted_names: tuple[str, ...] = ()
+        #: The number of a terminal's signal that came when there was no program any more, or 0.
+        self.unheard = 0
 
     # Messages -------------------------------------------------------------------------------
 
@@ -124,13 +126,15 @@ class Pal:
                 self._answers[number] = from_dict(record)
             case "exited" if isinstance(number, int):
                 status = record.get("status")
-                if record.get("of_terminal") is True:
-                    self._of_terminal.add(number)
+                if record.get("was_told") is True:
+                    self._told.add(number)
                 self._statuses[number] = status if isinstance(status, int) else 0
             case "down":
                 problems = record.get("problems")
                 if isinstance(problems, list):
                     self._problems = [str(problem) for problem in problems]
+                unheard = record.get("unheard")
+                self.unheard = unheard if isinstance(unheard, int) else 0
 
     def _wait_until(self, is_there: Callable[[], bool]) -> None:
         """Read messages until ``is_there``; whichever thread waits reads for all."""
@@ -287,9 +291,9 @@ class Pal:
         number = 0 if process is None else process.number
         self._send({"op": "pass_on", "id": number, "signal": signal_number, "sender": sender})
 
-    def is_of_terminal(self, process: Process) -> bool:
-        """Return whether the signal that killed a program came from our terminal."""
-        return process.number in self._of_terminal
+    def was_told(self, process: Process) -> bool:
+        """Return whether the signal that killed a program came by us: a terminal's, or by hand."""
+        return process.number in self._told
 
     def destroy(self, *, patience_s: float = _DOWN_PATIENCE_S) -> None:
         """End every program (TERM, then KILL), make everything durable, unmount.

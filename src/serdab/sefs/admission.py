@@ -40,6 +40,10 @@ class Writing(Protocol):
         """Delete what a killed session left; return whether that had not been done yet."""
         ...
 
+    def free_rest(self) -> bool:
+        """Free what is freed in pieces; return whether there was anything."""
+        ...
+
     def fail(self, exc: OSError) -> FsError:
         """The host failed: be read-only; return what the program is told."""
         ...
@@ -78,8 +82,12 @@ class Admission:
         self._try_again_at = 0
         self._ask_host_at = 0
 
-    def admit(self, growth: int, log_bytes: int) -> None:
+    def admit(self, growth: int, log_bytes: int, rewritten: int = 0) -> None:
         """Admit a change that adds about so many bytes; 0: it only removes or rewrites.
+
+        ``rewritten``: so many bytes of content take the place of as many that are stored. The
+        volume becomes no larger, but what is replaced is given back only later: of what is set
+        aside these may take what growth leaves.
 
         Raises:
             FsError: ENOSPC, or EIO if the host failed.
@@ -87,8 +95,8 @@ class Admission:
         wasteful = self._segments.churn_bytes >= self._look_at_churn and self._is_wasteful()
         if wasteful or self._is_much(log_bytes):
             self._checkpoint_for(growth)
-        if growth:
-            self._make_room(growth)
+        if growth or rewritten:
+            self._make_room(growth, log_bytes, rewritten)
         elif not self._reserve.size:
             self._hold_last()
 
@@ -138,7 +146,7 @@ class Admission:
             or log_bytes > limits.log_bytes
         )
 
-    def _make_room(self, growth: int) -> None:
+    def _make_room(self, growth: int, log_bytes: int, rewritten: int) -> None:
         """Have room set aside for a change, or refuse it.
 
         Raises:
@@ -146,12 +154,13 @@ class Admission:
         """
         limits, changes = self._limits, self._changes
         most = limits.max_bytes
-        taken = self._segments.live_bytes + self._segments.reserved_bytes
-        if most and taken + changes.added_bytes(growth) > most:
-            raise FsError(errno.ENOSPC)
+        if growth and most and self._taken_with(growth) > most:
+            self._journal.free_rest()
+            if self._taken_with(growth) > most:
+                raise FsError(errno.ENOSPC)
         if changes.scattered_bytes() + self._segments.appended_bytes >= self._ask_host_at:
             self._ask_host()
-        needed = changes.room(growth, limits) + self._to_empty_bytes
+        needed = self._needed(growth, rewritten)
         if needed <= self._reserve.size:
             return
         self._journal.ensure_anchor()
@@ -161,18 +170,38 @@ class Admission:
             except OSError as exc:
                 if not is_full(exc):
                     raise self._journal.fail(exc) from None
-                if not self._gave_room_back():
+                if not self._gave_room_back() and not self._replaced(rewritten, log_bytes):
                     break
-                needed = changes.room(growth, limits) + self._to_empty_bytes
+                log_bytes = 0
+                needed = self._needed(growth, rewritten)
             else:
                 return
         raise FsError(errno.ENOSPC)
+
+    def _taken_with(self, growth: int) -> int:
+        """Return what a volume of limited size takes, with ``growth`` more."""
+        taken = self._segments.live_bytes + self._segments.reserved_bytes
+        return taken + self._changes.added_bytes(growth)
+
+    def _needed(self, growth: int, rewritten: int) -> int:
+        """Return what must be set aside: what is rewritten may take what moving needs."""
+        room = self._changes.room(growth + rewritten, self._limits)
+        return room + (self._to_empty_bytes if growth else 0)
+
+    def _replaced(self, rewritten: int, log_bytes: int) -> bool:
+        """Give back what was rewritten, and the log of it; return whether there was anything."""
+        if not rewritten or log_bytes < self._limits.log_growth_bytes:
+            return False
+        self._journal.write_checkpoint()
+        self._empty_dead()
+        return True
 
     def _gave_room_back(self) -> bool:
         """Give the host what nothing needs; return whether asking it again makes sense."""
         if self._journal.sweep():
             return True
-        if not self.has_garbage():
+        was_pending = self._journal.free_rest()
+        if not was_pending and not self.has_garbage():
             return False
         self._journal.write_checkpoint()
         self._empty_dead()

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import Final, final
 
+from msgspec import structs
+
 from serdab.crypto.aead import TAG_BYTES
 from serdab.crypto.kdf import KeySchedule
 from serdab.sefs.anchor import (
@@ -74,6 +76,10 @@ class AnchorFile:
         self._dir.sync()
         self.tag = tag
         self.exists = True
+
+    def name_lower(self, root_mac: bytes) -> None:
+        """Let the next anchor name another lower layer."""
+        self.state = structs.replace(self.state, lower=(root_mac,))
 
     def replace(self, state: AnchorState) -> None:
         """Make a newer state durable.

@@ -16,7 +16,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, Protocol, final
+from typing import Final, final
 
 from serdab.errors import FsError
 from serdab.sefs.content import Content
@@ -98,56 +98,48 @@ class FlushBeside:
             self._done_fd = -1
 
 
-class Committing(Protocol):
-    """What a slow commit asks of the journal."""
-
-    @property
-    def is_failed(self) -> bool: ...
-
-    @property
-    def has_log(self) -> bool: ...
-
-    def commit(self) -> None: ...
-
-
 @final
 class SlowCommits:
     """Commits before which much is sealed in steps, and flushed beside the loop."""
 
     def __init__(
         self,
-        journal: Committing,
+        commit: Callable[[], None],
         guarded: Callable[[Callable[[], None]], None],
+        state: Callable[[], tuple[bool, bool]],
         content: Content,
         limits: VolumeLimits,
     ) -> None:
-        """``guarded`` runs a step that writes to the host."""
-        self._journal = journal
+        """``guarded`` runs a step that writes to the host. ``state`` says whether the host failed,
+        and whether the next commit goes to a log, and not into a checkpoint."""
+        self._commit = commit
         self._guarded = guarded
+        self._state = state
         self._content = content
         self._limits = limits
         self._beside = FlushBeside()
 
     def steps(self) -> Steps[None]:
         """Commit. Of little, that is all."""
-        journal, content, beside_bytes = self._journal, self._content, self._limits.beside_bytes
+        content, beside_bytes = self._content, self._limits.beside_bytes
         if content.dirty_bytes > beside_bytes and self._is_much():
             sealing = content.flush_steps()
             while self._has_more(sealing):
                 yield None
         if self._beside.is_running:
             yield from self._until_flushed()
-        if content.writer.unsynced_bytes > beside_bytes and not journal.is_failed:
+        if content.writer.unsynced_bytes > beside_bytes and not self._state()[0]:
             self._attempt(self._begin)
             yield from self._until_flushed()
-        journal.commit()
+        self._commit()
 
     def _is_much(self) -> bool:
         """Return whether the next commit has much to seal."""
-        if self._journal.is_failed:
+        has_failed, has_log = self._state()
+        if has_failed:
             return False
         much = self._limits.inline_commit_bytes
-        return not self._journal.has_log or self._content.uncommitted_bytes() > much
+        return not has_log or self._content.uncommitted_bytes() > much
 
     def _has_more(self, steps: Iterator[None]) -> bool:
         """Do a step; return whether more follow."""
@@ -160,7 +152,7 @@ class SlowCommits:
         try:
             self._guarded(step)
         except FsError as exc:
-            if exc.errno != errno.ENOSPC or self._journal.is_failed:
+            if exc.errno != errno.ENOSPC or self._state()[0]:
                 raise
 
     def _begin(self) -> None:

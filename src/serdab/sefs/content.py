@@ -113,7 +113,7 @@ class Content(Held):
                         stop = min(stop + size, end)
                     self._read_below(inode, position, buf[position - offset : stop - offset])
                 elif not is_record(pointer):
-                    self._read_special(pointer, skip, out)
+                    self._read_special(pointer, size, skip, out)
                 elif skip == 0 and end - position > size:
                     at = position - offset
                     stop = position + self._read_run(ino, chunk, size, dirty, buf, at)
@@ -165,13 +165,13 @@ class Content(Held):
         if count < len(out):
             out[count:] = bytes(len(out) - count)
 
-    def _read_special(self, slot: bytes, skip: int, out: memoryview) -> None:
+    def _read_special(self, slot: bytes, size: int, skip: int, out: memoryview) -> None:
         """Read what a slot says that names no record."""
         part = parse_lower(slot)
         count = 0
         if part is not None:
-            if self._lower is None:
-                raise FormatError("extent of a lower layer that there is not")
+            if self._lower is None or part.length > size:
+                raise FormatError("extent of a lower layer that there is not, or longer than any")
             want = min(len(out), max(part.length - skip, 0))
             if want:
                 count = self._lower.read_into(part.ino, part.offset + skip, out[:want])
@@ -409,13 +409,8 @@ class Content(Held):
 
     def drop(self, inode: Inode) -> int:
         """Forget content of an inode that goes away; return where ``drop_on`` goes on, or END."""
+        self.forget_dirty(inode)
         ino = inode.ino
-        opened = self._dirty.pop(ino, None)
-        if opened is not None:
-            self.dirty_bytes -= sum(held.bytes() for held in opened.chunks.values())
-        if stat.S_ISREG(inode.mode) and ks.key(ino, ks.T_INODE) in self._items.mem:
-            # A commit may have logged writes of it, whatever became of them here since.
-            self._discards.add_from(ino, 0)
         if inode.flags & ks.F_INLINE or stat.S_ISLNK(inode.mode):
             self._items.drop(ks.key(ino, ks.T_INLINE))
         elif stat.S_ISREG(inode.mode):
@@ -425,6 +420,38 @@ class Content(Held):
     def drop_on(self, inode: Inode, group: int) -> int:
         """Forget more of it, in one step."""
         return self._extents.drop(inode.ino, group)
+
+    def forget_dirty(self, inode: Inode) -> None:
+        """Hold nothing of an inode in memory that goes away."""
+        ino = inode.ino
+        opened = self._dirty.pop(ino, None)
+        if opened is not None:
+            self.dirty_bytes -= sum(held.bytes() for held in opened.chunks.values())
+        if stat.S_ISREG(inode.mode) and ks.key(ino, ks.T_INODE) in self._items.mem:
+            # A commit may have logged writes of it, whatever became of them here since.
+            self._discards.add_from(ino, 0)
+
+    def is_large(self, inode: Inode, most: int) -> bool:
+        """Return whether a file has more extent items than that."""
+        is_file = stat.S_ISREG(inode.mode) and not inode.flags & ks.F_INLINE
+        return is_file and self._extents.has_more(inode.ino, most)
+
+    def drop_some(self, ino: int, first: int, most: int) -> int:
+        """See :meth:`Extents.drop_some`."""
+        return self._extents.drop_some(ino, first, most)
+
+    def held_bytes(self, inode: Inode, start: int, end: int) -> int:
+        """Return how much of a range lies in memory, or in records that no other file has."""
+        if inode.flags & ks.F_INLINE:
+            return max(0, min(end, inode.size) - start)
+        ino, size = inode.ino, self.chunk_size(inode)
+        held = 0
+        for chunk in range(start // size, -(-end // size)):
+            slot = self._pointer(ino, chunk)
+            is_own = is_record(slot) and self.references.count(slot) == 1
+            if is_own or self.is_dirty(inode, chunk):
+                held += min(end, (chunk + 1) * size) - max(start, chunk * size)
+        return held
 
     # Saving -------------------------------------------------------------------------------
 

@@ -236,6 +236,35 @@ class Extents:
         """Return whether :meth:`count` answers at once."""
         return ino in self._counts and ino not in self._counted_to
 
+    def has_more(self, ino: int, most: int) -> bool:
+        """Return whether an inode has more than so many groups."""
+        changed = len(self._changed.get(ino, ()))
+        return changed > most or changed + len(list(islice(self._scan(ino, 0), most + 1))) > most
+
+    def drop_some(self, ino: int, first: int, most: int) -> int:
+        """Drop up to ``most`` groups of an inode that goes away, and of which none before ``first``
+        is stored; return where to go on, END if none may be left.
+        """
+        self._order.pop(ino, None)
+        changed = list(islice(self._changed.get(ino, ()), most))
+        items = islice(self._scan(ino, first), most - len(changed))
+        stored = [int.from_bytes(key[9:], "big") for key, _ in items]
+        for group in (*changed, *stored):
+            self._drop_group(ino, group)
+        if len(changed) + len(stored) < most:
+            return END
+        return stored[-1] + 1 if stored else first
+
+    def _drop_group(self, ino: int, group: int) -> None:
+        self._references.drop(self.group(ino, group), (ino, group * ks.GROUP))
+        changed = self._changed.get(ino, {})
+        value = changed.pop(group, None)
+        if value is not None:
+            self.changed_bytes -= len(value) + GROUP_BYTES
+        self._clean.drop((ino, group))
+        self._unsaved.discard((ino, group))
+        self._items.drop(ks.group_key(ino, group))
+
     def count(self, ino: int) -> int:
         """Return how many chunks have a record, room for one, or a part of a lower layer."""
         while not self.is_counted(ino):

@@ -8,20 +8,16 @@ Security:
        only an integrity-only image, and then only under an expected root MAC.
     2. Every record is checked against the 256-bit hash in its parent before anything else is done
        with it; nothing is returned when a check fails.
-    3. Decompression is bounded by the chunk size.
+    3. Decompression is bounded by the size of the file's records (``inflate``).
 """
 
 from __future__ import annotations
 
 import hmac
+import stat
 from collections.abc import Iterator
 from typing import Final, final
 
-import zstandard
-
-from serdab.crypto.aead import TAG_BYTES, RecordCipher
-from serdab.crypto.hashes import digest_function
-from serdab.crypto.kdf import KeySchedule
 from serdab.errors import (
     AuthenticationError,
     FormatError,
@@ -35,49 +31,30 @@ from serdab.sefs.cache import ByteCache
 from serdab.sefs.hostdir import Dir, File, read_exact
 from serdab.sefs.hostplace import Place, open_place
 from serdab.sefs.imageformat import (
+    FLAG_PIECE,
     FLAG_ZSTD,
     HEADER_BYTES,
     IMAGE_NAME,
     META_PACK,
-    R_DATA,
-    R_PAGE,
     SLOT,
     SLOT_BYTES,
+    V1,
+    V2,
     Header,
     Mode,
     header_mac,
     parse_header,
     parse_pointer,
-    record_aad,
 )
-from serdab.sefs.page import MAX_PAGE_BYTES, Page, parse_page
+from serdab.sefs.imagekeys import ImageKeys
+from serdab.sefs.imagerecords import Extent, ImageRecords
+from serdab.sefs.page import Page, parse_page
 from serdab.sefs.tree import Root, Tree
-from serdab.structs import replace
 from serdab.vfs.api import Inode
 from serdab.vfs.layer import Dirent
 
 _PAGE_CACHE: Final = 24 << 20
-_CHUNK_CACHE: Final = 8 << 20
-_KEY_LABEL: Final = b"image"
-
-
-def image_keys(key: Key) -> KeySchedule:
-    """Return the key schedule of encrypted images under a user key."""
-    return KeySchedule(key, kind=_KEY_LABEL, uuid=bytes(16), version=ks.V1)
-
-
-def pack_cipher(keys: KeySchedule, identifier: bytes) -> RecordCipher:
-    """Return the cipher of a pack, or of the pages, from its key identifier."""
-    return keys.cipher(b"image pack", identifier)
-
-
-def key_check(keys: KeySchedule, header: Header) -> bytes:
-    """Return what tells a wrong key from damage; it commits to the key and to the whole header.
-
-    Who opens an image by its key alone has no root MAC to compare. Were a field of the header not
-    covered here, the storage could change it: another chunk size moves every byte of a file.
-    """
-    return keys.keyed_hash(b"image key check", replace(header, key_check=bytes(32)).dump())
+_EXTENT_FLAGS: Final = {V1: frozenset((0, FLAG_ZSTD)), V2: frozenset((0, FLAG_ZSTD, FLAG_PIECE))}
 
 
 @final
@@ -85,97 +62,43 @@ class Image:
     """A verified image. Implements :class:`serdab.vfs.layer.Layer`."""
 
     def __init__(
-        self, file: File, header: Header, mac: bytes, keys: KeySchedule | None, label: str
+        self, file: File, header: Header, mac: bytes, keys: ImageKeys | None, label: str
     ) -> None:
         self._file = file
         self._directory: Dir | None = None
         self.header = header
+        self.version = header.version
         self.root_mac = mac
-        self._keys = keys
         self._label = label
-        self._digest = digest_function(header.hash)
-        self._ciphers: dict[int, RecordCipher] = {}
-        if keys is not None:
-            self._ciphers[META_PACK] = pack_cipher(keys, header.meta_id)
+        self._records = ImageRecords(file, header, keys, self._identifier)
         self._pages: ByteCache[bytes, Page] = ByteCache(_PAGE_CACHE)
-        self._chunks: ByteCache[int, bytes] = ByteCache(_CHUNK_CACHE)
         self._groups: ByteCache[tuple[int, int], bytes] = ByteCache(1 << 20)
         self._inodes: ByteCache[int, Inode] = ByteCache(1024)
-        self._scratch = bytearray(max(header.chunk_size, header.page_size) + TAG_BYTES)
-        self._inflate = zstandard.ZstdDecompressor(max_window_size=1 << 23)
+        self._extent_flags = _EXTENT_FLAGS[header.version]
         self.tree = Tree(self, Root(header.root.dump(), header.root_level))
+        self.max_ino, self.files, self.content_bytes, self._padding = self._super()
+
+    def _super(self) -> tuple[int, int, int, tuple[int, int]]:
+        """Return highest inode number, number of inodes, bytes of content, and the padding."""
+        form = ks.SUPER_V1 if self.version == V1 else ks.SUPER
         raw = self.tree.get(ks.key(0, ks.T_SUPER))
-        if raw is None or len(raw) != ks.SUPER.size:
-            raise FormatError("image without a super item", subject=label)
-        self.max_ino, self.files, self.content_bytes = ks.SUPER.unpack(raw)
-        if not 1 <= self.max_ino <= ks.MAX_INO:
-            raise FormatError("impossible inode count in the image", subject=label)
+        if raw is None or len(raw) != form.size:
+            raise FormatError("image without a super item", subject=self._label)
+        max_ino, files, content_bytes, *where = form.unpack(raw)
+        if not 1 <= max_ino <= ks.MAX_INO:
+            raise FormatError("impossible inode count in the image", subject=self._label)
+        offset, length = where or (0, 0)
+        if length > self.header.padding or offset + length > self.header.total_size:
+            raise FormatError("impossible padding in the image", subject=self._label)
+        return max_ino, files, content_bytes, (offset, length)
 
     # Records ------------------------------------------------------------------------------
 
-    def _cipher(self, pack: int) -> RecordCipher | None:
-        if self._keys is None:
-            return None
-        cipher = self._ciphers.get(pack)
-        if cipher is None:
-            identifier = self.tree.get(ks.pack_key(pack))
-            if identifier is None or len(identifier) != 32:
-                raise FormatError("record of a pack that the image does not have", found=str(pack))
-            if len(self._ciphers) > 4096:
-                self._ciphers = {META_PACK: self._ciphers[META_PACK]}
-            cipher = self._ciphers[pack] = pack_cipher(self._keys, identifier)
-        return cipher
-
-    def _fetch(self, offset: int, stored: int, digest: bytes, limit: int) -> memoryview:
-        """Return the stored bytes, verified, in a buffer that the next call reuses."""
-        if stored > limit + TAG_BYTES or stored == 0:
-            raise FormatError("record of an impossible length", found=str(stored))
-        if offset > self.header.total_size:
-            raise FormatError("record beyond the end of the image")
-        if stored > len(self._scratch):
-            self._scratch = bytearray(stored)
-        view = memoryview(self._scratch)[:stored]
-        if self._file.pread_into(view, offset) != stored:
-            raise AuthenticationError("the image ends before the record does")
-        if not hmac.compare_digest(self._digest(view), digest):
-            raise AuthenticationError("stored bytes do not match their hash")
-        return view
-
-    def _unseal(
-        self,
-        kind: int,
-        offset: int,
-        stored: int,
-        pack: int,
-        number: int,
-        flags: int,
-        digest: bytes,
-        limit: int,
-    ) -> bytes:
-        """Return the plaintext of a record of at most ``limit`` bytes."""
-        # The cipher first: finding it may read a page, which reuses the buffer.
-        cipher = self._cipher(pack)
-        view = self._fetch(offset, stored, digest, limit)
-        if cipher is None:
-            plain = bytes(view)
-        else:
-            if stored <= TAG_BYTES:
-                raise FormatError("record too short for its tag")
-            length = stored - TAG_BYTES
-            plain = cipher.open_(number, view, record_aad(kind, flags, number, length))
-        return self._inflated(plain, limit) if flags & FLAG_ZSTD else plain
-
-    def _inflated(self, plain: bytes, limit: int) -> bytes:
-        try:
-            declared = zstandard.get_frame_parameters(plain).content_size
-            if not 0 < declared <= limit:
-                raise FormatError("compressed record of an impossible length", found=str(declared))
-            raw = self._inflate.decompress(plain, max_output_size=limit, allow_extra_data=False)
-        except zstandard.ZstdError as exc:
-            raise FormatError("compressed record cannot be read", found=str(exc)) from None
-        if len(raw) != declared:
-            raise FormatError("compressed record lies about its length")
-        return raw
+    def _identifier(self, pack: int) -> bytes:
+        identifier = self.tree.get(ks.pack_key(pack))
+        if identifier is None or len(identifier) != 32:
+            raise FormatError("record of a pack that the image does not have", found=str(pack))
+        return identifier
 
     def load_page(self, pointer: bytes, *, level: int) -> Page:
         page = self._pages.get(pointer)
@@ -187,16 +110,9 @@ class Image:
         try:
             if where.pack != META_PACK:
                 raise FormatError("tree pointer that leads into file data")
-            raw = self._unseal(
-                R_PAGE,
-                where.offset,
-                where.stored,
-                META_PACK,
-                where.number,
-                where.flags,
-                where.digest,
-                MAX_PAGE_BYTES,
-            )
+            if where.flags and self.version != V1:
+                raise FormatError("tree page that is compressed")
+            raw = self._records.page(where)
             page = parse_page(raw, level=level)
         except (AuthenticationError, FormatError) as exc:
             raise self._located(exc, where.offset, "tree page") from None
@@ -222,7 +138,12 @@ class Image:
 
     def inode(self, ino: int) -> Inode | None:
         raw = self.tree.get(ks.key(ino, ks.T_INODE))
-        return None if raw is None else ks.parse_inode(ino, raw, ks.V1)
+        if raw is None:
+            return None
+        inode = ks.parse_inode(ino, raw, self.version)
+        if self.version != V1 and not inode.parent_ino and stat.S_ISDIR(inode.mode):
+            raise FormatError("directory without a parent", subject=f"inode {ino}")
+        return inode
 
     def dirent(self, parent: int, name: bytes) -> Dirent | None:
         raw = self.tree.get(ks.dirent_key(parent, name))
@@ -237,14 +158,15 @@ class Image:
         return self.tree.get(ks.key(ino, ks.T_INLINE)) or b""
 
     def xattr(self, ino: int, name: bytes) -> bytes | None:
-        return self.tree.get(ks.xattr_key(ino, name))
+        marked = self.tree.get(ks.xattr_key(ino, name))
+        return None if marked is None else ks.check_xattr(name, marked, self.version)
 
     def xattrs(self, ino: int, after: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         start, end = ks.kind_range(ino, ks.T_XATTR)
         if after:
             start = ks.xattr_key(ino, after) + b"\0"
         for key, value in self.tree.scan(start, end):
-            yield key[9:], value
+            yield key[9:], ks.check_xattr(key[9:], value, self.version)
 
     def _inode(self, ino: int) -> Inode:
         inode = self._inodes.get(ino)
@@ -272,63 +194,48 @@ class Image:
         if length <= 0:
             return 0
         if inode.flags & ks.F_INLINE:
-            content = self.tree.get(ks.key(ino, ks.T_INLINE)) or b""
-            part = content[offset : offset + length]
+            part = self._inline(ino)[offset : offset + length]
             buf[: len(part)] = part
             buf[len(part) : length] = bytes(length - len(part))
             return length
-        size = self.header.chunk_size
+        size = ks.record_size(inode.flags, self.header.chunk_size)
         done = 0
         while done < length:
             chunk, skip = divmod(offset + done, size)
             count = min(size - skip, length - done)
-            self._read_chunk(inode, chunk, skip, buf[done : done + count])
+            self._read_chunk(inode, size, chunk, skip, buf[done : done + count])
             done += count
         return length
 
-    def _read_chunk(self, inode: Inode, chunk: int, skip: int, out: memoryview) -> None:
+    def _inline(self, ino: int) -> bytes:
+        stored = self.tree.get(ks.key(ino, ks.T_INLINE))
+        if stored is None:
+            return b""
+        if self.version == V1:
+            return stored
+        try:
+            return self._records.inflater.content(stored, ks.INLINE_MAX)
+        except FormatError as exc:
+            raise self._located(exc, 0, "content of a small file", ino) from None
+
+    def _read_chunk(self, inode: Inode, size: int, chunk: int, skip: int, out: memoryview) -> None:
+        """Read a part of one record of a file, whose records are of ``size`` bytes."""
         group, index = divmod(chunk, ks.GROUP)
         slots = self._slots(inode.ino, group)
         if (index + 1) * SLOT_BYTES > len(slots):
             out[:] = bytes(len(out))
             return
-        offset, stored, pack, number, flags, digest, position = SLOT.unpack_from(
-            slots, index * SLOT_BYTES
-        )
-        if offset == 0:
+        extent = Extent(*SLOT.unpack_from(slots, index * SLOT_BYTES))
+        if extent.offset == 0:
             out[:] = bytes(len(out))
             return
-        limit = self.header.chunk_size
         try:
-            if flags & ~FLAG_ZSTD or offset < HEADER_BYTES:
+            if extent.offset < HEADER_BYTES or extent.flags not in self._extent_flags:
                 raise FormatError("extent with an impossible field")
-            plain = self._chunks.get(offset)
-            if plain is None:
-                whole = min(limit, inode.size - chunk * limit)
-                if not flags and skip == 0 and position == 0 and len(out) == whole:
-                    tag = TAG_BYTES if self._keys is not None else 0
-                    if stored == whole + tag:
-                        self._read_direct(offset, stored, pack, number, digest, out)
-                        return
-                plain = self._unseal(R_DATA, offset, stored, pack, number, flags, digest, limit)
-                self._chunks.put(offset, plain, len(plain))
+            whole = min(size, inode.size - chunk * size)
+            self._records.read(extent, size, whole, skip, out)
         except (AuthenticationError, FormatError) as exc:
-            raise self._located(exc, offset, "file data", inode.ino) from None
-        start = position + skip
-        part = plain[start : start + len(out)]
-        out[: len(part)] = part
-        if len(part) < len(out):
-            out[len(part) :] = bytes(len(out) - len(part))
-
-    def _read_direct(
-        self, offset: int, stored: int, pack: int, number: int, digest: bytes, out: memoryview
-    ) -> None:
-        cipher = self._cipher(pack)
-        view = self._fetch(offset, stored, digest, self.header.chunk_size)
-        if cipher is None:
-            out[:] = view
-        else:
-            cipher.open_into(number, view, record_aad(R_DATA, 0, number, len(out)), out)
+            raise self._located(exc, extent.offset, "file data", inode.ino) from None
 
     def data_ranges(self, ino: int, start: int, end: int) -> Iterator[tuple[int, int]]:
         inode = self._inode(ino)
@@ -339,7 +246,7 @@ class Image:
             if start < min(end, ks.INLINE_MAX):
                 yield start, min(end, ks.INLINE_MAX)
             return
-        size = self.header.chunk_size
+        size = ks.record_size(inode.flags, self.header.chunk_size)
         first = min(start // size // ks.GROUP, ks.MAX_GROUP)
         last = ks.kind_range(ino, ks.T_EXTENTS)[1]
         for key, _ in self.tree.scan(ks.group_key(ino, first), last):
@@ -356,6 +263,18 @@ class Image:
     def stored_bytes(self) -> int:
         return self.header.total_size
 
+    def check_padding(self) -> None:
+        """Verify the bytes that nothing refers to. No reader needs them; ``fsck`` asks.
+
+        Raises:
+            AuthenticationError: they are not what was sealed.
+        """
+        offset, length = self._padding
+        try:
+            self._records.check_padding(offset, length)
+        except AuthenticationError as exc:
+            raise self._located(exc, offset, "padding") from None
+
     def keep_open(self, directory: Dir) -> None:
         """Close ``directory``, and so give up its lock, together with the image."""
         self._directory = directory
@@ -364,6 +283,11 @@ class Image:
         self._file.close()
         if self._directory is not None:
             self._directory.close()
+
+
+DAMAGED_HINT: Final = (
+    "the image was damaged or is none: restore it, or seal its tree again with `serdab build -f`"
+)
 
 
 def open_image(path: Place, *, key: Key | None, expected_mac: bytes | None) -> Image:
@@ -405,9 +329,14 @@ def open_image_in(directory: Dir, *, key: Key | None, expected_mac: bytes | None
 
 
 def _open_file(file: File, label: str, key: Key | None, expected_mac: bytes | None) -> Image:
-    raw = read_exact(file, HEADER_BYTES, 0)
-    header = parse_header(raw)
-    mac = header_mac(raw, header.hash)
+    try:
+        raw = read_exact(file, HEADER_BYTES, 0)
+        header = parse_header(raw)
+    except FormatError as exc:
+        exc.subject = exc.subject or label
+        exc.hint = exc.hint or DAMAGED_HINT
+        raise
+    mac = header_mac(raw, header)
     if expected_mac is not None and not hmac.compare_digest(mac, expected_mac):
         raise MeasurementMismatch(
             "the root MAC is not the expected one",
@@ -422,6 +351,7 @@ def _open_file(file: File, label: str, key: Key | None, expected_mac: bytes | No
             subject=label,
             expected=f"{header.total_size} bytes",
             found=f"{file.size()} bytes",
+            hint=DAMAGED_HINT,
         )
     if key is None:
         if header.mode != Mode.INTEGRITY:
@@ -443,8 +373,8 @@ def _open_file(file: File, label: str, key: Key | None, expected_mac: bytes | No
             found="an integrity-only image",
             hint="build it with --image-key, or start without one",
         )
-    keys = image_keys(key)
-    if not hmac.compare_digest(key_check(keys, header), header.key_check):
+    keys = ImageKeys(key, header.version)
+    if not hmac.compare_digest(keys.check(raw), header.key_check):
         certain = expected_mac is not None
         raise WrongKeyError(
             "wrong image key" if certain else "wrong image key, or the header was damaged",

@@ -8,45 +8,31 @@ Above: ``instance.build``, ``instance.rekey``. Below: ``imagewalk`` and ``images
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-import zstandard
-
 from serdab.crypto.hashes import HashAlgorithm, content_id
-from serdab.crypto.kdf import KeySchedule
 from serdab.errors import UsageError
 from serdab.keys import Key
 from serdab.linux.dirfd import DirFd
 from serdab.sefs import keyspace as ks
 from serdab.sefs.hostplace import Place, writable_place
-from serdab.sefs.image import Image, image_keys, key_check
-from serdab.sefs.imageformat import (
-    HEADER_BYTES,
-    IMAGE_NAME,
-    META_PACK,
-    R_PAGE,
-    SLOT_BYTES,
-    Header,
-    Mode,
-    Pointer,
-    header_mac,
-    parse_header,
-    parse_pointer,
-)
+from serdab.sefs.image import Image
+from serdab.sefs.imageformat import FLAG_ZSTD, HEADER_BYTES, IMAGE_NAME, SLOT_BYTES, V2, is_padding
+from serdab.sefs.imagekeys import ImageKeys
+from serdab.sefs.imagepages import PageWriter, Parameters
 from serdab.sefs.imagesource import ImageSource
 from serdab.sefs.imagewalk import Additions, Source, SourceEntry, Walk
+from serdab.sefs.inflate import FRAME, PLAIN
 from serdab.sefs.packwriter import PackWriter, Sealer, compress
-from serdab.sefs.page import Item, dump_page, split_items
-from serdab.structs import frozen, mutable, replace
+from serdab.sefs.page import Item
+from serdab.structs import frozen, mutable
 from serdab.vfs.layer import Dirent
 
 PACK_MIN: Final = 1 << 20
 PACK_MAX: Final = 16 << 20
-_NO_KEY: Final = bytes(32)
-_ZSTD_LEVEL: Final = 3
+ZSTD_LEVEL: Final = 3
 
 
 def _root_owner(_: bytes) -> tuple[int, int]:
@@ -60,8 +46,10 @@ class ImageOptions:
     chunk_size: int = 32 << 10
     page_size: int = 16 << 10
     hash: HashAlgorithm = HashAlgorithm.BLAKE3
-    zstd_level: int = _ZSTD_LEVEL
+    zstd_level: int = ZSTD_LEVEL
     """0 stores everything as it is."""
+    padding: int = 0
+    """The size of an encrypted image is made a multiple of this, a power of two; 0: it is not."""
     clamp_s: int | None = None
     """Latest mtime, seconds since the epoch (SOURCE_DATE_EPOCH)."""
     owner: Callable[[bytes], tuple[int, int]] = _root_owner
@@ -80,10 +68,10 @@ class ImageInfo:
 
 @mutable
 class _Content:
-    """Where the chunks of a file went: (record, position within it), or None for a hole."""
+    """Where the chunks of a file went: (record, piece of it or None for all), None for a hole."""
 
     entry: SourceEntry
-    slots: list[tuple[int, int] | None]
+    slots: list[tuple[int, int | None] | None]
 
 
 def build_image(
@@ -131,6 +119,8 @@ def reseal_image(
 ) -> ImageInfo:
     """Seal what an image holds once more, under another key, in the host directory ``out``.
 
+    What comes out is of the newest format version, whatever the image was.
+
     Inode numbers stay, so what refers to the image by (inode, offset) refers to this one as well;
     the bytes are those that :func:`build_image` makes of the same tree. Everything is verified as
     it is read. ``replaced`` gives new content to files, by path relative to the root.
@@ -143,7 +133,8 @@ def reseal_image(
         chunk_size=header.chunk_size,
         page_size=header.page_size,
         hash=header.hash,
-        zstd_level=_ZSTD_LEVEL if header.compression else 0,
+        zstd_level=ZSTD_LEVEL if header.compression else 0,
+        padding=header.padding,
     )
     return _write_image(ImageSource(image, replaced or {}), out, key, options, progress)
 
@@ -202,17 +193,20 @@ class _Builder:
         self._fd = fd
         self._pool = pool
         self._options = options
-        self._keys: KeySchedule | None = image_keys(key) if key is not None else None
-        parameters = struct.pack(
-            "<IIBB", options.chunk_size, options.page_size, options.hash, options.zstd_level
+        if options.padding and not is_padding(options.padding):
+            raise ValueError(f"padding to a multiple of {options.padding} bytes")
+        self._keys = ImageKeys(key, V2) if key is not None else None
+        self._parameters = Parameters(
+            options.chunk_size, options.page_size, options.hash, options.zstd_level, options.padding
         )
-        self._sealer = Sealer(self._keys, options.hash, parameters)
+        self._sealer = Sealer(self._keys, options.hash, self._parameters.dump())
         self._packs = PackWriter(fd, HEADER_BYTES, self._sealer, pool, options.zstd_level)
         self._progress = progress
         self._known: dict[bytes, int] = {}
         self._contents: list[_Content] = []
-        self._tail = bytearray()
-        self._tail_slots: list[tuple[_Content, int, int]] = []
+        self._tails: list[bytes] = []
+        self._tail_slots: list[tuple[_Content, int]] = []
+        self._tail_bytes = 0
         self._content_bytes = 0
 
     def run(self, source: Source) -> ImageInfo:
@@ -230,16 +224,28 @@ class _Builder:
         items.sort()
         return self._finish(items, len(entries))
 
+    def _finish(self, items: list[Item], files: int) -> ImageInfo:
+        writer = PageWriter(self._fd, self._keys, self._sealer, self._parameters)
+        root_mac, total = writer.write(
+            items,
+            inodes=files,
+            content_bytes=self._content_bytes,
+            offset=self._packs.offset,
+            packs=self._packs.identifiers,
+        )
+        return ImageInfo(root_mac, files, self._content_bytes, total)
+
     # Content ------------------------------------------------------------------------------
 
     def _add_file(self, source: Source, entry: SourceEntry, items: list[Item]) -> None:
-        size, unit = entry.inode.size, self._options.chunk_size
+        size = entry.inode.size
+        unit = ks.record_size(entry.inode.flags, self._options.chunk_size)
         self._content_bytes += size
         if self._progress is not None:
             self._progress(self._content_bytes)
         pieces = source.pieces(entry, unit)
         if size <= ks.INLINE_MAX:
-            items.append((ks.key(entry.inode.ino, ks.T_INLINE), b"".join(pieces)))
+            items.append((ks.key(entry.inode.ino, ks.T_INLINE), self._inline(b"".join(pieces))))
             entry.inode.flags |= ks.F_INLINE
             return
         self._border(entry.path, size)
@@ -250,9 +256,13 @@ class _Builder:
                 self._packs.cut()
             self._add_chunk(content, chunk, raw)
 
+    def _inline(self, content: bytes) -> bytes:
+        payload = compress(content, self._options.zstd_level)
+        return (FRAME if payload.flags & FLAG_ZSTD else PLAIN) + payload.raw
+
     def _border(self, path: bytes, size: int) -> None:
         """Cut the pack where the path says so, so that a change elsewhere moves no border."""
-        pending = self._packs.raw_bytes + len(self._tail)
+        pending = self._packs.raw_bytes + self._tail_bytes
         chosen = content_id(path)[0] < 16
         if size >= PACK_MAX or pending >= PACK_MAX or (pending >= PACK_MIN and chosen):
             self._flush_tail()
@@ -263,33 +273,33 @@ class _Builder:
             content.slots.append(None)
             return
         if len(raw) <= self._options.chunk_size // 2:
-            if len(self._tail) + len(raw) > self._options.chunk_size:
+            if self._tail_bytes + len(raw) > self._options.chunk_size:
                 self._flush_tail()
             content.slots.append(None)
-            self._tail_slots.append((content, chunk, len(self._tail)))
-            self._tail += raw
+            self._tail_slots.append((content, chunk))
+            self._tails.append(raw)
+            self._tail_bytes += len(raw)
             return
         identity = content_id(raw)
         record = self._known.get(identity)
         if record is None:
             record = self._known[identity] = self._packs.add(raw)
-        content.slots.append((record, 0))
+        content.slots.append((record, None))
 
     def _flush_tail(self) -> None:
-        if not self._tail:
+        if not self._tails:
             return
-        record = self._packs.add(bytes(self._tail))
-        for content, chunk, position in self._tail_slots:
-            content.slots[chunk] = (record, position)
-        self._tail.clear()
-        self._tail_slots.clear()
+        record = self._packs.add_pieces(self._tails)
+        for piece, (content, chunk) in enumerate(self._tail_slots):
+            content.slots[chunk] = (record, piece)
+        self._tails, self._tail_slots, self._tail_bytes = [], [], 0
 
     # Metadata -----------------------------------------------------------------------------
 
     def _items(self, source: Source, entries: list[SourceEntry]) -> list[Item]:
         items: list[Item] = []
         for entry in entries:
-            items.append((ks.key(entry.inode.ino, ks.T_INODE), ks.dump_inode(entry.inode, ks.V1)))
+            items.append((ks.key(entry.inode.ino, ks.T_INODE), ks.dump_inode(entry.inode, V2)))
             items.extend(
                 (ks.xattr_key(entry.inode.ino, name), b"\1" + value) for name, value in entry.xattrs
             )
@@ -301,9 +311,7 @@ class _Builder:
             ino = content.entry.inode.ino
             for start in range(0, len(content.slots), ks.GROUP):
                 value = b"".join(
-                    hole
-                    if slot is None
-                    else self._packs.pointers[slot[0]] + slot[1].to_bytes(4, "little")
+                    hole if slot is None else self._packs.slot(*slot)
                     for slot in content.slots[start : start + ks.GROUP]
                 )
                 trimmed = _trim(value)
@@ -314,59 +322,7 @@ class _Builder:
             for number, identifier in enumerate(self._packs.identifiers)
             if self._keys is not None
         )
-        super_value = ks.SUPER.pack(len(entries), len(entries), self._content_bytes)
-        items.append((ks.key(0, ks.T_SUPER), super_value))
         return items
-
-    def _finish(self, items: list[Item], files: int) -> ImageInfo:
-        level = 0
-        meta_id = b""
-        number = 0
-        offset = self._packs.offset
-        while True:
-            runs = split_items(items, self._options.page_size)
-            raws = [dump_page(level, run) for run in runs]
-            # Interior pages hold digests: they do not compress.
-            zstd_level = self._options.zstd_level if level == 0 else 0
-            payloads = list(self._pool.map(lambda raw, z=zstd_level: compress(raw, z), raws))
-            if level == 0:
-                meta_id = self._sealer.identify(payloads, self._packs.identifiers)
-                cipher = self._sealer.cipher(meta_id)
-            stored: list[Item] = []
-            for run, payload in zip(runs, payloads, strict=True):
-                sealed = self._sealer.seal(cipher, R_PAGE, number, payload)
-                _write(self._fd, sealed, offset)
-                digest = self._sealer.digest(sealed)
-                where = Pointer(offset, len(sealed), META_PACK, number, payload.flags, digest)
-                stored.append((run[0][0], where.dump()))
-                offset += len(sealed)
-                number += 1
-            if len(stored) == 1:
-                break
-            items, level = stored, level + 1
-        root = parse_pointer(stored[0][1])
-        encrypted = self._keys is not None
-        header = Header(
-            Mode.ENCRYPTED if encrypted else Mode.INTEGRITY,
-            self._options.hash,
-            int(self._options.zstd_level > 0),
-            level,
-            self._options.chunk_size,
-            self._options.page_size,
-            offset,
-            len(self._packs.identifiers),
-            number,
-            root,
-            meta_id if encrypted else _NO_KEY,
-            _NO_KEY,
-            "libzstd " + ".".join(map(str, zstandard.ZSTD_VERSION)),
-        )
-        if self._keys is not None:
-            header = replace(header, key_check=key_check(self._keys, header))
-        raw = header.dump()
-        parse_header(raw)  # what is written must be what the reader accepts
-        _write(self._fd, raw, 0)
-        return ImageInfo(header_mac(raw, self._options.hash), files, self._content_bytes, offset)
 
 
 def _trim(value: bytes) -> bytes:
@@ -374,10 +330,3 @@ def _trim(value: bytes) -> bytes:
     while end and not any(value[end - SLOT_BYTES : end]):
         end -= SLOT_BYTES
     return value[:end]
-
-
-def _write(fd: int, raw: bytes, offset: int) -> None:
-    view = memoryview(raw)
-    while view:
-        count = os.pwrite(fd, view, offset)
-        view, offset = view[count:], offset + count

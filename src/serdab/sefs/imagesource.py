@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import final
 
 from serdab.errors import FormatError
+from serdab.sefs import keyspace as ks
 from serdab.sefs.image import Image
 from serdab.sefs.imagewalk import Name, SourceEntry, in_order
 from serdab.vfs.api import ROOT_INO
@@ -36,7 +37,7 @@ class ImageSource:
         Raises:
             FormatError: the numbers of the inodes have gaps, as no image of ours has.
         """
-        yield from in_order(self._entry(ROOT_INO, b""), self._directory)
+        yield from in_order(self._entry(ROOT_INO, b"", ROOT_INO), self._directory)
         if len(self._seen) != self._image.max_ino:
             raise FormatError(
                 "image whose inodes are not numbered without gaps",
@@ -51,14 +52,18 @@ class ImageSource:
         for name, entry in sorted(listing):
             self.names.append(Name(parent.inode.ino, name, entry.ino, entry.dtype))
             if entry.ino not in self._seen:
-                yield self._entry(entry.ino, parent.path + b"/" + name if parent.path else name)
+                path = parent.path + b"/" + name if parent.path else name
+                yield self._entry(entry.ino, path, parent.inode.ino)
 
-    def _entry(self, ino: int, path: bytes) -> SourceEntry:
+    def _entry(self, ino: int, path: bytes, parent: int) -> SourceEntry:
         inode = self._image.inode(ino)
         if inode is None or not 1 <= ino <= self._image.max_ino:
             raise FormatError("name of an inode that the image does not have", found=str(ino))
         self._seen.add(ino)
-        inode.flags = 0  # whether content is inline is decided by who writes
+        # Whether content is inline is decided by who writes; how long its records are, was.
+        inode.flags = ks.with_record_size(0, ks.record_size(inode.flags, 0))
+        if stat.S_ISDIR(inode.mode):
+            inode.parent_ino = parent  # version 1 does not record it
         entry = SourceEntry(inode, path, None, content=self._replaced.get(path))
         if entry.content is not None:
             inode.size = len(entry.content)

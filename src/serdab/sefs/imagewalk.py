@@ -23,9 +23,12 @@ from typing import Final, Protocol
 
 from serdab.errors import UsageError
 from serdab.linux.dirfd import DirFd
-from serdab.linux.dirtree import Descent, identity, listing
+from serdab.linux.dirtree import Descent, listing
+from serdab.linux.files import next_data
+from serdab.linux.identity import identity, identity_of
 from serdab.structs import field, frozen, mutable
 from serdab.vfs.api import ROOT_INO, Inode
+from serdab.vfs.attributes import clamped_time
 
 _SECOND: Final = 1_000_000_000
 _DTYPE_SHIFT: Final = 12
@@ -89,7 +92,10 @@ class Source(Protocol):
         ...
 
     def pieces(self, entry: SourceEntry, unit: int) -> Iterator[bytes]:
-        """Yield the content of a regular file in pieces of ``unit`` bytes, the last one shorter."""
+        """Yield the content of a regular file in pieces of ``unit`` bytes, the last one shorter.
+
+        Of a file of several pieces, one that lies in a hole may be empty.
+        """
         ...
 
 
@@ -138,8 +144,9 @@ class Walk:
     def entries(self) -> Iterator[SourceEntry]:
         """Yield each inode once. ``nlink`` is final when the walk is over."""
         status = os.fstat(self._here.fd)
-        root = self._new(b"", _identity(status), status.st_mode, 0)
+        root = self._new(b"", identity_of(status), status.st_mode, 0)
         root.inode.nlink = 2
+        root.inode.parent_ino = ROOT_INO
         yield from in_order(root, self._directory)
 
     def pieces(self, entry: SourceEntry, unit: int) -> Iterator[bytes]:
@@ -155,8 +162,15 @@ class Walk:
             return
         fd = self._open(entry)
         with open(fd, "rb", buffering=0):
+            data = 0  # where the next content begins, from here on
             for start in range(0, size, unit):
-                yield self._read(fd, min(unit, size - start), entry)
+                end = min(start + unit, size)
+                if data < end and size > unit:
+                    data = next_data(fd, start, size)
+                if data >= end:
+                    yield b""
+                    continue
+                yield self._read(fd, start, end, entry)
             if os.fstat(fd).st_size != size:
                 raise self._changed(entry)
 
@@ -174,19 +188,19 @@ class Walk:
                 raise self._changed(entry) from exc
             raise
         status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or _identity(status) != entry.host:
+        if not stat.S_ISREG(status.st_mode) or identity_of(status) != entry.host:
             os.close(fd)
             raise self._changed(entry)
         return fd
 
-    def _read(self, fd: int, length: int, entry: SourceEntry) -> bytes:
+    def _read(self, fd: int, start: int, end: int, entry: SourceEntry) -> bytes:
         parts = []
-        while length:
-            part = os.read(fd, length)
+        while start < end:
+            part = os.pread(fd, end - start, start)
             if not part:
                 raise self._changed(entry)
             parts.append(part)
-            length -= len(part)
+            start += len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _changed(self, entry: SourceEntry) -> UsageError:
@@ -206,7 +220,8 @@ class Walk:
         self._next_ino += 1
         if self._clamp_s is not None:
             mtime_s = min(mtime_s, self._clamp_s)
-        inode.atime_ns = inode.mtime_ns = inode.ctime_ns = inode.btime_ns = mtime_s * _SECOND
+        when_ns = clamped_time(mtime_s * _SECOND)
+        inode.atime_ns = inode.mtime_ns = inode.ctime_ns = inode.btime_ns = when_ns
         return SourceEntry(inode, path, host)
 
     def _directory(self, parent: SourceEntry) -> Iterator[SourceEntry]:
@@ -226,6 +241,7 @@ class Walk:
             if stat.S_ISDIR(entry.inode.mode):
                 parent.inode.nlink += 1
                 entry.inode.nlink = 2
+                entry.inode.parent_ino = parent.inode.ino
             if fresh:
                 yield entry
 
@@ -255,8 +271,9 @@ class Walk:
                 stage="build",
                 subject=self._here.label(found.name),
             )
-        host = _identity(status)
-        if status.st_nlink > 1 and kind == stat.S_IFREG and host in self._seen:
+        host = identity_of(status)
+        is_linked = status.st_nlink > 1 and kind != stat.S_IFDIR
+        if is_linked and host in self._seen:
             entry = self._seen[host]
             entry.inode.nlink += 1
             return entry, False
@@ -274,15 +291,11 @@ class Walk:
             entry.inode.size = len(entry.target)
         elif regular:
             entry.inode.size = status.st_size
-            if status.st_nlink > 1:
-                self._seen[host] = entry
+        if is_linked:
+            self._seen[host] = entry
         if kind != stat.S_IFLNK:
             entry.xattrs = _user_xattrs(self._here.fd, found.name)
         return entry, True
-
-
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
 
 
 def _user_xattrs(directory: int, name: str) -> list[tuple[bytes, bytes]]:
@@ -294,7 +307,9 @@ def _user_xattrs(directory: int, name: str) -> list[tuple[bytes, bytes]]:
     path = f"/proc/self/fd/{directory}/{name}"
     try:
         names = os.listxattr(path, follow_symlinks=False)
-    except OSError:
+    except OSError as exc:
+        if exc.errno != errno.EOPNOTSUPP:
+            raise
         return []  # the file system has no attributes
     return sorted(
         (os.fsencode(attribute), os.getxattr(path, attribute, follow_symlinks=False))

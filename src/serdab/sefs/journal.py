@@ -28,8 +28,10 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import final
+
+from msgspec import structs
 
 from serdab.crypto.kdf import KeySchedule
 from serdab.errors import AuthenticationError, Error, FormatError, FsError
@@ -39,6 +41,7 @@ from serdab.sefs.anchor import AnchorState
 from serdab.sefs.anchorfile import AnchorFile
 from serdab.sefs.beside import SlowCommits
 from serdab.sefs.content import Content
+from serdab.sefs.damage import refusal
 from serdab.sefs.hostdir import Dir
 from serdab.sefs.intentlog import (
     Commit,
@@ -53,8 +56,9 @@ from serdab.sefs.leftovers import LOGS, SEGMENTS, Leftovers
 from serdab.sefs.limits import VolumeLimits
 from serdab.sefs.pagestore import VolumePages, dump_table, parse_table
 from serdab.sefs.position import History, Position
+from serdab.sefs.removal import FREED_AT_ONCE, NEXT_PIECE_S, Removal
 from serdab.sefs.replay import replay
-from serdab.sefs.reserve import LAST_ROOM, FlushError, HostErrors, Reserve, RoomyDir, is_full
+from serdab.sefs.reserve import LAST_ROOM, HostErrors, Reserve, RoomyDir, is_full, is_full_only
 from serdab.sefs.room import Changes
 from serdab.sefs.segment import TABLE_AAD, SegmentStore, file_name, plain_length
 from serdab.sefs.tree import Root, Tree
@@ -64,11 +68,6 @@ from serdab.vfs.layer import Layer
 from serdab.vfs.steps import Steps
 
 log = logging.getLogger("serdab.sefs")
-
-
-def _is_full_only(exc: BaseException) -> bool:
-    """Return whether the host had no room, and lost nothing."""
-    return isinstance(exc, OSError) and is_full(exc) and not isinstance(exc, FlushError)
 
 
 @final
@@ -97,7 +96,7 @@ class Journal:
         self.label = directory.label
         self._limits = limits
         self._keys = keys
-        self._anchor = AnchorFile(
+        self.anchor = AnchorFile(
             self._dir, keys, state, version=version, uuid=uuid, source=source, tag=tag
         )
         self.version = version
@@ -125,6 +124,7 @@ class Journal:
         self._changed = False
         self._uncommitted = False
         self._uncommitted_since = 0.0
+        self.removal = Removal(self.content)
         self._leftovers = Leftovers(self.segments, self._subdir)
         self._changes = Changes(self.items, self.content, self.inodes, state.page_size)
         self._admission = Admission(
@@ -136,7 +136,10 @@ class Journal:
         )  # fmt: skip
         self._oldest_change = 0.0
         self._last_checkpoint = 0.0
-        self._slow = SlowCommits(self, self._guarded, self.content, limits)
+        self._slow = SlowCommits(
+            self.commit, self._guarded, lambda: (bool(self._failed), self._log is not None),
+            self.content, limits,
+        )  # fmt: skip
         self._failed = ""
         self._closed = False
         self._first_checkpoint = True
@@ -146,17 +149,17 @@ class Journal:
     @property
     def state(self) -> AnchorState:
         """What the newest anchor says."""
-        return self._anchor.state
+        return self.anchor.state
 
     @property
     def tag(self) -> bytes:
         """The tag of the newest anchor; zeros while there is none."""
-        return self._anchor.tag
+        return self.anchor.tag
 
     @property
     def position(self) -> Position | None:
         """Where the durable state stands; None while nothing of the volume is on the host."""
-        anchor = self._anchor
+        anchor = self.anchor
         if not anchor.exists:
             return None
         state = anchor.state
@@ -185,12 +188,6 @@ class Journal:
                 self._changed = True
                 self._oldest_change = self._uncommitted_since
 
-    def piece(self) -> Iterator[None]:
-        """A piece of something larger is done; the next one is admitted like any change."""
-        self.touch()
-        yield
-        self.admit()
-
     # Recovery -----------------------------------------------------------------------------
 
     def _load_table(self) -> None:
@@ -200,16 +197,7 @@ class Journal:
             raw = self.segments.read(self.state.table, TABLE_AAD, plain_length(self.state.table))
             self.segments.usage = parse_table(raw)
         except (AuthenticationError, FormatError) as exc:
-            raise self._refusal(exc, "segment table") from None
-
-    def _refusal(self, exc: AuthenticationError | FormatError, what: str) -> Error:
-        return type(exc)(
-            exc.message,
-            subject=exc.subject or f"{self.label}, {what}",
-            expected=exc.expected,
-            found=exc.found,
-            hint=exc.hint or "the storage changed it; restore the volume from a backup",
-        )
+            raise refusal(exc, self.label, "segment table") from None
 
     def recover(self, *, tolerant: bool = False) -> None:
         """Check the root and replay the log. ``tolerant``: leave damage for fsck to report."""
@@ -218,14 +206,14 @@ class Journal:
             try:
                 self._replay()
             except (AuthenticationError, FormatError) as exc:
-                self.log_problem = self._refusal(exc, "intent log")
+                self.log_problem = refusal(exc, self.label, "intent log")
             return
         try:
             if state.root:
                 self._pages.load_page(state.root, level=state.root_level)
             self._replay()
         except (AuthenticationError, FormatError) as exc:
-            raise self._refusal(exc, "tree root" if not state.log else "intent log") from None
+            raise refusal(exc, self.label, "tree root" if not state.log else "intent log") from None
         if not self.read_only:
             self._reserve.clear()
 
@@ -255,21 +243,36 @@ class Journal:
 
     # Room ---------------------------------------------------------------------------------
 
-    def admit(self, growth: int = 0) -> None:
+    def admit(self, growth: int = 0, rewritten: int = 0) -> None:
         if self.read_only or self._failed:
             raise FsError(errno.EROFS)
-        if growth and self.content.dirty_bytes > self._limits.dirty_bytes:
+        if (growth or rewritten) and self.content.dirty_bytes > self._limits.dirty_bytes:
             with self.host_errors:
                 self.content.flush()
-        self._admission.admit(growth, self.log_bytes)
+        if self.removal.is_pending:
+            self.removal.step()
+            self.touch()
+        self._admission.admit(growth, self.log_bytes, rewritten)
+
+    def _free_in_idle_time(self) -> None:
+        before = self._changes.count() // FREED_AT_ONCE
+        self.admit()
+        if self._changes.count() // FREED_AT_ONCE > before:
+            self.write_checkpoint()
+
+    def free_rest(self) -> bool:
+        was_pending = self.removal.is_pending
+        while self.removal.is_pending:
+            self.admit()
+        return was_pending
 
     @property
     def has_anchor(self) -> bool:
         """Whether anything of the volume is on the host."""
-        return self._anchor.exists
+        return self.anchor.exists
 
     def ensure_anchor(self) -> None:
-        self._guarded(self._anchor.ensure)
+        self._guarded(self.anchor.ensure)
 
     def sweep(self) -> bool:
         if not self._first_checkpoint or self._leftovers.is_swept:
@@ -288,7 +291,7 @@ class Journal:
             raise FsError(errno.EROFS)
         # What this session found may be in the host's memory only (the last one was killed before
         # its flush): nothing is acknowledged before an anchor of this session is durable.
-        unannounced = self._first_checkpoint and self._anchor.exists
+        unannounced = self._first_checkpoint and self.anchor.exists
         if not self._uncommitted and not unannounced:
             return
         if self._log is None:
@@ -304,16 +307,6 @@ class Journal:
     def commit_steps(self) -> Steps[None]:
         """Like ``commit``: much that is dirty is sealed in steps, and flushed beside the loop."""
         return self._slow.steps()
-
-    @property
-    def is_failed(self) -> bool:
-        """Whether the host failed, and nothing is written any more."""
-        return bool(self._failed)
-
-    @property
-    def has_log(self) -> bool:
-        """Whether the next commit goes to a log, and not into a checkpoint."""
-        return self._log is not None
 
     def write_checkpoint(self) -> None:
         """Write a checkpoint before a change, which one that finds no room does not stop."""
@@ -349,7 +342,7 @@ class Journal:
         except FsError:
             raise
         except OSError as exc:
-            if _is_full_only(exc):
+            if is_full_only(exc):
                 # Nothing is lost: it stays in memory, and the next commit tries anew.
                 self._end_log()
                 self._reserve.restore()
@@ -407,7 +400,7 @@ class Journal:
             self.log_bytes += self._log.append(commit)
         except OSError as exc:
             # What reached the host is unknown: this log is never written again.
-            if _is_full_only(exc):
+            if is_full_only(exc):
                 self._give_up(self._log.cut)
             self._end_log()
             raise
@@ -430,7 +423,7 @@ class Journal:
         """Write the tree and an anchor. Afterwards nothing older is needed."""
         self._slow.settle()
         content, items, state = self.content, self.items, self.state
-        self._anchor.ensure()
+        self.anchor.ensure()
         if self._first_checkpoint and not self._leftovers.is_swept:
             self._leftovers.sweep_unreachable(self._dir, state)
         content.flush()
@@ -455,12 +448,12 @@ class Journal:
             number, salt, writer = (0, b"", None) if final_one else self._begin_log()
         except BaseException as exc:
             self._pages.undo()
-            if _is_full_only(exc):
+            if is_full_only(exc):
                 # No anchor names these pages: what they take is what the next attempt may need.
                 self._give_up(lambda: self._pages.writer.cut(mark))
             raise
         try:
-            self._anchor.replace(self._next_state(root, table, number, salt))
+            self.anchor.replace(self._next_state(root, table, number, salt))
         except BaseException:
             # Whether the host has the anchor is unknown: all that it names stays.
             self._pages.undo()
@@ -485,7 +478,8 @@ class Journal:
 
     def _next_state(self, root: Root, table: bytes, log_number: int, salt: bytes) -> AnchorState:
         state = self.state
-        return AnchorState(
+        return structs.replace(
+            state,
             epoch=self.history.next_epoch(state.epoch),
             sequence=self._sequence,
             chain=self._chain,
@@ -497,9 +491,6 @@ class Journal:
             next_log=max(state.next_log, log_number + 1),
             log=log_number,
             log_salt=salt,
-            lower=state.lower,
-            chunk_size=state.chunk_size,
-            page_size=state.page_size,
             live_bytes=self.segments.live_bytes,
             previous=self.tag,
             reserved_bytes=self.segments.reserved_bytes,
@@ -535,7 +526,7 @@ class Journal:
         directory = self._subdirs.get(name)
         if directory is None:
             if not self.read_only:
-                self._anchor.ensure()
+                self.anchor.ensure()
             directory = self._dir.subdir(name, create=not self.read_only)
             self._subdirs[name] = directory
         return directory
@@ -543,9 +534,16 @@ class Journal:
     # Space --------------------------------------------------------------------------------
 
     def tick(self) -> float | None:
-        if self._failed or self.read_only or not (self._changed or self._leftovers.dead):
+        if self._failed or self.read_only:
             return None
+        if self.removal.is_pending:
+            with contextlib.suppress(FsError):  # full, and tried again; or said, and read-only now
+                self._free_in_idle_time()
+        if not (self._changed or self._leftovers.dead):
+            return NEXT_PIECE_S if self.removal.is_pending else None
         soon = self._commit_in_time()
+        if self.removal.is_pending:
+            soon = min(soon, NEXT_PIECE_S)
         wait = (
             self._limits.reclaim_s if self._admission.has_garbage() else self._limits.checkpoint_s
         )
@@ -558,6 +556,8 @@ class Journal:
             if exc.errno != errno.ENOSPC:
                 return None  # read-only now, and said so
             return self._limits.checkpoint_s
+        if self.removal.is_pending:
+            return NEXT_PIECE_S
         return self._limits.reclaim_s if self._admission.has_garbage() else None
 
     def _commit_in_time(self) -> float:

@@ -5,7 +5,8 @@ On-disk format: a key is ``ino u64 big-endian | type u8 | rest``, so an inode st
 
     type        rest                     value
     1 INODE     -                        the record below
-    2 INLINE    -                        content of a small file, or the target of a symlink
+    2 INLINE    -                        content of a small file (see inlineform for images of
+                                         version 2), or the target of a symlink
     3 XATTR     name                     0x01 and the value; empty: removed (lower has it)
     4 DIRENT    position u64 BE, name    ino u64, dtype u8; empty: whiteout
     5 EXTENTS   group u32 BE             of GROUP consecutive chunks, trailing absent ones cut
@@ -13,7 +14,8 @@ On-disk format: a key is ``ino u64 big-endian | type u8 | rest``, so an inode st
     7 RECORDS   (ino = 0) segment u32,   who owns the records of a segment: runs of
                 number u32 BE            (ino u64, chunk u32, offset u32, stored u32)
     8 PACK      (ino = 0) pack u32 BE    32-byte key identifier of a pack of an image
-    9 SUPER     (ino = 0)                max_ino u64, files u64, bytes u64 of an image
+    9 SUPER     (ino = 0)                max_ino u64, files u64, bytes u64 of an image; in version
+                                         2 where its padding lies, too: offset u64, length u64
     10 SHARED   (ino = 0) segment u32,   how many extents name a record, u32, at least 2
                 number u32 BE
 
@@ -96,7 +98,8 @@ _DIRENT_KEY: Final = struct.Struct(">QBQ")
 _INODE: Final = struct.Struct("<IIIIIIQqqqqQQ")
 _DIRENT: Final = struct.Struct("<QB")
 _SLASH: Final = ord("/")
-SUPER: Final = struct.Struct("<QQQ")
+SUPER_V1: Final = struct.Struct("<QQQ")
+SUPER: Final = struct.Struct("<QQQQQ")
 OWNER: Final = struct.Struct("<QIII")
 
 #: The types of inodes, as they stand in a directory entry and above bit 12 of a mode.

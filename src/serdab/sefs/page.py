@@ -99,6 +99,11 @@ def parse_page(raw: bytes, *, level: int) -> Page:
     return Page(level, keys, raw, value_ends, value_base)
 
 
+def page_bytes(items: Sequence[Item]) -> int:
+    """Return how long the page of these items is."""
+    return _HEAD.size + sum(len(key) + len(value) + ITEM_OVERHEAD for key, value in items)
+
+
 def dump_page(level: int, items: Sequence[Item]) -> bytes:
     """Return the bytes of a page. ``items`` are sorted and not empty."""
     key_ends: list[int] = []

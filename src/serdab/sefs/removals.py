@@ -44,9 +44,20 @@ class Removals:
         self._forget = forget
         self._keep = keep
         self.chores: Chores = deque()
+        journal.removal.on_rest = self.drop_all
 
     def drop(self, inode: Inode) -> None:
         """Free an inode, or a piece of it."""
+        removal = self._journal.removal
+        if removal.is_large(inode):
+            inode.nlink = 0
+            self._keep(inode)
+            removal.begin(inode)
+        else:
+            self.drop_all(inode)
+
+    def drop_all(self, inode: Inode) -> None:
+        """Free an inode that has no more content than goes at once."""
         group = self._content.drop(inode)
         names = self._items.scan(ks.key(inode.ino, ks.T_XATTR))
         if group == END and not stat.S_ISDIR(inode.mode) and next(names, None) is None:
@@ -76,7 +87,7 @@ class Removals:
     def _steps(self, inode: Inode, group: int) -> Iterator[None]:
         items = self._items
         while group != END:
-            yield from self._journal.piece()
+            yield from self.piece()
             group = self._content.drop_on(inode, group)
         for kind in (ks.T_XATTR, ks.T_DIRENT):
             prefix = start = ks.key(inode.ino, kind)
@@ -86,8 +97,14 @@ class Removals:
                 if len(keys) < _STEP_ITEMS:
                     break
                 start = keys[-1]
-                yield from self._journal.piece()
+                yield from self.piece()
         self._forget(inode.ino)
+
+    def piece(self) -> Iterator[None]:
+        """A piece of something larger is done; the next one is admitted like any change."""
+        self._journal.touch()
+        yield
+        self._journal.admit()
 
     def finish(self) -> None:
         """Do all that is left."""

@@ -44,6 +44,11 @@ def is_full(exc: OSError) -> bool:
     return exc.errno in FULL
 
 
+def is_full_only(exc: BaseException) -> bool:
+    """Return whether the host had no room, and lost nothing."""
+    return isinstance(exc, OSError) and is_full(exc) and not isinstance(exc, FlushError)
+
+
 @final
 class HostErrors:
     """Within it records go to the host while a program writes: a full host is its ENOSPC."""

@@ -29,6 +29,7 @@ import logging
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import repeat
 from typing import Final, final
 
@@ -541,16 +542,26 @@ class Writer:
         number, written = mark
         begun = [*self._unsynced, self._as_ended()] if self._number else self._unsynced
         self._unsynced, self._number, self.waiting_bytes = [], 0, 0
+        # All is in order here before the host is asked: what it refuses costs nothing but room.
+        steps: list[Callable[[], None]] = []
         for ended in begun:
             self._store.end(ended.number)
             if ended.number != number:
                 ended.file.close()
-                self._store.remove(ended.number)
+                steps.append(partial(self._store.remove, ended.number))
                 continue
             self._number, self.file, self.cipher = number, ended.file, ended.cipher
             self.written, self._count = written, ended.count
             self._store.take_back(self, number, written)
-            ended.file.truncate(written)
+            steps.append(partial(ended.file.truncate, written))
+        refusals = []
+        for step in steps:
+            try:
+                step()
+            except OSError as exc:
+                refusals.append(exc)
+        if refusals:
+            raise refusals[0]
 
     def _as_ended(self) -> _Ended:
         return _Ended(self._number, self.file, self.cipher, self._count)

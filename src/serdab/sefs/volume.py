@@ -15,9 +15,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Final, final
 
-from msgspec import structs
-
-from serdab.errors import Error, FormatError, FsError, LayerMismatch, UsageError
+from serdab.errors import Error, FormatError, FsError, UsageError
 from serdab.keys import Key
 from serdab.sefs import keyspace as ks
 from serdab.sefs.anchor import (
@@ -35,6 +33,7 @@ from serdab.sefs.hostplace import Place, open_place
 from serdab.sefs.items import Items
 from serdab.sefs.journal import Journal
 from serdab.sefs.limits import DEFAULT_LIMITS, VolumeLimits, fitted
+from serdab.sefs.lowerbinding import bind
 from serdab.sefs.memorydir import MemoryDir
 from serdab.sefs.page import Item
 from serdab.sefs.position import History, Position, checkpoint_mac, logged_mac
@@ -43,7 +42,6 @@ from serdab.sefs.segment import Usage
 from serdab.sefs.sharing import Sharing
 from serdab.sefs.slots import LowerPart
 from serdab.sefs.tree import Tree
-from serdab.structs import replace
 from serdab.vfs.api import ROOT_INO, Inode, StatFs
 from serdab.vfs.layer import Dirent, Layer
 from serdab.vfs.steps import Chores, Steps
@@ -210,12 +208,16 @@ class Volume:
     def taken_bytes(self, inode: Inode) -> int:
         return self._content.taken_bytes(inode)
 
+    def held_bytes(self, inode: Inode, start: int, end: int) -> int:
+        return self._content.held_bytes(inode, start, end)
+
     def stored_bytes(self) -> int:
         return self._journal.segments.used_bytes
 
     def statfs(self) -> StatFs:
         total, free = self._journal.room()
-        unit = self.state.chunk_size // 16
+        # posix_fallocate(3) writes a byte into each unit.
+        unit = 4096
         return StatFs(
             unit, total // unit, free // unit, 1 << 32, (1 << 32) - self._journal.next_ino
         )
@@ -250,7 +252,8 @@ class Volume:
     def _keep_as_orphan(self, inode: Inode) -> None:
         """An inode is gone, and not all of it: whatever ends this, the next session goes on."""
         self.put_inode(inode)
-        self.put_orphan(inode.ino)
+        if inode.ino not in self._orphans:
+            self.put_orphan(inode.ino)
 
     def put_orphan(self, ino: int) -> None:
         self._orphans.add(ino)
@@ -310,7 +313,7 @@ class Volume:
             if is_done:
                 self._journal.touch()
                 return
-            yield from self._journal.piece()
+            yield from self._removals.piece()
 
     def is_measured(self, inode: Inode) -> bool:
         return self._content.is_measured(inode)
@@ -343,8 +346,8 @@ class Volume:
 
     # Durability ---------------------------------------------------------------------------
 
-    def admit(self, growth: int = 0) -> None:
-        self._journal.admit(growth)
+    def admit(self, growth: int = 0, rewritten: int = 0) -> None:
+        self._journal.admit(growth, rewritten)
 
     def commit(self) -> None:
         self._journal.commit()
@@ -372,6 +375,10 @@ class Volume:
         """
         self._journal.history.begin_above(above_epoch)
         self._journal.checkpoint()
+
+    def belong_to(self, root_mac: bytes) -> None:
+        """Name another lower layer from the next checkpoint on: one that holds the same."""
+        self._journal.anchor.name_lower(root_mac)
 
     # What fsck asks -----------------------------------------------------------------------
 
@@ -515,7 +522,7 @@ def open_volume_in(
                 file.close()
             for problem in problems:
                 log.warning("%s/anchor: %s; the other slot is used", directory.label, problem)
-            anchor = _bind(anchor, lower, directory.label)
+            anchor = bind(anchor, lower, directory.label)
         elif not create or names - {NEW_ANCHOR}:
             raise FormatError(
                 "not a sealed volume",
@@ -534,57 +541,6 @@ def open_volume_in(
         directory.close()
         raise
     return volume
-
-
-def _bind(anchor: Anchor, lower: Layer | None, label: str) -> Anchor:
-    """Return the anchor if it belongs to the lower layer; one that holds nothing is taken over."""
-    state = anchor.state
-    found = (lower.root_mac,) if lower is not None else ()
-    if state.lower == found:
-        return anchor
-    if not state.root and not state.log:
-        next_ino = lower.max_ino + 1 if lower is not None else ROOT_INO
-        return replace(
-            anchor,
-            state=structs.replace(state, lower=found, next_ino=max(state.next_ino, next_ino)),
-        )
-    raise LayerMismatch(
-        "the writable layer belongs to another image",
-        stage="rootfs",
-        subject=label,
-        expected=", ".join(mac.hex() for mac in state.lower) or "no lower layer",
-        found=", ".join(mac.hex() for mac in found) or "no lower layer",
-        hint="`run --previous` opens it over its own image; `serdab reset` throws it away",
-    )
-
-
-def bound_lower(path: Place, key: Key) -> bytes:
-    """Return the root MAC of the lower layer that the volume in a host directory belongs to.
-
-    Raises:
-        UsageError: there is no volume, or it has no lower layer.
-        FormatError, WrongKeyError, AuthenticationError.
-    """
-    directory = open_place(path)
-    try:
-        return bound_lower_in(directory, key)
-    finally:
-        directory.close()
-
-
-def bound_lower_in(directory: Dir, key: Key) -> bytes:
-    """Return what :func:`bound_lower` does for an open directory, which stays the caller's."""
-    try:
-        file = directory.open(ANCHOR_NAME)
-    except FileNotFoundError:
-        raise UsageError("no writable layer yet", subject=directory.label) from None
-    try:
-        lower = load_anchor(file, key, directory.label)[0].state.lower
-    finally:
-        file.close()
-    if not lower:
-        raise UsageError("the volume belongs to no image", subject=directory.label)
-    return lower[0]
 
 
 def memory_volume(lower: Layer | None) -> Volume:

@@ -110,9 +110,16 @@ def copy_volume(
     bytes done.
 
     Raises:
-        AuthenticationError, FormatError: something of the original does not verify.
+        AuthenticationError, FormatError: something of the original does not verify; or it is of a
+            later version than the copy.
         FsError: the host refused.
     """
+    if version < original.version:
+        raise FormatError(
+            "a copy of an older version cannot hold all of it",
+            expected=f"version {original.version}",
+            found=f"version {version}",
+        )
     position = original.position
     if position is None or original.durable_mac != original.root_mac:
         raise FormatError(

@@ -3,8 +3,9 @@
 
 Above: ``cli``. Below: ``place``, ``protocol``, ``terminal``. ``exec`` stands for its program: the
 program gets our standard streams, or a terminal of the instance that we relay to ours; signals that
-reach us are passed on; our exit status is the program's. Of the environment only those variables
-are sent that the measured configuration lets through; the kernel process filters them again.
+reach us are passed on; our exit status is the program's, and where Ctrl-C killed it we die of that.
+Of the environment only those variables are sent that the measured configuration lets through; the
+kernel process filters them again.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from serdab.errors import BusyError, Error, FormatError, InternalError, from_dic
 from serdab.libos.caller import current_umask, open_descriptors
 from serdab.libos.channel import Channel, close_all
 from serdab.libos.fields import many, number, text
+from serdab.libos.interpreter import KEYBOARD
 from serdab.libos.messages import Value
-from serdab.libos.signals import ENDING
+from serdab.libos.signals import ENDING, die_of
 from serdab.linux.signalfd import Sent
 from serdab.service import place
 from serdab.service.protocol import ExecRequest, Hello
@@ -219,6 +221,7 @@ class _Foreground:
         self._hello = hello
         self._status: int | None = None
         self._early: list[Sent] = []
+        self._told: set[int] = set()  # signals that reached us and were for the program
         self._terminal: Relay | NoTerminal = NoTerminal()
 
     def run(self, argv: Sequence[str]) -> int:
@@ -245,7 +248,8 @@ class _Foreground:
             self._send(request.dump(), (fds[0], fds[1], fds[2]))
             ended_by = self._wait_for_start(signals)
             if ended_by:
-                return 128 + ended_by
+                self._told.add(ended_by)
+                return self._end(ended_by)
             self._expect("started")
         finally:
             streams.close()
@@ -261,7 +265,20 @@ class _Foreground:
         if self._status is None:
             self._lost()
         code = os.waitstatus_to_exitcode(self._status)
-        return 128 - code if code < 0 else code
+        return code if code >= 0 else self._end(-code)
+
+    def _end(self, sent: int) -> int:
+        """Die of the signal that killed the program, if the keyboard or somebody sent it by us.
+
+        Where the keys were the program's alone, our job hears of it too, as it would without us.
+        """
+        if sent in KEYBOARD:
+            if sent in self._terminal.typed:
+                os.kill(0, sent)  # held back here
+            elif sent not in self._told:
+                return 128 + sent
+            die_of(sent)
+        return 128 + sent
 
     def _ask_for_terminal(self) -> int:
         self._send({"op": "terminal"})
@@ -360,6 +377,7 @@ class _Foreground:
             if sent == SIGHUP and is_of_kernel:
                 self._terminal.hang_up()
             # The terminal means the whole job; somebody who names us means the program.
+            self._told.add(sent)
             self._signal(sent, group=is_of_kernel)
 
     def _signal(self, sent: int, *, group: bool) -> None:

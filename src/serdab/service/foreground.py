@@ -12,6 +12,8 @@ import os
 from collections.abc import Callable
 
 from serdab.errors import Error, InternalError
+from serdab.libos.interpreter import KEYBOARD
+from serdab.libos.signals import die_of
 from serdab.service import notify
 from serdab.service.protocol import StartRequest
 from serdab.service.server import Reporter, Server, default_signals
@@ -40,6 +42,8 @@ class _Foreground(Reporter):
 def serve(request: StartRequest, say: Callable[[str, str], None], *, key_fd: int) -> int:
     """Boot, serve until stopped, go down; return the exit code, 128+n if a signal ended the boot.
 
+    Of Ctrl-C during the boot this process dies, as any other would.
+
     Raises:
         Error: the instance did not boot.
     """
@@ -49,6 +53,8 @@ def serve(request: StartRequest, say: Callable[[str, str], None], *, key_fd: int
     is_fine = server.run()
     if out.failure is not None:
         if server.ended_by and not isinstance(out.failure, InternalError):
+            if server.ended_by in KEYBOARD:
+                die_of(server.ended_by)
             return 128 + server.ended_by
         raise out.failure
     return 0 if is_fine else 1

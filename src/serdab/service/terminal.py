@@ -24,6 +24,7 @@ import termios
 import tty
 from collections.abc import Mapping
 from select import POLLERR, POLLHUP, POLLIN, POLLOUT, poll
+from signal import SIGINT, SIGQUIT
 from typing import Final
 
 from serdab.structs import frozen
@@ -33,6 +34,8 @@ _CHUNK: Final = 4096
 _MAX_TAIL_BYTES: Final = 1 << 20
 _LOOK_AGAIN_MS: Final = 200
 _OUTPUT_FLAGS: Final = 1  # where tcgetattr(3) has them in Python's list
+_LOCAL_FLAGS: Final = 3
+_CONTROL_KEYS: Final = 6
 
 Attributes = list[int | list[bytes | int]]
 
@@ -59,6 +62,8 @@ def find(streams: tuple[int, int, int]) -> Found | None:
 
 class NoTerminal:
     """What a client without a terminal has instead of a :class:`Relay`."""
+
+    typed: Final[frozenset[int]] = frozenset()
 
     def begin(self) -> None:
         """Nothing."""
@@ -88,6 +93,8 @@ class Relay:
         self._ours = ours
         self._master = master
         self._typed = b""
+        #: The signals that the last keys send in the program's terminal (termios(3), ISIG).
+        self.typed: frozenset[int] = frozenset()
         self._before: Attributes | None = None  # while ours is raw
         self._is_quiet = False  # nobody has the other side open now
         self._hung_up = False
@@ -200,8 +207,24 @@ class Relay:
         if not piece:
             self._hung_up = True
             return
+        self.typed = self._signals_in(piece)
         self._typed += piece
         self._type()
+
+    def _signals_in(self, piece: bytes) -> frozenset[int]:
+        try:
+            attributes = termios.tcgetattr(self._master)
+        except termios.error:
+            return frozenset()
+        keys = attributes[_CONTROL_KEYS]
+        modes = attributes[_LOCAL_FLAGS]
+        if not isinstance(keys, list) or not isinstance(modes, int) or not modes & termios.ISIG:
+            return frozenset()
+        return frozenset(
+            sent
+            for sent, key in ((SIGINT, keys[termios.VINTR]), (SIGQUIT, keys[termios.VQUIT]))
+            if isinstance(key, bytes) and key != b"\0" and key in piece
+        )
 
     def _type(self) -> None:
         try:

@@ -49,7 +49,9 @@ def locate_chunk(image: Image, path: str, position: int) -> StoredRange:
         NotFoundError: no such file, or no chunk of its own there (a hole, or kept in its inode).
     """
     ino = find_ino(image, path)
-    group, index = divmod(position // image.header.chunk_size, ks.GROUP)
+    inode = image.inode(ino)
+    size = ks.record_size(inode.flags if inode else 0, image.header.chunk_size)
+    group, index = divmod(position // size, ks.GROUP)
     slots = image.tree.get(ks.group_key(ino, group)) or b""
     if (index + 1) * SLOT_BYTES > len(slots):
         raise NotFoundError("no stored chunk there", subject=f"{path}, byte {position}")

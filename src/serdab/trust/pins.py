@@ -19,7 +19,6 @@ import os
 import stat
 from typing import Final, Protocol, final
 
-from serdab.config.dirs import write_durably
 from serdab.errors import (
     EnvironmentRefused,
     Error,
@@ -27,6 +26,7 @@ from serdab.errors import (
     RollbackError,
     VerificationError,
 )
+from serdab.linux.durable import write_durably
 from serdab.sefs.position import UUID_BYTES, Position
 
 _MAX_BYTES: Final = 4096

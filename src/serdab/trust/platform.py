@@ -27,10 +27,12 @@ import os
 import stat
 from typing import Final, Protocol
 
-from serdab.config.dirs import create_durably, make_private, state_dir
+from serdab.config.dirs import make_private, state_dir
 from serdab.config.strict import load_object
 from serdab.errors import EnvironmentRefused, Error, UsageError, WrongKeyError
 from serdab.keys import KEY_BYTES, Key
+from serdab.linux.durable import create_durably
+from serdab.linux.whereabouts import leads_nowhere
 from serdab.structs import frozen
 from serdab.trust.measurement import Digest
 
@@ -187,7 +189,9 @@ def machine_name() -> str:
         try:
             with open(path, "rb") as file:
                 text = file.read(64).strip()
-        except OSError:
+        except OSError as exc:
+            if not leads_nowhere(exc):
+                raise
             continue
         if len(text) == 32:
             return hashlib.sha256(_MACHINE_LABEL + text).hexdigest()

@@ -32,9 +32,10 @@ import os
 import time
 from typing import Final
 
-from serdab.config.dirs import make_private, state_dir, sync_directory, write_durably
+from serdab.config.dirs import make_private, state_dir
 from serdab.config.strict import Section, load_object
 from serdab.errors import BusyError, Error, NoRoomError, VerificationError
+from serdab.linux.durable import sync_directory, write_durably
 from serdab.sefs.position import CHAIN_BYTES, UUID_BYTES, Position
 from serdab.structs import frozen, replace
 from serdab.version import VERSION

@@ -18,9 +18,10 @@ import json
 import os
 from typing import Final
 
-from serdab.config.dirs import config_dir, make_private, state_dir, write_durably
+from serdab.config.dirs import config_dir, make_private, state_dir
 from serdab.config.strict import load_object
 from serdab.errors import Error, UsageError, VerificationError
+from serdab.linux.durable import write_durably
 from serdab.trust.measurement import SHA256, Digest
 
 SETTING: Final = "expected-signer"

@@ -13,15 +13,15 @@ Above: ``descriptor``, ``instance.build``. Below: ``measurement``, ``config.dirs
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import hmac
 import os
 import stat
 from typing import TYPE_CHECKING, Final, Protocol
 
-from serdab.config.dirs import create_durably, make_private, state_dir
+from serdab.config.dirs import make_private, state_dir
 from serdab.errors import UsageError, VerificationError
+from serdab.linux.durable import create_durably
 from serdab.structs import frozen
 from serdab.trust.measurement import SHA256, Digest
 
@@ -250,9 +250,13 @@ def _check_way(tool: str) -> None:
     if "/" not in tool:
         return  # looked for on the PATH, which is the caller's
     from serdab.linux.outside import Walk
+    from serdab.linux.whereabouts import leads_nowhere, untold
 
-    with contextlib.suppress(OSError):
+    try:
         os.close(Walk().file(tool, os.O_PATH))
+    except OSError as exc:
+        if not leads_nowhere(exc):
+            raise untold(tool, exc) from exc
 
 
 def _parse_pem(

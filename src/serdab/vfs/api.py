@@ -17,6 +17,8 @@ from typing import Final, Protocol
 from serdab.structs import frozen, mutable
 
 ROOT_INO: Final = 1
+NOW_NS: Final = 1 << 100
+"""Stands for the present in :class:`SetAttr`: later than any time that a kernel can pass."""
 
 
 class Inode:
@@ -65,7 +67,7 @@ class Inode:
 
 @mutable
 class SetAttr:
-    """The attributes to change; ``None`` leaves one alone. ``-1`` as a time means now."""
+    """The attributes to change; ``None`` leaves one alone. ``NOW_NS`` as a time means now."""
 
     mode: int | None = None
     uid: int | None = None
@@ -114,14 +116,22 @@ class FileSystem(Protocol):
 
     def lookup(self, parent: int, name: bytes) -> Inode:
         """Return the inode; ENOENT if absent. Adds one to its lookup count, as every call below
-        that returns an Inode *for a name* does (lookup, mknod, mkdir, symlink, link, tmpfile)."""
+        that returns an Inode *for a name* does (lookup, mknod, mkdir, symlink, link, tmpfile).
+
+        "." of an inode of any type is that inode, though it was forgotten; ".." what a directory
+        is in (ESTALE: not known). Only of a file system without ``cache_timeout_s``.
+        """
         ...
 
-    def lookup_ino(self, ino: int) -> Inode:
-        """Return the inode of a directory entry for READDIRPLUS; adds one to its lookup count."""
+    def lookup_ino(self, ino: int, parent: int) -> Inode:
+        """Return the inode of an entry of a directory for READDIRPLUS; adds one to its lookup
+        count."""
         ...
 
-    def forget(self, ino: int, nlookup: int) -> None: ...
+    def forget(self, ino: int, nlookup: int) -> bool:
+        """Take from the lookup count; return whether it is zero, so that the kernel holds nothing
+        of the inode."""
+        ...
 
     def getattr(self, ino: int) -> Inode: ...
 
@@ -153,6 +163,10 @@ class FileSystem(Protocol):
 
     def read_into(self, ino: int, offset: int, buf: memoryview) -> int:
         """Fill ``buf`` from ``offset``; return the count of bytes, short only at end of file."""
+        ...
+
+    def may_have_holes(self, ino: int) -> bool:
+        """Return whether ``lseek`` could find a hole before the end of a file; called often."""
         ...
 
     def write(self, ino: int, offset: int, data: memoryview, *, kill_suidgid: bool) -> int:

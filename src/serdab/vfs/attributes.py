@@ -7,13 +7,22 @@ Above: ``union``. Below: ``api``.
 from __future__ import annotations
 
 import stat
+from typing import Final
 
-from serdab.vfs.api import Inode
+from serdab.vfs.api import NOW_NS, Inode
+
+_MIN_NS: Final = -(1 << 63)
+_MAX_NS: Final = (1 << 63) - 1
 
 
 def clamped_time(when_ns: int) -> int:
     """Clamp a time to what is stored, as timestamp_truncate() of the kernel does."""
-    return max(-(1 << 63), min(when_ns, (1 << 63) - 1))
+    return max(_MIN_NS, min(when_ns, _MAX_NS))
+
+
+def stored_time(when_ns: int, now_ns: int) -> int:
+    """Return what is stored of a time of SetAttr."""
+    return now_ns if when_ns == NOW_NS else clamped_time(when_ns)
 
 
 def one_name_less(inode: Inode) -> None:

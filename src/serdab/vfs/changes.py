@@ -81,16 +81,20 @@ class Changes:
 
     def lookup(self, parent: int, name: bytes) -> Inode:
         if name == b".":
-            return self.lookup_ino(parent)
+            return self._found(parent)
         if name == b"..":
-            return self.lookup_ino(self._parents.get(parent, ROOT_INO))
+            return self._found(self._parents.get(parent, ROOT_INO))
         entry = self._shown.get(parent, {}).get(name)
         if entry is None:
             raise FsError(errno.ENOENT)
-        return self.lookup_ino(entry.ino)
+        return self._found(entry.ino)
 
-    def lookup_ino(self, ino: int) -> Inode:
-        return self._whiteouts.get(ino) or self._counted(self._union.lookup_ino(ino))
+    def lookup_ino(self, ino: int, parent: int) -> Inode:
+        return self._found(ino)
+
+    def _found(self, ino: int) -> Inode:
+        parent = self._parents.get(ino, ROOT_INO)
+        return self._whiteouts.get(ino) or self._counted(self._union.lookup_ino(ino, parent))
 
     def _counted(self, inode: Inode) -> Inode:
         """Return a directory with the links that it has here: find(1) goes by them."""
@@ -101,9 +105,8 @@ class Changes:
         out.nlink = 2 + sum(entry.dtype == _DIRECTORY for entry in names)
         return out
 
-    def forget(self, ino: int, nlookup: int) -> None:
-        if ino not in self._whiteouts:
-            self._union.forget(ino, nlookup)
+    def forget(self, ino: int, nlookup: int) -> bool:
+        return ino in self._whiteouts or self._union.forget(ino, nlookup)
 
     def getattr(self, ino: int) -> Inode:
         return self._whiteouts.get(ino) or self._counted(self._union.getattr(ino))
@@ -113,6 +116,9 @@ class Changes:
 
     def read_into(self, ino: int, offset: int, buf: memoryview) -> int:
         return self._union.read_into(ino, offset, buf)
+
+    def may_have_holes(self, ino: int) -> bool:
+        return self._union.may_have_holes(ino)
 
     def lseek(self, ino: int, offset: int, whence: int) -> int:
         return self._union.lseek(ino, offset, whence)

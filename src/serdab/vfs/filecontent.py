@@ -18,7 +18,7 @@ from serdab.errors import FsError
 from serdab.vfs.api import Inode
 from serdab.vfs.attributes import drop_suidgid
 from serdab.vfs.liveinodes import LiveInodes
-from serdab.vfs.merged import FLAG_SPARSE
+from serdab.vfs.merged import FLAG_LOWER, FLAG_SPARSE
 from serdab.vfs.steps import Steps, after, finish
 
 NAME_GROWTH: Final = 512
@@ -50,12 +50,15 @@ class FileContent(LiveInodes):
         inode = self._inode(ino)
         return self._merged.read(inode, offset, buf)
 
+    def may_have_holes(self, ino: int) -> bool:
+        return self._inode(ino).flags & (FLAG_SPARSE | FLAG_LOWER) != 0
+
     def write(self, ino: int, offset: int, data: memoryview, *, kill_suidgid: bool) -> int:
         inode = self._inode(ino)
         end = offset + len(data)
         if end > MAX_SIZE:
             raise FsError(errno.EFBIG)
-        self._upper.admit(len(data) + NAME_GROWTH)
+        self._admit_write(inode, offset, end)
         try:
             self._upper.write(inode, offset, data)
         except BaseException:
@@ -73,6 +76,19 @@ class FileContent(LiveInodes):
         self._changed(inode, content=True)
         return len(data)
 
+    def _admit_write(self, inode: Inode, offset: int, end: int) -> None:
+        """Admit it as if all of it were new; where that is too much, what is rewritten as such."""
+        try:
+            self._upper.admit(end - offset + NAME_GROWTH)
+        except FsError as exc:
+            if exc.errno != errno.ENOSPC or offset >= inode.size:
+                raise
+            rewritten = self._upper.held_bytes(inode, offset, end)
+            if not rewritten:
+                raise
+            new = end - offset - rewritten
+            self._upper.admit(new + NAME_GROWTH if new else 0, rewritten)
+
     def fallocate(self, ino: int, mode: int, offset: int, length: int) -> None:
         finish(self.fallocate_steps(ino, mode, offset, length))
 
@@ -87,16 +103,15 @@ class FileContent(LiveInodes):
             raise FsError(errno.EFBIG)
         keep = mode & _KEEP_SIZE
         action = mode & ~_KEEP_SIZE
-        if action not in (0, _PUNCH_HOLE, _ZERO_RANGE) or (action == _PUNCH_HOLE and not keep):
+        # Allocation alone is refused: what is stored goes to a place of its own each time, so room
+        # for one write would be gone with it. posix_fallocate(3) writes every block then, and what
+        # is written can be rewritten (see _admit_write).
+        if action not in (_PUNCH_HOLE, _ZERO_RANGE) or (action == _PUNCH_HOLE and not keep):
             raise FsError(errno.EOPNOTSUPP)
         self._upper.admit()
-        # The request does not say whether the caller may keep set-id bits.
-        drop_suidgid(inode)
-        if action == _PUNCH_HOLE:
-            inode.flags |= FLAG_SPARSE
+        inode.flags |= FLAG_SPARSE
         with self._kept(inode):
-            if action:
-                yield from self._upper.punch(inode, offset, length)
+            yield from self._upper.punch(inode, offset, length)
             if not keep and offset + length > inode.size:
                 inode.size = offset + length
             self._changed(inode, content=True)
@@ -149,13 +164,12 @@ class FileContent(LiveInodes):
             if not is_data:
                 self._upper.admit(NAME_GROWTH)
                 self._resize(target, offset_out + length)
-                drop_suidgid(target)
                 self._changed(target, content=True)
                 return length
         with memoryview(bytearray(min(COPY_BYTES, length))) as view:
             count = self.read_into(ino, offset, view)
             if count:
-                self.write(ino_out, offset_out, view[:count], kill_suidgid=True)
+                self.write(ino_out, offset_out, view[:count], kill_suidgid=False)
             return count
 
     def _run(self, inode: Inode, offset: int, length: int) -> tuple[int, bool]:

@@ -34,8 +34,8 @@ from serdab.config.names import fold, is_config
 from serdab.errors import FsError
 from serdab.linux.files import chown_at, fallocate, list_from, renameat2, set_times, syncfs
 from serdab.structs import frozen
-from serdab.vfs.api import ROOT_INO, DirEntry, Inode, SetAttr, StatFs
-from serdab.vfs.hiding import Kind
+from serdab.vfs.api import NOW_NS, ROOT_INO, DirEntry, Inode, SetAttr, StatFs
+from serdab.vfs.hiding import NOWHERE, Elsewhere, Kind
 from serdab.vfs.hostnodes import PHANTOM_INO, Node, NodeTable
 
 Owner: TypeAlias = tuple[int, int]
@@ -71,21 +71,26 @@ class HostFs:
         *,
         hidden: Iterable[bytes] = (),
         instance: bytes | None = None,
+        elsewhere: Elsewhere = NOWHERE,
         read_only: bool = False,
         owners: Owners | None = None,
         max_path_fds: int = _MAX_PATH_FDS,
     ) -> None:
         """``root`` is a path, or a directory's descriptor, which then belongs to this object.
 
-        ``hidden`` are relative paths; ``instance`` is that of the instance, ``.`` for the root.
+        ``hidden`` are relative paths; ``instance`` is that of the instance, ``.`` for the root;
+        ``elsewhere``: what has no other name here either.
 
         Raises:
             OSError: the root is not a directory, or cannot be opened.
             UsageError: it is an interface of the kernel, such as /proc.
+            Error: what is hidden elsewhere cannot be told.
         """
         fd = root if isinstance(root, int) else _open_root(root)
         try:
-            self._table = NodeTable(fd, hidden, instance=instance, max_fds=max_path_fds)
+            self._table = NodeTable(
+                fd, hidden, instance=instance, elsewhere=elsewhere, max_fds=max_path_fds
+            )
         except BaseException:
             os.close(fd)
             raise
@@ -112,7 +117,7 @@ class HostFs:
         node, status = self._table.lookup(above, name)
         return self._inode(node, status)
 
-    def lookup_ino(self, ino: int) -> Inode:
+    def lookup_ino(self, ino: int, parent: int) -> Inode:
         where = self._listed.get(ino)
         if where is None:
             raise FsError(errno.ENOENT)
@@ -123,9 +128,11 @@ class HostFs:
             raise FsError(errno.ENOENT)
         return inode
 
-    def forget(self, ino: int, nlookup: int) -> None:
-        if self._table.forget(ino, nlookup):
+    def forget(self, ino: int, nlookup: int) -> bool:
+        is_gone = self._table.forget(ino, nlookup)
+        if is_gone:
             self._close_data(ino)
+        return is_gone
 
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, uid: int, gid: int) -> Inode:
         kind = stat.S_IFMT(mode) or stat.S_IFREG
@@ -205,15 +212,11 @@ class HostFs:
             if cookie < 1:
                 yield DirEntry(1, b".", ino, _DIRECTORY)
             if cookie < 2:
-                yield DirEntry(2, b"..", ROOT_INO, _DIRECTORY)
+                yield DirEntry(2, b"..", self._table.above_phantom(ino), _DIRECTORY)
             return
         node = self._node(ino)
         self._listed = listed = {}
-        under = {
-            status.st_ino
-            for status in self._hiding.everything()
-            if status.st_dev == node.identity[0]
-        }
+        under = self._hiding.identities()
         fd = self._data_fd(node, is_writable=False)
         for after, name, host_ino, dtype in list_from(fd, cookie):
             if name == b".":
@@ -222,7 +225,8 @@ class HostFs:
                 number = node.parent
             else:
                 kind = self._table.kind(node, name)
-                if kind is Kind.ABSENT or (kind is Kind.SHOWN and host_ino in under):
+                is_alias = (node.identity[0], host_ino) in under
+                if kind is Kind.ABSENT or (kind is Kind.SHOWN and is_alias):
                     continue
                 if kind is Kind.EMPTY:
                     number, dtype = self._table.phantom(node, name), _DIRECTORY
@@ -252,8 +256,10 @@ class HostFs:
             self._chown(node, status, changes)
         if changes.mode is not None:
             os.chmod(path, changes.mode)
+        elif changes.kill_suidgid and stat.S_ISREG(status.st_mode) and status.st_mode & _SET_ID:
+            os.chmod(path, stat.S_IMODE(status.st_mode) & ~_SET_ID)
         if changes.atime_ns is not None or changes.mtime_ns is not None:
-            set_times(self._table.fd(node), changes.atime_ns, changes.mtime_ns)
+            set_times(self._table.fd(node), changes.atime_ns, changes.mtime_ns, now=NOW_NS)
         return self.getattr(ino)
 
     def _chown(self, node: Node, status: os.stat_result, changes: SetAttr) -> None:
@@ -296,6 +302,10 @@ class HostFs:
                 break
             done += count
         return done
+
+    def may_have_holes(self, ino: int) -> bool:
+        status = os.fstat(self._data_fd(self._node(ino), is_writable=False))
+        return status.st_blocks << 9 < status.st_size
 
     def write(self, ino: int, offset: int, data: memoryview, *, kill_suidgid: bool) -> int:
         return os.pwrite(self._writable_fd(self._node(ino)), data, offset)

@@ -29,9 +29,11 @@ from typing import Final
 
 from serdab.errors import FsError, UsageError
 from serdab.linux.files import CONFINED, Resolve, filesystem_magic, openat2
+from serdab.linux.identity import Identity, identity_of
 from serdab.linux.outside import is_instance
+from serdab.linux.whereabouts import NOTHING
 from serdab.vfs.api import ROOT_INO
-from serdab.vfs.hiding import Hiding, Kind, Place
+from serdab.vfs.hiding import NOWHERE, Elsewhere, Hidden, Hiding, Kind, Place, merge
 
 #: Inode numbers of what has none on the root's own device start here.
 FOREIGN_INO: Final = 1 << 61
@@ -69,8 +71,6 @@ _KERNEL_INTERFACES: Final = frozenset(
 _CONFINED_HERE: Final = CONFINED | Resolve.NO_XDEV
 _PATH_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW
 
-Identity = tuple[int, int]
-
 
 class Node:
     """A file of the host. ``place`` is set where something at a known path below is hidden."""
@@ -97,9 +97,10 @@ class NodeTable:
         hidden: Iterable[bytes],
         *,
         instance: bytes | None = None,
+        elsewhere: Elsewhere = NOWHERE,
         max_fds: int,
     ) -> None:
-        """Take the descriptor of the root over; ``hidden`` and ``instance`` as ``Hiding`` says.
+        """Take the descriptor of the root over; what is hidden, as ``Hiding`` says.
 
         Raises:
             UsageError: it is an interface of the kernel; the descriptor stays the caller's.
@@ -117,13 +118,15 @@ class NodeTable:
         self._root_device = status.st_dev
         self._next_foreign = FOREIGN_INO
         self._max_fds = max_fds
-        root = Node(ROOT_INO, (status.st_dev, status.st_ino), root_fd)
+        root = Node(ROOT_INO, identity_of(status), root_fd)
         root.nlookup = 1
         root.is_pinned = True
-        self.hiding = Hiding(root_fd, hidden, instance)
+        self.hiding = Hiding(root_fd, hidden, instance, elsewhere)
         root.place = self.hiding.root
         self._root = root
         self._phantoms: dict[tuple[Identity, bytes], int] = {}
+        #: the directories that they are in, in the order of their numbers
+        self._above_phantoms: list[Identity] = []
         self._nodes: dict[int, Node] = {ROOT_INO: root}
         self._by_identity: dict[Identity, Node] = {root.identity: root}
         #: nodes whose descriptor may be closed, the least recently used first
@@ -169,7 +172,7 @@ class NodeTable:
         except OSError as exc:
             raise FsError(errno.ESTALE) from exc
         status = os.fstat(fd)
-        if (status.st_dev, status.st_ino) != node.identity:
+        if identity_of(status) != node.identity:
             os.close(fd)
             raise FsError(errno.ESTALE)
         return fd
@@ -187,7 +190,16 @@ class NodeTable:
     def phantom(self, parent: Node, name: bytes) -> int:
         """Return the inode number of a directory that is shown empty."""
         key = (parent.identity, name)
-        return self._phantoms.setdefault(key, PHANTOM_INO + 1 + len(self._phantoms))
+        found = self._phantoms.get(key)
+        if found is None:
+            self._above_phantoms.append(parent.identity)
+            found = self._phantoms[key] = PHANTOM_INO + len(self._above_phantoms)
+        return found
+
+    def above_phantom(self, ino: int) -> int:
+        """Return the inode number of the directory that one which is shown empty is in."""
+        node = self._by_identity.get(self._above_phantoms[ino - PHANTOM_INO - 1])
+        return ROOT_INO if node is None else node.ino
 
     def holds_hidden(self, node: Node) -> bool:
         """Return whether a directory has something hidden below at a known path, or is an instance.
@@ -203,8 +215,10 @@ class NodeTable:
         """Return whether what is at a name that is shown must not be moved, removed or covered."""
         try:
             status = os.stat(name, dir_fd=self.fd(parent), follow_symlinks=False)
-        except OSError:
-            return False
+        except OSError as exc:
+            if exc.errno in NOTHING:
+                return False
+            raise
         if self.hiding.is_alias(parent.place, self.fd(parent), status, crossed=False):
             return True
         if not stat.S_ISDIR(status.st_mode):
@@ -212,14 +226,16 @@ class NodeTable:
         # An instance: in its place another one could be put, with what was made for that.
         try:
             fd = openat2(self.fd(parent), name, _PATH_FLAGS, CONFINED)
-        except OSError:
-            return False
+        except OSError as exc:
+            if exc.errno in NOTHING:
+                return False
+            raise
         try:
             return is_instance(fd)
         finally:
             os.close(fd)
 
-    def open_child(self, parent: Node, name: bytes) -> tuple[int, os.stat_result]:
+    def open_child(self, parent: Node, name: bytes) -> tuple[int, os.stat_result, Place | None]:
         """Open a name below a node; the O_PATH descriptor is the caller's.
 
         Preconditions: the name is shown (``kind``).
@@ -229,18 +245,23 @@ class NodeTable:
         fd, crossed = self._step(parent, name)
         try:
             status = os.fstat(fd)
-            is_known = self.hiding.below(parent.place, name) is not None
-            if not is_known and self.hiding.is_alias(
+            place = self.hiding.below(parent.place, name)
+            if place is None and self.hiding.is_alias(
                 parent.place, self.fd(parent), status, crossed=crossed
             ):
                 raise FsError(errno.ENOENT)
-            # A mount point of the host; what lies on one mount with its parent was asked there.
-            if crossed and filesystem_magic(fd) in _KERNEL_INTERFACES:
-                raise FsError(errno.EACCES)
+            if crossed:
+                # A mount point of the host; what lies on one mount with its parent was asked there.
+                if filesystem_magic(fd) in _KERNEL_INTERFACES:
+                    raise FsError(errno.EACCES)
+                place = merge(place, self.hiding.across(fd))
+        except Hidden:
+            os.close(fd)
+            raise FsError(errno.ENOENT) from None
         except BaseException:
             os.close(fd)
             raise
-        return fd, status
+        return fd, status, place
 
     def _step(self, parent: Node, name: bytes) -> tuple[int, bool]:
         """Open a name; return the descriptor, and whether a mount lies between."""
@@ -253,8 +274,11 @@ class NodeTable:
 
     def lookup(self, parent: Node, name: bytes) -> tuple[Node, os.stat_result]:
         """Return the node of a name, with one lookup more."""
-        fd, status = self.open_child(parent, name)
-        return self.adopt(fd, status, parent, name), status
+        fd, status, place = self.open_child(parent, name)
+        node = self.adopt(fd, status, parent, name)
+        if node is not self._root:
+            node.place = place
+        return node, status
 
     def adopt(
         self, fd: int, status: os.stat_result, parent: Node | None = None, name: bytes = b""
@@ -263,7 +287,7 @@ class NodeTable:
 
         ``parent`` is None for a file that has no name.
         """
-        identity = (status.st_dev, status.st_ino)
+        identity = identity_of(status)
         node = self._by_identity.get(identity)
         if node is None:
             node = Node(self.number(identity), identity, fd)
@@ -301,9 +325,11 @@ class NodeTable:
         """Return the node of a name if the kernel holds it."""
         try:
             status = os.stat(name, dir_fd=self.fd(parent), follow_symlinks=False)
-        except OSError:
-            return None
-        return self._by_identity.get((status.st_dev, status.st_ino))
+        except OSError as exc:
+            if exc.errno in NOTHING:
+                return None
+            raise
+        return self._by_identity.get(identity_of(status))
 
     def forget(self, ino: int, nlookup: int) -> bool:
         """Drop lookups; return whether the node is gone."""
@@ -326,6 +352,7 @@ class NodeTable:
             if node.fd >= 0:
                 os.close(node.fd)
                 node.fd = -1
+        self.hiding.close()
         self._nodes.clear()
         self._by_identity.clear()
         self._recent.clear()

@@ -96,6 +96,10 @@ class WritableLayer(Layer, Protocol):
         """Do the steps after which ``taken_bytes`` answers at once."""
         ...
 
+    def held_bytes(self, inode: Inode, start: int, end: int) -> int:
+        """Return how much of a range this layer stores for this file alone."""
+        ...
+
     @property
     def chores(self) -> Chores:
         """What is left to do while nobody waits; who does a step of it calls ``next``."""
@@ -105,10 +109,11 @@ class WritableLayer(Layer, Protocol):
         """Return *the* object of an inode with unsaved changes, or None."""
         ...
 
-    def admit(self, growth: int = 0) -> None:
+    def admit(self, growth: int = 0, rewritten: int = 0) -> None:
         """Called before an operation changes anything: the one place that may refuse it.
 
-        ``growth`` is about how many bytes it adds; 0 for what only takes away or rewrites.
+        ``growth`` is about how many bytes it adds; 0 for what only takes away or rewrites;
+        ``rewritten`` is how many bytes of content it stores in place of others.
 
         Raises:
             FsError: ENOSPC (no room to make the change durable) or EROFS.

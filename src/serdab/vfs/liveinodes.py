@@ -42,6 +42,7 @@ class LiveInodes:
         #: No name left, and still in use.
         self._orphans: dict[int, Inode] = {}
         #: Where a directory was last found: what ``..`` of it leads to, if its record does not say.
+        #: The kernel forgets no directory before what is below it, so this knows all that it holds.
         self._parents: dict[int, int] = {ROOT_INO: ROOT_INO}
         #: Of operations in steps that are not at their end: how many go on with an inode.
         self._in_steps: dict[int, int] = {}
@@ -77,8 +78,15 @@ class LiveInodes:
         return inode
 
     def _parent(self, directory: Inode) -> int:
-        """Return the inode that a directory is in."""
-        return directory.parent_ino or self._parents.get(directory.ino, ROOT_INO)
+        """Return the inode that a directory is in.
+
+        Raises:
+            FsError: ESTALE; its record does not say, and nobody came to it by its name.
+        """
+        parent = directory.parent_ino or self._parents.get(directory.ino)
+        if parent is None:
+            raise FsError(errno.ESTALE)
+        return parent
 
     def _stamp_all(self, inode: Inode) -> None:
         now = time.time_ns()
@@ -128,14 +136,17 @@ class LiveInodes:
         counts[inode.ino] = counts.get(inode.ino, 0) + 1
         return inode
 
-    def lookup_ino(self, ino: int) -> Inode:
-        return self._count(self._inode(ino))
+    def lookup_ino(self, ino: int, parent: int) -> Inode:
+        inode = self._inode(ino)
+        if inode.mode & _FORMAT == stat.S_IFDIR:
+            self._parents[ino] = parent
+        return self._count(inode)
 
-    def forget(self, ino: int, nlookup: int) -> None:
+    def forget(self, ino: int, nlookup: int) -> bool:
         left = self._counts.get(ino, 0) - nlookup
         if left > 0:
             self._counts[ino] = left
-            return
+            return False
         self._counts.pop(ino, None)
         if ino != ROOT_INO:
             self._parents.pop(ino, None)
@@ -143,6 +154,7 @@ class LiveInodes:
         if orphan is not None:
             self._inodes.pop(ino, None)
             self._upper.drop_inode(orphan)
+        return True
 
     def _orphan(self, inode: Inode) -> None:
         """The last name is gone. The inode lives until the kernel forgets it."""

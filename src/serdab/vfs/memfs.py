@@ -21,9 +21,11 @@ from collections.abc import Iterator
 from typing import Final
 
 from serdab.errors import FsError
-from serdab.vfs.api import ROOT_INO, DirEntry, Inode, SetAttr, StatFs
+from serdab.vfs.api import NOW_NS, ROOT_INO, DirEntry, Inode, SetAttr, StatFs
 
 CHUNK_BYTES: Final = 128 * 1024
+#: More is not allocated at once: posix_fallocate(3) writes every block where that is refused.
+ALLOCATED_MAX: Final = 64 << 20
 #: What Linux allows on 64-bit machines (MAX_LFS_FILESIZE).
 SIZE_MAX: Final = (1 << 63) - 1
 XATTR_VALUE_MAX: Final = 65536
@@ -91,24 +93,30 @@ class MemFs:
     # Names.
 
     def lookup(self, parent: int, name: bytes) -> Inode:
-        found = self._dir(parent).entries.get(name)
+        if name == b".":
+            return self.lookup_ino(parent, parent)
+        directory = self._dir(parent)
+        if name == b"..":
+            return self.lookup_ino(directory.parent.ino, parent)
+        found = directory.entries.get(name)
         if found is None:
             raise FsError(errno.ENOENT)
         node = found[0]
         node.nlookup += 1
         return node
 
-    def lookup_ino(self, ino: int) -> Inode:
+    def lookup_ino(self, ino: int, parent: int) -> Inode:
         node = self._node(ino)
         node.nlookup += 1
         return node
 
-    def forget(self, ino: int, nlookup: int) -> None:
+    def forget(self, ino: int, nlookup: int) -> bool:
         node = self._nodes.get(ino)
         if node is None or ino == ROOT_INO:
-            return
+            return node is None
         node.nlookup = max(0, node.nlookup - nlookup)
         self._drop_if_dead(node)
+        return node.nlookup == 0
 
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, uid: int, gid: int) -> Inode:
         if stat.S_IFMT(mode) == 0:
@@ -251,10 +259,10 @@ class MemFs:
         if changes.gid is not None:
             node.gid = changes.gid
         if changes.atime_ns is not None:
-            node.atime_ns = now if changes.atime_ns == -1 else changes.atime_ns
+            node.atime_ns = now if changes.atime_ns == NOW_NS else changes.atime_ns
         if changes.mtime_ns is not None:
-            node.mtime_ns = now if changes.mtime_ns == -1 else changes.mtime_ns
-        node.ctime_ns = now if changes.ctime_ns in (None, -1) else (changes.ctime_ns or 0)
+            node.mtime_ns = now if changes.mtime_ns == NOW_NS else changes.mtime_ns
+        node.ctime_ns = now if changes.ctime_ns is None else changes.ctime_ns
         return node
 
     def getxattr(self, ino: int, name: bytes) -> bytes:
@@ -307,6 +315,10 @@ class MemFs:
             done += count
         return total
 
+    def may_have_holes(self, ino: int) -> bool:
+        node = self._node(ino)
+        return node.size > CHUNK_BYTES or not node.chunks
+
     def write(self, ino: int, offset: int, data: memoryview, *, kill_suidgid: bool) -> int:
         node = self._file(ino)
         total = len(data)
@@ -341,10 +353,9 @@ class MemFs:
             self._punch(node, offset, min(end, node.size))
         elif mode & ~_FALLOC_KEEP_SIZE:
             raise FsError(errno.EOPNOTSUPP)
-        elif end - node.size > self._size_limit - self._used:
-            raise FsError(errno.ENOSPC)
-        # Neither this request nor a copy says whether the caller may keep set-id bits.
-        _kill_privileges(node)
+        else:
+            self._allocate(node, offset, end)
+        node.xattrs.pop(CAPABILITY, None)
         if not mode & _FALLOC_KEEP_SIZE and end > node.size:
             node.size = end
         node.mtime_ns = node.ctime_ns = time.time_ns()
@@ -374,7 +385,7 @@ class MemFs:
         length = min(length, max(0, source.size - offset), 16 << 20)
         buf = memoryview(bytearray(length))
         self.read_into(ino, offset, buf)
-        return self.write(ino_out, offset_out, buf, kill_suidgid=True) if length else 0
+        return self.write(ino_out, offset_out, buf, kill_suidgid=False) if length else 0
 
     def fsync(self, ino: int, *, datasync: bool) -> None:
         self._node(ino)
@@ -511,13 +522,27 @@ class MemFs:
             node.blocks += (missing + 511) >> 9
         return chunk
 
+    def _allocate(self, node: _Node, offset: int, end: int) -> None:
+        """Have memory for a range, all of it or none."""
+        if end - offset > ALLOCATED_MAX:
+            raise FsError(errno.EOPNOTSUPP)
+        lengths = {
+            index: min(CHUNK_BYTES, end - index * CHUNK_BYTES)
+            for index in range(offset // CHUNK_BYTES, -(-end // CHUNK_BYTES))
+        }
+        missing = sum(max(0, n - len(node.chunks.get(at, b""))) for at, n in lengths.items())
+        if missing > self._size_limit - self._used:
+            raise FsError(errno.ENOSPC)
+        for index, length in lengths.items():
+            self._grown(node, index, length)
+
     def _resize(self, node: _Node, size: int) -> None:
         if not stat.S_ISREG(node.mode):
             raise FsError(errno.EINVAL)
         if size > SIZE_MAX:
             raise FsError(errno.EFBIG)
         if size < node.size:
-            self._punch(node, size, node.size)
+            self._punch(node, size, SIZE_MAX)  # with what was allocated beyond the end
         node.size = size
 
     def _punch(self, node: _Node, start: int, end: int) -> None:

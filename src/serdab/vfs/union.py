@@ -23,7 +23,7 @@ from typing import Final, final
 
 from serdab.errors import FsError
 from serdab.vfs.api import ROOT_INO, DirEntry, Inode, SetAttr, StatFs
-from serdab.vfs.attributes import clamped_time, drop_suidgid, one_name_less
+from serdab.vfs.attributes import drop_suidgid, one_name_less, stored_time
 from serdab.vfs.filecontent import MAX_SIZE, NAME_GROWTH, FileContent
 from serdab.vfs.layer import Layer, WritableLayer
 from serdab.vfs.merged import FLAG_SPARSE
@@ -39,7 +39,6 @@ _EXCHANGE: Final = 2
 _POSITIONS: Final = 1 << 63
 """Above the position of every name."""
 _DONE: Final = object()
-_NOW: Final = -1
 _SLASH: Final = ord("/")
 _DIRECTORY: Final = stat.S_IFDIR >> 12
 
@@ -90,9 +89,9 @@ class Union(FileContent):
     def lookup(self, parent: int, name: bytes) -> Inode:
         if len(name) > NAME_MAX:
             raise FsError(errno.ENAMETOOLONG)
-        directory = self._dir(parent)
         if name == b".":
-            return self._count(directory)
+            return self._count(self._inode(parent))
+        directory = self._dir(parent)
         if name == b"..":
             return self._count(self._inode(self._parent(directory)))
         entry = self._merged.entry(parent, name)
@@ -175,12 +174,10 @@ class Union(FileContent):
         if changes.kill_suidgid:
             drop_suidgid(inode)
         if changes.atime_ns is not None:
-            inode.atime_ns = now if changes.atime_ns == _NOW else clamped_time(changes.atime_ns)
+            inode.atime_ns = stored_time(changes.atime_ns, now)
         if changes.mtime_ns is not None:
-            inode.mtime_ns = now if changes.mtime_ns == _NOW else clamped_time(changes.mtime_ns)
-        inode.ctime_ns = (
-            now if changes.ctime_ns in (None, _NOW) else clamped_time(changes.ctime_ns or now)
-        )
+            inode.mtime_ns = stored_time(changes.mtime_ns, now)
+        inode.ctime_ns = now if changes.ctime_ns is None else stored_time(changes.ctime_ns, now)
         self._upper.put_inode(inode)
         return self._measured(inode) if inode.flags & FLAG_SPARSE else inode
 
@@ -442,7 +439,8 @@ class Union(FileContent):
         if cookie < 1:
             yield DirEntry(1, b".", ino, stat.S_IFDIR >> 12)
         if cookie < 2:
-            yield DirEntry(2, b"..", self._parent(directory), stat.S_IFDIR >> 12)
+            above = directory.parent_ino or self._parents.get(ino, ROOT_INO)
+            yield DirEntry(2, b"..", above, stat.S_IFDIR >> 12)
         if directory.nlink == 0:
             return  # what is left of it are whiteouts
         for found in self._merged.entries_or_gaps(ino, cookie + 1 if cookie >= 2 else 0):

@@ -14,8 +14,10 @@ import pytest
 
 from serdab.config import occlum
 from serdab.config.boot import MountEntry
+from serdab.config.imageform import MAX_PADDING_BYTES, MIN_PADDING_BYTES, ImageForm
 from serdab.errors import UsageError
 from serdab.instance.create import templates_dir
+from serdab.sefs.imageformat import is_padding
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -224,6 +226,13 @@ class TestRefusals:
             parse(with_("env.untrustd", []))
         assert caught.value.hint == "did you mean untrusted?"
 
+    def test_it_is_suggested_in_the_form_of_the_image_too(self) -> None:
+        for given, field in (("compresion", "compression"), ("paddings", "padding")):
+            with pytest.raises(UsageError, match="unknown field") as caught:
+                parse(with_("serdab", {"image": {given: "none"}}))
+            assert caught.value.subject == f"serdab.image.{given}"
+            assert caught.value.hint == f"did you mean {field}?"
+
     def test_a_known_field_is_named_once(self) -> None:
         with pytest.raises(UsageError, match="unknown field") as caught:
             parse(with_("metadata.foo", 1))
@@ -236,6 +245,43 @@ class TestRefusals:
         with pytest.raises(UsageError) as caught:
             parse(config)
         assert caught.value.subject == "mount[1].tarhet"
+
+
+class TestImageForm:
+    """``serdab.image``: what the size of an image gives away."""
+
+    @pytest.mark.parametrize(
+        ("section", "form"),
+        [
+            ({}, ImageForm(is_compressed=True, padding_bytes=0)),
+            ({"compression": "zstd"}, ImageForm(is_compressed=True, padding_bytes=0)),
+            ({"compression": "none"}, ImageForm(is_compressed=False, padding_bytes=0)),
+            ({"padding": "0B"}, ImageForm(is_compressed=True, padding_bytes=0)),
+            ({"padding": "4KB"}, ImageForm(is_compressed=True, padding_bytes=4096)),
+            ({"padding": "1GB"}, ImageForm(is_compressed=True, padding_bytes=1 << 30)),
+        ],
+    )
+    def test_it_is_taken(self, section: dict[str, str], form: ImageForm) -> None:
+        assert parse(with_("serdab", {"image": section})).image_form == form
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("compression", "gzip"), ("compression", True), ("compression", ""),
+            ("padding", "2KB"), ("padding", "4095B"), ("padding", "12KB"), ("padding", "2GB"),
+            ("padding", 4096), ("padding", "much"),
+        ],
+    )  # fmt: skip
+    def test_anything_else_is_refused(self, field: str, value: object) -> None:
+        with pytest.raises(UsageError) as caught:
+            parse(with_("serdab", {"image": {field: value}}))
+        assert caught.value.subject == f"serdab.image.{field}"
+
+    def test_its_bounds_are_those_of_the_format(self) -> None:
+        for size in (MIN_PADDING_BYTES, MAX_PADDING_BYTES):
+            assert is_padding(size)
+        assert not is_padding(MIN_PADDING_BYTES // 2)
+        assert not is_padding(MAX_PADDING_BYTES * 2)
 
 
 class TestMounts:
@@ -265,6 +311,8 @@ def test_the_documented_table_names_every_field_the_parser_takes() -> None:
     text = (REPOSITORY / "docs/config.md").read_text()
     source = (REPOSITORY / "src/serdab/config/occlum.py").read_text()
     names = set(re.findall(r'\.(?:flag|integer|optional_integer|size)\(\s*"(\w+)"', source))
+    source = (REPOSITORY / "src/serdab/config/imageform.py").read_text()
+    names |= set(re.findall(r'section\.(?:text|size)\(\s*"(\w+)"', source))
     names |= set(re.findall(r'"(kernel_space_\w+|amx|pkru|family_id|ext_prod_id)"', source))
     assert len(names) > 15
     missing = sorted(name for name in names if f"`{name}`" not in re.sub(r"[\w.\[\]]+\.", "", text))

@@ -17,16 +17,14 @@ from serdab.vfs.memfs import MemFs
 class Peer:
     """One end of a SOCK_SEQPACKET pair, which keeps the borders of messages as the device does."""
 
-    def __init__(self, fs: FileSystem | None = None) -> None:
+    def __init__(self, fs: FileSystem | None = None, options: SessionOptions | None = None) -> None:
         self.fs = fs or MemFs()
         self.log: list[str] = []
         self.socket, self._device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (self.socket, self._device):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 200_000)
         self.socket.settimeout(20)
-        self.session = Session(
-            self._device.fileno(), self.fs, options=SessionOptions(), log=self.log.append
-        )
+        self.session = Session(self._device.fileno(), self.fs, options=options, log=self.log.append)
         self._thread = threading.Thread(target=self.session.run, daemon=True)
         self._unique = 1
 
@@ -48,17 +46,21 @@ class Peer:
         self._device.close()
         assert not alive, "the session did not end when its device was closed"
 
-    def pack(self, opcode: int, nodeid: int, body: bytes = b"", *, unique: int = 0) -> bytes:
+    def pack(
+        self, opcode: int, nodeid: int, body: bytes = b"", *, unique: int = 0, uid: int = 0
+    ) -> bytes:
         head = struct.pack(
-            "=IIQQIIIHH", 40 + len(body), opcode, unique or self._unique, nodeid, 0, 0, 1, 0, 0
+            "=IIQQIIIHH", 40 + len(body), opcode, unique or self._unique, nodeid, uid, 0, 1, 0, 0
         )
         return head + body
 
-    def call(self, opcode: int, nodeid: int, body: bytes = b"") -> tuple[int, bytes]:
+    def call(
+        self, opcode: int, nodeid: int, body: bytes = b"", *, uid: int = 0
+    ) -> tuple[int, bytes]:
         """Send a request; return (errno, body of the reply)."""
         self._unique += 2
         unique = self._unique
-        self.socket.send(self.pack(opcode, nodeid, body))
+        self.socket.send(self.pack(opcode, nodeid, body, uid=uid))
         return self.receive(unique)
 
     def receive(self, unique: int) -> tuple[int, bytes]:

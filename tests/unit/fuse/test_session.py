@@ -16,6 +16,7 @@ import pytest
 
 from serdab.errors import AuthenticationError, FsError
 from serdab.fuse.abi import MINOR, InitFlag, Opcode
+from serdab.fuse.operations import ServeOptions
 from serdab.fuse.session import Session, SessionOptions
 from serdab.vfs.api import DirEntry, Inode
 from serdab.vfs.memfs import MemFs
@@ -91,8 +92,9 @@ class _Full(MemFs):
             raise FsError(errno.ENOSPC)
         return b"target"
 
-    def forget(self, ino: int, nlookup: int) -> None:
+    def forget(self, ino: int, nlookup: int) -> bool:
         self.is_full = False
+        return True
 
 
 class TestNoRoom:
@@ -291,9 +293,9 @@ class _Collisions(MemFs):
                 for name in names:
                     yield DirEntry(at, name, 1, 4)
 
-    def lookup_ino(self, ino: int) -> Inode:
+    def lookup_ino(self, ino: int, parent: int) -> Inode:
         self.looked_up = getattr(self, "looked_up", 0) + 1
-        return super().lookup_ino(ino)
+        return super().lookup_ino(ino, parent)
 
 
 def read_directory(peer: Peer, opcode: int, room: int) -> list[list[bytes]]:
@@ -345,7 +347,7 @@ class TestReaddir:
 
     def test_an_entry_that_cannot_be_looked_up_is_listed_without_attributes(self) -> None:
         class Damaged(MemFs):
-            def lookup_ino(self, ino: int) -> Inode:
+            def lookup_ino(self, ino: int, parent: int) -> Inode:
                 raise FsError(errno.EIO)
 
         fs = Damaged()
@@ -355,6 +357,21 @@ class TestReaddir:
 
 
 class TestExtendedAttributes:
+    @pytest.mark.parametrize("shows", [True, False])
+    def test_trusted_ones_are_shown_to_root_and_in_no_sandbox(self, shows: bool) -> None:
+        options = SessionOptions(serve=ServeOptions(shows_trusted=shows))
+        with Peer(options=options) as peer:
+            for name in (b"trusted.a", b"user.b", b"trusted.c"):
+                peer.fs.setxattr(1, name, b"value", 0)
+            for uid in (0, 1000):
+                expected = b"user.b\0"
+                if shows and uid == 0:
+                    expected = b"trusted.a\0user.b\0trusted.c\0"
+                listed = peer.call(Opcode.LISTXATTR, 1, struct.pack("=II", 100, 0), uid=uid)
+                assert listed == (0, expected)
+                error, size = peer.call(Opcode.LISTXATTR, 1, struct.pack("=II", 0, 0), uid=uid)
+                assert (error, struct.unpack("=II", size)[0]) == (0, len(expected))
+
     def test_asking_for_the_size_and_too_little_room(self, peer: Peer) -> None:
         peer.fs.setxattr(1, b"user.a", b"value", 0)
         ask = struct.pack("=II", 0, 0) + b"user.a\0"

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serdab.fuse import abi, wire
-from serdab.vfs.api import Inode, SetAttr, StatFs
+from serdab.vfs.api import NOW_NS, Inode, SetAttr, StatFs
 
 PARSERS: dict[str, Callable[[memoryview, int], object]] = {
     name: getattr(wire, name)
@@ -117,16 +117,16 @@ class TestParsing:
         )  # fmt: skip
         view, size = request(body)
         assert wire.parse_setattr(view, size) == SetAttr(
-            mode=0o755, size=123, atime_ns=-1, mtime_ns=-1_000_000_001, kill_suidgid=True
+            mode=0o755, size=123, atime_ns=NOW_NS, mtime_ns=-1_000_000_001, kill_suidgid=True
         )
 
-    def test_a_time_that_would_read_as_now_is_moved_by_one(self) -> None:
+    def test_the_last_nanosecond_of_1969_is_a_time_like_others(self) -> None:
         body = struct.pack(
             "=IIQQQqqqIIIIIIII",
             abi.FATTR_MTIME, 0, 0, 0, 0, 0, -1, 0, 0, 999_999_999, 0, 0, 0, 0, 0, 0,
         )  # fmt: skip
         view, size = request(body)
-        assert wire.parse_setattr(view, size).mtime_ns == -2
+        assert wire.parse_setattr(view, size).mtime_ns == -1
 
     def test_the_umask_is_applied_to_new_files(self) -> None:
         view, size = request(struct.pack("=IIII", 0o100666, 0x801, 0o027, 0) + b"dev\0")

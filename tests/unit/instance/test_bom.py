@@ -100,6 +100,18 @@ class TestCopying:
         assert status.st_mtime == 1
         assert stat.S_IMODE((shop.root / "opt").stat().st_mode) == 0o755
 
+    def test_holes_stay_holes(self, shop: Workshop) -> None:
+        source = shop.source("one", "")
+        with open(source, "r+b") as file:
+            file.truncate(1 << 30)
+            os.pwrite(file.fileno(), b"middle", 500 << 20)
+        shop.copy(ONE_FILE)
+        copied = shop.root / "opt/one"
+        assert copied.stat().st_size == 1 << 30
+        assert copied.stat().st_blocks << 9 <= 1 << 20
+        with open(copied, "rb") as file:
+            assert os.pread(file.fileno(), 8, (500 << 20) - 1) == b"\0middle\0"
+
     def test_a_second_run_changes_nothing(self, shop: Workshop) -> None:
         shop.source("one")
         shop.copy(ONE_FILE)

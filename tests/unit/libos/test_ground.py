@@ -196,7 +196,7 @@ class TestRecords:
         assert orders.host is not None
         for name in set(record) - {"op"}:
             for bad in ({k: v for k, v in record.items() if k != name}, record | {name: [1]}):
-                if name in ("hidden",) and name in bad:
+                if name in ("hidden", "private") and name in bad:
                     continue  # any list of words
                 with pytest.raises(FormatError):
                     Orders.parse(bad, orders.fds)

@@ -12,7 +12,7 @@ import pytest
 
 from serdab.errors import UsageError
 from serdab.linux.dirfd import DirFd
-from serdab.linux.dirtree import identity
+from serdab.linux.identity import identity
 from serdab.linux.outside import Walk, is_instance
 
 

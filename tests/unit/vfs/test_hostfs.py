@@ -239,6 +239,16 @@ class TestReservedNames:
         for act in makers(fs, d, b"Occlum.json"):
             assert code_of(act) == errno.EBUSY
 
+    def test_above_one_that_is_shown_empty_is_what_it_is_in(
+        self, tmp_path: Path, make: MakeFs
+    ) -> None:
+        (tmp_path / "one/build").mkdir(parents=True)
+        fs = make(instance=b"one")
+        one = fs.lookup(ROOT_INO, b"one").ino
+        for _ in range(2):
+            build = fs.lookup(one, b"build").ino
+            assert {e.name: e.ino for e in fs.readdir(build, 0)} == {b".": build, b"..": one}
+
     @pytest.mark.parametrize("instance", [None, b"one"])
     def test_every_instance_below_hides_them(
         self, tmp_path: Path, make: MakeFs, instance: bytes | None
