@@ -7,7 +7,9 @@ after the checkpoint that follows, and in a second session after a clean close.
 A workload is a list of steps: operations (``tests.crash.actor``), and the words
 
 * ``fsync``, ``syncfs``   everything before is acknowledged as durable
+* ``fsync begins``        the same in steps; what stands before ``fsync ends`` comes in between
 * ``tick``                the timer of the session went off; acknowledges nothing
+* ``chore``               the session did a step of what is left to do; acknowledges nothing
 * ``reopen``              unmounted and mounted again: acknowledges everything
 """
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import select
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +34,7 @@ from serdab.testing.memfs import MemFs
 from serdab.testing.recording import RecordingDir, Trace
 from serdab.vfs.api import ROOT_INO
 from serdab.vfs.layer import Layer
+from serdab.vfs.steps import Steps, after, finish
 from serdab.vfs.union import Union
 from tests.crash.actor import Actor, Step
 from tests.property.fsops import picture
@@ -194,7 +198,8 @@ def run(ground: Ground, steps: Sequence[Step]) -> Record:
     record = Record(ground, trace, steps, [picture(model)])
     fs = ground.open(host)
     actor, model_actor = Actor(fs), Actor(model)
-    issued = acknowledged = 0
+    issued = acknowledged = asked = 0
+    slow: Steps[None] = after(iter(()))
     for step in steps:
         match step:
             case "fsync":
@@ -203,8 +208,21 @@ def run(ground: Ground, steps: Sequence[Step]) -> Record:
             case "syncfs":
                 fs.syncfs()
                 acknowledged = issued
+            case "fsync begins":
+                slow, asked = fs.fsync_steps(ROOT_INO, datasync=False), issued
+                while (descriptor := next(slow, -1)) is None:
+                    pass
+                if descriptor >= 0:
+                    select.select((descriptor,), (), ())  # the same trace each time
+            case "fsync ends":
+                finish(slow)
+                acknowledged = max(acknowledged, asked)
             case "tick":
                 fs.tick()
+            case "chore":
+                chore = fs.chores.popleft()
+                if next(chore, "done") is None:
+                    fs.chores.append(chore)
             case "reopen":
                 fs.close()
                 acknowledged = issued

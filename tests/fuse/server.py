@@ -14,8 +14,9 @@ import sys
 
 from serdab.fuse.mounting import mount_host
 from serdab.fuse.session import Session, SessionOptions
-from serdab.vfs.api import FileSystem
+from serdab.vfs.api import ROOT_INO, FileSystem
 from serdab.vfs.memfs import MemFs
+from serdab.vfs.steps import Steps
 
 
 class _Slow(MemFs):
@@ -29,11 +30,22 @@ class _Slow(MemFs):
         signal.sigwait({signal.SIGUSR1})
 
 
+class _Endless(MemFs):
+    """fallocate(2) never ends; an attribute of the root says that it began."""
+
+    def fallocate_steps(self, ino: int, mode: int, offset: int, length: int) -> Steps[None]:
+        self.setxattr(ROOT_INO, b"user.began", b"", 0)
+        while True:
+            yield None
+
+
 def _make(kind: str, source: str) -> FileSystem:
     if kind == "memory":
         return MemFs(size_limit_bytes=1 << 30, mode=0o777)
     if kind == "slow":
         return _Slow()
+    if kind == "endless":
+        return _Endless()
     if kind == "sealed":
         from serdab.sefs.volume import memory_volume
         from serdab.vfs.union import Union
@@ -46,7 +58,7 @@ def _make(kind: str, source: str) -> FileSystem:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("kind", choices=("memory", "slow", "sealed", "host"))
+    parser.add_argument("kind", choices=("memory", "slow", "endless", "sealed", "host"))
     parser.add_argument("path")
     parser.add_argument("--source", default="")
     parser.add_argument("--read-only", action="store_true")

@@ -24,6 +24,7 @@ from serdab.sefs.volume import open_volume_in
 from serdab.structs import replace
 from serdab.testing.smallhost import SmallDir, SmallHost
 from serdab.vfs.api import ROOT_INO, SetAttr
+from serdab.vfs.steps import after, finish
 from serdab.vfs.union import Union
 from tests.property.fsops import read
 
@@ -222,6 +223,8 @@ def _content(fs: Union, ino: int, size: int) -> Iterator[tuple[object, ...]]:
 def expect_room_after_removal(place: Place, total: int) -> None:
     """Remove everything, by the last name; nearly everything is free then."""
     place.remove_all()
+    while place.fs.chores:
+        finish(after(place.fs.chores.popleft()))
     place.fs.syncfs()
     for _ in range(6):
         place.fs.tick()

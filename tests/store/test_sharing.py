@@ -256,9 +256,9 @@ class TestPartsOfTheLowerLayer:
         assert body(fs, inode.ino) == bytes(2 * CHUNK) + expected + bytes(2 * CHUNK - 1000)
         assert fs.lseek(inode.ino, 0, 3) == 2 * CHUNK
         assert fs.lseek(inode.ino, 2 * CHUNK + 10, 4) == 2 * CHUNK + 1000
-        assert list(volume_of(fs).ranges(inode, 2 * CHUNK + 500, 4 * CHUNK)) == [
-            (2 * CHUNK + 500, 2 * CHUNK + 1000)
-        ]
+        found = volume_of(fs).ranges(inode, 2 * CHUNK + 500, 4 * CHUNK)
+        stored = [(start, end) for start, end in found if start < end]
+        assert stored == [(2 * CHUNK + 500, 2 * CHUNK + 1000)]
         assert damaged(fs) == {}
         fs.close()
 

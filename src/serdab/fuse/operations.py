@@ -13,10 +13,10 @@ Fewer requests are the whole gain here:
       them and keeps its pages and directory listings across opens. CREATE too: the kernel then
       sends MKNOD, and never a RELEASE.
     * An absent name is an entry with node 0 and an endless timeout, instead of ENOENT.
-    * INTERRUPT is answered ENOSYS: requests are served one after the other, so the request that
-      it names has been answered before it is read.
 It may forget an inode and still be asked for it by its number, which name_to_handle_at(2) gave
 away: FUSE_EXPORT_SUPPORT, then it looks up "." of that number, and ".." as far as the root.
+INTERRUPT is the session's: it concerns requests that are parked (``parked``).
+
 A file system that others change behind our back sets ``cache_timeout_s``: then the kernel asks
 again after that time and drops pages whose file has changed, and no number lasts.
 
@@ -31,16 +31,19 @@ import errno
 import stat
 from collections.abc import Callable
 from itertools import islice
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar, cast
 
 from serdab.errors import EnvironmentRefused, FsError, InternalError
 from serdab.fuse import abi, wire
 from serdab.fuse.abi import InitFlag, Opcode
+from serdab.fuse.insteps import InSteps
+from serdab.fuse.parked import Parked, Reply
 from serdab.fuse.unwritten import Asking, Unwritten
 from serdab.structs import frozen
 from serdab.vfs.api import DirEntry, FileSystem, Inode, SetAttr
+from serdab.vfs.steps import Steps, Unfinished
 
-Reply: TypeAlias = "bytes | memoryview | None"
+T = TypeVar("T")
 Handler: TypeAlias = Callable[[int, int, int, int, int], Reply]
 
 _pack_header_into = abi.OUT_HEADER.pack_into
@@ -97,6 +100,19 @@ class ServeOptions:
     """
 
 
+def _first_step(steps: Steps[T], answer: Callable[[T], Reply]) -> Reply:
+    """Do the first step: most requests have no more.
+
+    Raises:
+        Parked: this one has.
+    """
+    try:
+        waits_for = next(steps)
+    except StopIteration as end:
+        return answer(end.value)
+    raise Parked(steps, cast("Callable[[object], Reply]", answer), waits_for)
+
+
 class Operations:
     """The dispatch table over one file system, and the buffers that requests and replies use."""
 
@@ -110,6 +126,7 @@ class Operations:
         #: What waits for the kernel to tell what it holds of a file, by the request to answer.
         self._asking: dict[int, Asking] = {}
         self._options = options
+        self._in_steps = InSteps(fs)
         self._block_size = options.block_size
         timeout = getattr(fs, "cache_timeout_s", None)
         self._endless = timeout is None
@@ -219,11 +236,9 @@ class Operations:
         return None
 
     def _batch_forget(self, _unique: int, _nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
-        forget = self._fs.forget
-        for nodeid, nlookup in wire.parse_batch_forget(self.view, size):
-            if forget(nodeid, nlookup):
-                self._unwritten.forget(nodeid)
-        return None
+        forgotten = wire.parse_batch_forget(self.view, size)
+        steps = self._in_steps.forget(forgotten, self._unwritten.forget)
+        return _first_step(steps, lambda _: None)
 
     def _getattr(self, unique: int, nodeid: int, _uid: int, _gid: int, _size: int) -> Reply:
         inode = self._held(self._fs.getattr(nodeid))
@@ -244,8 +259,17 @@ class Operations:
         return inode
 
     def _setattr(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
-        inode = self._fs.setattr(nodeid, wire.parse_setattr(self.view, size))
+        changes = wire.parse_setattr(self.view, size)
+        if changes.size is not None:
+            return self._resize(unique, nodeid, changes)
+        inode = self._fs.setattr(nodeid, changes)
         return wire.dump_attr(unique, inode, self._valid_s, self._block_size)
+
+    def _resize(self, unique: int, nodeid: int, changes: SetAttr) -> Reply:
+        return _first_step(
+            self._in_steps.setattr(nodeid, changes),
+            lambda inode: wire.dump_attr(unique, inode, self._valid_s, self._block_size),
+        )
 
     def _readlink(self, unique: int, nodeid: int, _uid: int, _gid: int, _size: int) -> Reply:
         return wire.dump_data(unique, self._fs.readlink(nodeid))
@@ -315,12 +339,11 @@ class Operations:
         return wire.dump_statfs(unique, self._fs.statfs())
 
     def _fsync(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
-        self._fs.fsync(nodeid, datasync=wire.parse_fsync(self.view, size))
-        return wire.dump_ok(unique)
+        steps = self._in_steps.fsync(nodeid, datasync=wire.parse_fsync(self.view, size))
+        return _first_step(steps, lambda _: wire.dump_ok(unique))
 
     def _syncfs(self, unique: int, _nodeid: int, _uid: int, _gid: int, _size: int) -> Reply:
-        self._fs.syncfs()
-        return wire.dump_ok(unique)
+        return _first_step(self._in_steps.syncfs(), lambda _: wire.dump_ok(unique))
 
     def _setxattr(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         name, value, flags = wire.parse_setxattr(self.view, size)
@@ -337,10 +360,15 @@ class Operations:
 
     def _listxattr(self, unique: int, nodeid: int, uid: int, _gid: int, size: int) -> Reply:
         room = wire.parse_listxattr(self.view, size)
-        names = [name for name in self._fs.listxattr(nodeid) if not _refused_xattr(name)]
-        if uid or not self._options.shows_trusted:
-            names = [name for name in names if not name.startswith(b"trusted.")]
-        return self._sized(unique, room, b"".join(name + b"\0" for name in names))
+        shows_trusted = not uid and self._options.shows_trusted
+
+        def answer(found: list[bytes]) -> bytes:
+            names = [name for name in found if not _refused_xattr(name)]
+            if not shows_trusted:
+                names = [name for name in names if not name.startswith(b"trusted.")]
+            return self._sized(unique, room, b"".join(name + b"\0" for name in names))
+
+        return _first_step(self._in_steps.listxattr(nodeid), answer)
 
     @staticmethod
     def _sized(unique: int, room: int, value: bytes) -> bytes:
@@ -360,8 +388,8 @@ class Operations:
     def _fallocate(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         mode, offset, length = wire.parse_fallocate(self.view, size)
         self._kill_unsaid(nodeid)
-        self._fs.fallocate(nodeid, mode, offset, length)
-        return wire.dump_ok(unique)
+        steps = self._in_steps.fallocate(nodeid, mode, offset, length)
+        return _first_step(steps, lambda _: wire.dump_ok(unique))
 
     def _kill_unsaid(self, nodeid: int) -> None:
         """Take set-id bits away before a change of content for which the kernel does not say so."""
@@ -371,7 +399,8 @@ class Operations:
     def _lseek(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         offset, whence = wire.parse_lseek(self.view, size)
         if not self._unwritten.may_hold(nodeid):
-            return wire.dump_u64(unique, self._fs.lseek(nodeid, offset, whence))
+            steps = self._in_steps.lseek(nodeid, offset, whence)
+            return _first_step(steps, lambda found: wire.dump_u64(unique, found))
         return self._ask(unique, nodeid, self._unwritten.seek(nodeid, offset, whence), None)
 
     def _retrieved(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
@@ -427,7 +456,10 @@ class Operations:
 
     def _readdir(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         cookie, count = wire.parse_read(self.view, size)
-        batch = self._batch(nodeid, cookie, count, abi.DIRENT_BYTES)
+        steps = self._batch(nodeid, cookie, count, abi.DIRENT_BYTES)
+        return _first_step(steps, lambda batch: self._dump_batch(unique, batch))
+
+    def _dump_batch(self, unique: int, batch: list[DirEntry]) -> Reply:
         reply, at = self._reply, 16
         for entry in batch:
             at = wire.dump_dirent_into(reply, at, entry.ino, entry.cookie, entry.name, entry.dtype)
@@ -436,7 +468,10 @@ class Operations:
 
     def _readdirplus(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         cookie, count = wire.parse_read(self.view, size)
-        batch = self._batch(nodeid, cookie, count, abi.DIRENTPLUS_BYTES)
+        steps = self._batch(nodeid, cookie, count, abi.DIRENTPLUS_BYTES)
+        return _first_step(steps, lambda batch: self._dump_batch_plus(unique, nodeid, batch))
+
+    def _dump_batch_plus(self, unique: int, nodeid: int, batch: list[DirEntry]) -> Reply:
         reply, at = self._reply, 16
         dump, valid_s, block_size = wire.dump_direntplus_into, self._valid_s, self._block_size
         for entry in batch:
@@ -451,12 +486,14 @@ class Operations:
     def _lookup_entry(self, entry: DirEntry, parent: int) -> Inode | None:
         try:
             return self._fs.lookup_ino(entry.ino, parent)
-        except OSError:
+        except (OSError, Unfinished):
             # The listing stays whole: the kernel asks for this one by name, and that LOOKUP
             # carries the error to whoever wants the file.
             return None
 
-    def _batch(self, nodeid: int, cookie: int, count: int, fixed_bytes: int) -> list[DirEntry]:
+    def _batch(
+        self, nodeid: int, cookie: int, count: int, fixed_bytes: int
+    ) -> Steps[list[DirEntry]]:
         """Return the entries that fit into ``count`` bytes, never part of a run of one cookie.
 
         Names whose positions collide share a cookie, and reading goes on *after* a cookie: what
@@ -464,16 +501,25 @@ class Operations:
         """
         room = min(count, MAX_WRITE_BYTES)
         batch: list[DirEntry] = []
-        for entry in self._fs.readdir(nodeid, cookie):
-            room -= (fixed_bytes + len(entry.name) + 7) & ~7
-            if room < 0:
-                kept = len(batch)
-                while kept and batch[kept - 1].cookie == entry.cookie:
-                    kept -= 1
-                if not kept:
-                    raise FsError(errno.EIO)  # a single run larger than the reader's buffer
-                return list(islice(batch, kept))
-            batch.append(entry)
+        start: int | None = cookie
+        while start is not None:
+            cookie, start = start, None
+            for entry in self._in_steps.readdir(nodeid, cookie):
+                if isinstance(entry, int):
+                    if batch:
+                        return batch
+                    start = entry
+                    yield None
+                    break
+                room -= (fixed_bytes + len(entry.name) + 7) & ~7
+                if room < 0:
+                    kept = len(batch)
+                    while kept and batch[kept - 1].cookie == entry.cookie:
+                        kept -= 1
+                    if not kept:
+                        raise FsError(errno.EIO)  # a single run larger than the reader's buffer
+                    return list(islice(batch, kept))
+                batch.append(entry)
         return batch
 
 

@@ -22,7 +22,11 @@ server runs as SCHED_IDLE, which starves as soon as anyone else computes on that
 
 What the kernel forgets takes no answer, and it hands it out after up to eight requests that were
 queued later (fuse_dev_do_read() in Linux 6.18). So on a full file system a program that removes a
-file and makes another could read ENOSPC. Such a request is tried once more when nothing is queued.
+file and makes another could read ENOSPC. Such a request is tried once more when nothing is queued
+and nothing that was removed is left to be freed.
+
+Bounded requests: what takes longer than some milliseconds is done in steps, one after each request
+of others (``parked``); so are the chores of the file system, what is left to free of removed files.
 
 While the program computes, a file system that has a method ``ahead`` is called once after each
 reply, to prepare what is likely to be asked for next: a few microseconds that nobody waits for.
@@ -32,6 +36,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import math
 import os
 import select
@@ -46,9 +51,12 @@ from typing import Final
 
 from serdab.errors import EnvironmentRefused, Error, printable
 from serdab.fuse import wire
-from serdab.fuse.operations import Operations, Reply, ServeOptions
+from serdab.fuse.abi import Opcode
+from serdab.fuse.operations import Operations, ServeOptions
+from serdab.fuse.parked import Parked, Reply, Request
 from serdab.structs import field, frozen
 from serdab.vfs.api import FileSystem
+from serdab.vfs.steps import Chores, Unfinished
 
 #: The kernel has let go of the connection: unmounted, aborted, or (in tests) the peer has closed.
 _GONE: Final = frozenset((errno.ENODEV, errno.ECONNABORTED, errno.EPIPE, errno.ECONNRESET))
@@ -102,6 +110,16 @@ class Session:
         self._options = options or SessionOptions()
         self._log = log
         self._operations = Operations(fs, self._options.serve, partial(os.write, fd))
+        self._operations.table[Opcode.INTERRUPT] = self._interrupt
+        #: What is answered after more steps, the next one first.
+        self._parked: deque[Request] = deque()
+        #: Those of which the next step makes sense when a descriptor is readable.
+        self._sleeping: dict[int, list[Request]] = {}
+        self._poller = select.poll()
+        #: What the file system has to do while nobody waits.
+        self._chores: Chores = getattr(fs, "chores", deque())
+        #: What found no room, and is tried once more.
+        self._late: deque[tuple[int, bytes]] = deque()
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stopped = False
         self._tick_due = 0.0
@@ -123,6 +141,8 @@ class Session:
             self._serve(device)
         finally:
             device.close()
+            for request in (*self._parked, *itertools.chain(*self._sleeping.values())):
+                request.close()
             stop_fd, self._stop_fd = self._stop_fd, -1
             os.close(stop_fd)
 
@@ -136,15 +156,20 @@ class Session:
         ahead: Callable[[], None] = getattr(self._fs, "ahead", _nothing)
         poll_ns = int(self._options.poll_s * 1e9) if len(os.sched_getaffinity(0)) > 1 else 0
         clock = time.perf_counter_ns
-        poller = self._poller()
+        poller = self._watch()
         credit = _POLL_CREDIT
         busy = 0
-        late: deque[tuple[int, bytes]] = deque()
+        late, parked, chores, sleeping = self._late, self._parked, self._chores, self._sleeping
         tried = 0
         reply: Reply
         while not self._stopped:
+            if parked or chores or sleeping:
+                self._advance()
             try:
                 size = receive(request)
+                if size is None and (parked or chores):
+                    self._wait(poller, most_ms=0)
+                    continue
                 if size is None and late:
                     tried, saved = late.popleft()
                     size = len(saved)
@@ -176,6 +201,9 @@ class Session:
             try:
                 opcode, unique, nodeid, uid, gid = parse_header(view, size)
                 reply = find(opcode, unsupported)(unique, nodeid, uid, gid, size)
+            except (Parked, Unfinished) as exc:
+                self._park(unique, size, exc)
+                reply = None
             except Exception as exc:
                 # The edge: every failure becomes an errno, and the server lives.
                 reply = self._refusal(unique, exc)
@@ -189,9 +217,7 @@ class Session:
                 except OSError as exc:
                     if exc.errno in _GONE:
                         return
-                    # ENOENT: the caller was killed, its request is gone. Else we were wrong.
-                    if exc.errno != errno.ENOENT:
-                        self._log(f"fuse: the kernel refused a reply: {exc.strerror}")
+                    self._unsent(exc)
 
             self._handled += 1
             busy += 1
@@ -200,6 +226,106 @@ class Session:
                 # What wakes us must not starve while there is always another request.
                 self._look_up(poller)
                 self._refuse(late)
+
+    def _unsent(self, exc: OSError) -> None:
+        # ENOENT: the caller was killed, its request is gone. Else we were wrong.
+        if exc.errno != errno.ENOENT and exc.errno not in _GONE:
+            self._log(f"fuse: the kernel refused a reply: {exc.strerror}")
+
+    # Requests in steps --------------------------------------------------------------------
+
+    def _park(self, unique: int, size: int, why: Parked | Unfinished) -> None:
+        """Answer the request in the buffer later."""
+        view = self._operations.view
+        pid = wire.parse_pid(view)
+        if isinstance(why, Parked):
+            self._put_off(Request(unique, pid, why.steps, why.answer), why.waits_for)
+        else:
+            saved = bytes(view[:size])
+            request = Request(unique, pid, why.steps, lambda _: self._ask_again(saved))
+            self._put_off(request, None)
+
+    def _put_off(self, request: Request, waits_for: int | None) -> None:
+        """Go on with a request in its turn, or when a descriptor is readable."""
+        if waits_for is None:
+            self._parked.append(request)
+            return
+        if waits_for not in self._sleeping:
+            self._poller.register(waits_for, select.POLLIN)
+        self._sleeping.setdefault(waits_for, []).append(request)
+
+    def _wake_those(self, fd: int) -> None:
+        """A descriptor is readable: all that wait for it go on."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(fd)
+        self._poller.unregister(fd)
+        self._parked.extend(self._sleeping.pop(fd))
+
+    def _ask_again(self, saved: bytes) -> Reply:
+        """Serve a request whose file system knows by now what it did not."""
+        operations, size = self._operations, len(saved)
+        operations.view[:size] = saved
+        opcode, unique, nodeid, uid, gid = wire.parse_header(operations.view, size)
+        try:
+            call = operations.table.get(opcode, operations.unsupported)
+            return call(unique, nodeid, uid, gid, size)
+        except (Parked, Unfinished) as exc:
+            self._park(unique, size, exc)
+            return None
+
+    def _advance(self) -> None:
+        """Do one step of what is parked, or else of what the file system has to do."""
+        if self._sleeping:
+            for fd, _ in self._poller.poll(0):
+                if fd in self._sleeping:
+                    self._wake_those(fd)
+        if not self._parked:
+            if self._chores:
+                self._do_chore()
+            return
+        request = self._parked.popleft()
+        reply: Reply
+        try:
+            try:
+                waits_for = request.step()
+            except StopIteration as end:
+                reply = request.answer(end.value)
+            else:
+                self._put_off(request, waits_for)
+                return
+        except Exception as exc:
+            reply = self._refusal(request.unique, exc)
+        if reply is not None:
+            try:
+                os.write(self._fd, reply)
+            except OSError as exc:
+                self._unsent(exc)  # if the connection is gone, receiving says so
+
+    def _do_chore(self) -> None:
+        chore = self._chores.popleft()
+        try:
+            next(chore)
+        except StopIteration:
+            return
+        except Exception as exc:
+            self._refusal(0, exc)
+            return
+        self._chores.append(chore)
+
+    def _interrupt(self, _unique: int, _nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
+        """The caller of a request got a signal: see ``parked``."""
+        unique = wire.parse_interrupt(self._operations.view, size)
+        for request in (*self._parked, *itertools.chain(*self._sleeping.values())):
+            if request.unique == unique:
+                request.is_interrupted = True
+        for entry in self._late:
+            if entry[0] == unique:
+                # It was refused; there is no need to try once more.
+                self._late.remove(entry)
+                return wire.dump_error(unique, errno.ENOSPC)
+        return None
+
+    # Refusals -----------------------------------------------------------------------------
 
     def _refusal(self, unique: int, exc: Exception) -> bytes | None:
         code = errno.EIO
@@ -230,15 +356,15 @@ class Session:
             with contextlib.suppress(OSError):  # who is gone hears nothing; else receiving says so
                 os.write(self._fd, wire.dump_error(unique, errno.ENOSPC))
 
-    def _poller(self) -> select.poll:
-        poller = select.poll()
+    def _watch(self) -> select.poll:
+        poller = self._poller
         poller.register(self._fd, select.POLLIN)
         poller.register(self._stop_fd, select.POLLIN)
         if self._options.wake_fd >= 0:
             poller.register(self._options.wake_fd, select.POLLIN)
         return poller
 
-    def _wait(self, poller: select.poll) -> None:
+    def _wait(self, poller: select.poll, *, most_ms: float | None = None) -> None:
         """Do timed work that is due, or sleep until there is a request or a reason to stop."""
         now = time.monotonic()
         due = self._next_tick()
@@ -246,10 +372,12 @@ class Session:
             self._tick()
             return
         timeout_ms = None if due == math.inf else (due - now) * 1000.0 + 0.5
-        for fd, _ in poller.poll(timeout_ms):
+        for fd, _ in poller.poll(timeout_ms if most_ms is None else most_ms):
             if fd == self._fd:
                 continue
-            if fd == self._options.wake_fd and self._options.on_wake is not None:
+            if fd in self._sleeping:
+                self._wake_those(fd)
+            elif fd == self._options.wake_fd and self._options.on_wake is not None:
                 self._wake(poller, self._options.on_wake)
             else:
                 self._stopped = True

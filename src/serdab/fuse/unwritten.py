@@ -26,6 +26,7 @@ from collections.abc import Generator, Iterable, Iterator
 from typing import Final, TypeAlias
 
 from serdab.vfs.api import FileSystem
+from serdab.vfs.steps import Unfinished, after, finish
 
 #: Asks for pages, is given them, and returns a position.
 Asking: TypeAlias = "Generator[tuple[int, int], bytes, int]"
@@ -82,7 +83,7 @@ class Unwritten:
         try:
             data = self._fs.lseek(ino, offset, whence)
         except OSError as exc:
-            if exc.errno != errno.ENXIO or not offset < (size := self._fs.getattr(ino).size):
+            if exc.errno != errno.ENXIO or not offset < (size := self._size(ino)):
                 raise
             found = yield from self._first_data(ino, offset, size)
             if found == size:
@@ -90,9 +91,17 @@ class Unwritten:
             return found
         return (yield from self._first_data(ino, offset, data))
 
+    def _size(self, ino: int) -> int:
+        try:
+            return self._fs.getattr(ino).size
+        except Unfinished as exc:
+            # The kernel was asked by now, and the question cannot be put again.
+            finish(after(exc.steps))
+            return self._fs.getattr(ino).size
+
     def _seek_hole(self, ino: int, offset: int) -> Asking:
         hole = self._fs.lseek(ino, offset, os.SEEK_HOLE)
-        size = self._fs.getattr(ino).size
+        size = self._size(ino)
         while hole < size:
             try:
                 end = self._fs.lseek(ino, hole, os.SEEK_DATA)

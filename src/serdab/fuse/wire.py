@@ -100,6 +100,18 @@ def parse_forget(view: memoryview, size: int) -> int:
     return int(abi.FORGET_IN.unpack_from(view, 40)[0])
 
 
+def parse_interrupt(view: memoryview, size: int) -> int:
+    """Return the number of the request whose caller got a signal."""
+    if size < 48:
+        raise _short("INTERRUPT", 48, size)
+    return int.from_bytes(view[40:48], "little")
+
+
+def parse_pid(view: memoryview) -> int:
+    """Return which thread asks, as the mount's PID namespace knows it; 0: that knows it not."""
+    return int.from_bytes(view[32:36], "little")
+
+
 def parse_batch_forget(view: memoryview, size: int) -> list[tuple[int, int]]:
     """Return (nodeid, nlookup) pairs."""
     if size < 48:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import os
 import resource
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -51,6 +52,24 @@ def file_access_as(uid: int, gid: int) -> Iterator[None]:
         libc.setfsuid(previous_uid)
         libc.setfsgid(previous_gid)
         hide_memory()
+
+
+def is_being_killed(tid: int) -> bool:
+    """Return whether SIGKILL is on its way to a thread, by its number in this PID namespace.
+
+    So it is for every thread of a process that any signal ends (complete_signal() in Linux 6.18).
+    False if there is no such thread, or its state is hidden from us.
+    """
+    try:
+        with open(f"/proc/{tid}/status", "rb") as file:
+            status = file.read()
+    except OSError:
+        return False
+    pending = 0
+    for line in status.splitlines():
+        if line.startswith((b"SigPnd:", b"ShdPnd:")):
+            pending |= int(line.split()[1], 16)
+    return bool(pending & 1 << (signal.SIGKILL - 1))
 
 
 def forbid_core() -> None:

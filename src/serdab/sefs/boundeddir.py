@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from typing import Final, final
 
 from serdab.sefs.limits import VolumeLimits
@@ -99,6 +100,9 @@ class BoundedFile:
 
     def sync(self) -> None:
         """There is nothing below to be flushed."""
+
+    def flusher(self) -> Callable[[], None]:
+        return self.sync
 
     def size(self) -> int:
         return self._file.size()

@@ -13,8 +13,10 @@ file (``keyspace.record_size``).
 from __future__ import annotations
 
 import errno
+import itertools
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from bisect import insort
+from collections.abc import Callable, Iterator
 from typing import Final, final
 
 from serdab.crypto.aead import TAG_BYTES
@@ -24,6 +26,7 @@ from serdab.sefs.cache import ByteCache
 from serdab.sefs.datarecords import DataRecords
 from serdab.sefs.dirty import DirtyChunk, DirtyFile, Discards
 from serdab.sefs.extents import END, Extents
+from serdab.sefs.held import STEP_CHUNKS, Held
 from serdab.sefs.items import Items
 from serdab.sefs.references import References
 from serdab.sefs.segment import (
@@ -45,7 +48,7 @@ _CHUNK_BYTES: Final = 320
 
 
 @final
-class Content:
+class Content(Held):
     """All file content of one volume."""
 
     def __init__(
@@ -59,24 +62,16 @@ class Content:
         self._items = items
         self._segments = segments
         self.references = references = References(items, segments)
-        self._extents = extents = Extents(items, references, segments.version)
+        extents = Extents(items, references, segments.version)
         self.records = records = DataRecords(items, segments, extents, references)
-        # Bound once: reading asks for one of each chunk.
-        self._pointer, self._set_pointer = extents.pointer, extents.set_pointer
+        super().__init__(extents, chunk_size, lower)
         self._seal = records.seal
-        self._chunk_size = chunk_size
-        self._lower = lower
         self._put_inode = put_inode
         self.writer: Writer = records.writer
-        self._dirty: dict[int, DirtyFile] = {}
         self.dirty_bytes = 0
         """What the dirty chunks take in memory, and at most on the host when they are sealed."""
         self._chunks: ByteCache[bytes, bytes] = ByteCache(_CHUNK_CACHE)
         self._discards = Discards()
-
-    def chunk_size(self, inode: Inode) -> int:
-        """Return how long the chunks of a file are."""
-        return ks.record_size(inode.flags, self._chunk_size)
 
     @staticmethod
     def _largest(size: int) -> int:
@@ -210,11 +205,6 @@ class Content:
 
     # Writing ------------------------------------------------------------------------------
 
-    def live_inode(self, ino: int) -> Inode | None:
-        """Return the object whose content is dirty, if any."""
-        opened = self._dirty.get(ino)
-        return opened.inode if opened is not None else None
-
     def _load(self, inode: Inode, chunk: int) -> DirtyChunk:
         """Return a chunk as a dirty one that holds its present content."""
         opened = self._dirty.get(inode.ino)
@@ -235,6 +225,8 @@ class Content:
                     self.read(inode, start, view)
             held = DirtyChunk(buf, _CHUNK_BYTES + self._extents.cost(inode.ino, chunk))
             opened.chunks[chunk] = held
+            if opened.order is not None:
+                insort(opened.order, chunk)
             self.dirty_bytes += held.bytes()
             if inode.flags & ks.F_INLINE:
                 held.touch(0, present)
@@ -318,11 +310,6 @@ class Content:
         """Return the slot of a chunk; what is in memory is newer."""
         return self._pointer(ino, chunk)
 
-    def is_dirty(self, inode: Inode, chunk: int) -> bool:
-        """Return whether a chunk is in memory."""
-        opened = self._dirty.get(inode.ino)
-        return opened is not None and chunk in opened.chunks
-
     def holds(self, inode: Inode) -> bool:
         """Return whether anything is held of a file."""
         return inode.ino in self._dirty or self._extents.count(inode.ino) > 0
@@ -337,8 +324,11 @@ class Content:
             if not opened.chunks:
                 del self._dirty[ino]
 
-    def truncate(self, inode: Inode, size: int) -> None:
-        """Forget content from ``size`` on; the caller sets the size afterwards."""
+    def truncate(self, inode: Inode, size: int, held_end: int = END) -> None:
+        """Forget content from ``size`` on; the caller sets the size afterwards.
+
+        ``held_end``: no extent from this chunk on has anything.
+        """
         ino = inode.ino
         chunk_size = self.chunk_size(inode)
         chunk, keep = divmod(min(size, self._largest(chunk_size)), chunk_size)
@@ -361,22 +351,47 @@ class Content:
         # must not show through when the file grows again.
         inode.lower_limit = min(inode.lower_limit, chunk * chunk_size)
         self._discards.add_from(ino, chunk)
-        self._extents.clear(ino, chunk)
+        self._extents.clear(ino, chunk, held_end)
 
-    def _next_held(self, ino: int, chunk: int) -> int:
-        """Return the first chunk from ``chunk`` on that may be held here; END if there is none."""
-        dirty: Iterable[int] = self._dirty[ino].chunks if ino in self._dirty else ()
-        if chunk in dirty:
-            return chunk
-        first = self._extents.next_held(ino, chunk)
-        return min(first, END, *(number for number in dirty if number > chunk))
+    def truncate_steps(self, inode: Inode, size: int) -> Iterator[None]:
+        """Like ``truncate``, from the end of the file on: after each step it is one that was cut
+        further behind, its size set, so that whatever ends this leaves nothing to be undone.
 
-    def punch(self, inode: Inode, offset: int, length: int) -> None:
-        """Make a range read as zeros."""
+        Precondition: nothing else makes the file longer meanwhile.
+        """
+        ino = inode.ino
+        chunk_size = self.chunk_size(inode)
+        kept = -(-min(size, self._largest(chunk_size)) // chunk_size)
+        end = END
+        if not inode.flags & ks.F_INLINE:
+            if size % chunk_size and kept * chunk_size > size:
+                self._load(inode, kept - 1)  # if the host has it no more, nothing was changed
+            dirty = sorted(self._dirty[ino].chunks) if ino in self._dirty else []
+            while (end := self._extents.clear_last(ino, kept, end)) > kept:
+                while dirty and dirty[-1] >= end:
+                    self._drop_chunk(ino, dirty.pop())
+                self._end_at(inode, end)
+                yield
+            self._end_at(inode, end)
+        self.truncate(inode, size, end)
+
+    def _end_at(self, inode: Inode, chunk: int) -> None:
+        """From a chunk on there are no extents any more: the file ends there."""
+        inode.size = min(inode.size, chunk * self.chunk_size(inode))
+        inode.lower_limit = min(inode.lower_limit, inode.size)
+        self._discards.add_from(inode.ino, chunk)
+        self._put_inode(inode)
+
+    def punch_steps(self, inode: Inode, offset: int, length: int) -> Iterator[None]:
+        """Make a range read as zeros, from its start on, in steps."""
         self.leave_inline(inode)
         size = self.chunk_size(inode)
         position, end = offset, min(offset + length, inode.size)
-        while position < end:
+        for count in itertools.count(1):
+            if position >= end:
+                return
+            if count % STEP_CHUNKS == 0:
+                yield
             chunk, skip = divmod(position, size)
             below = inode.flags & ks.F_LOWER and position < inode.lower_limit
             if skip == 0 and not below and (held := self._next_held(inode.ino, chunk)) > chunk:
@@ -392,14 +407,19 @@ class Content:
                     self._write_part(inode, chunk, skip, zeros)
             position = stop
 
-    def drop(self, inode: Inode) -> None:
-        """Forget all content of an inode."""
-        ino = inode.ino
+    def drop(self, inode: Inode) -> int:
+        """Forget content of an inode that goes away; return where ``drop_on`` goes on, or END."""
         self.forget_dirty(inode)
+        ino = inode.ino
         if inode.flags & ks.F_INLINE or stat.S_ISLNK(inode.mode):
             self._items.drop(ks.key(ino, ks.T_INLINE))
         elif stat.S_ISREG(inode.mode):
-            self._extents.drop(ino)
+            return self._extents.drop(ino)
+        return END
+
+    def drop_on(self, inode: Inode, group: int) -> int:
+        """Forget more of it, in one step."""
+        return self._extents.drop(inode.ino, group)
 
     def forget_dirty(self, inode: Inode) -> None:
         """Hold nothing of an inode in memory that goes away."""
@@ -420,60 +440,18 @@ class Content:
         """See :meth:`Extents.drop_some`."""
         return self._extents.drop_some(ino, first, most)
 
-    def ranges(self, inode: Inode, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Yield the stored ranges within [start, end), in order."""
-        end = min(end, inode.size)
-        dirty: Iterable[int] = self._dirty[inode.ino].chunks if inode.ino in self._dirty else ()
-        if inode.flags & ks.F_INLINE:
-            if start < min(end, ks.INLINE_MAX):
-                yield start, min(end, ks.INLINE_MAX)
-            return
-        size = self.chunk_size(inode)
-        while start < end:
-            chunk = start // size
-            held = self._next_held(inode.ino, chunk)
-            stop = min(max(held, chunk + 1) * size, end)
-            pointer = self._pointer(inode.ino, chunk) if held == chunk else ABSENT
-            if chunk in dirty or is_record(pointer):
-                yield start, stop
-            elif (part := parse_lower(pointer)) is not None and self._lower is not None:
-                # Where the chunk is, seen from where the part of the lower layer is.
-                shift = chunk * size - part.offset
-                limit = min(stop, chunk * size + part.length)
-                for low, high in self._lower.data_ranges(part.ino, start - shift, limit - shift):
-                    yield low + shift, high + shift
-            elif pointer == ABSENT and inode.flags & ks.F_LOWER and self._lower is not None:
-                limit = min(stop, inode.lower_limit)
-                if start < limit:
-                    yield from self._lower.data_ranges(inode.ino, start, limit)
-            start = stop
-
     def held_bytes(self, inode: Inode, start: int, end: int) -> int:
         """Return how much of a range lies in memory, or in records that no other file has."""
         if inode.flags & ks.F_INLINE:
             return max(0, min(end, inode.size) - start)
         ino, size = inode.ino, self.chunk_size(inode)
-        dirty: Iterable[int] = self._dirty[ino].chunks if ino in self._dirty else ()
         held = 0
         for chunk in range(start // size, -(-end // size)):
             slot = self._pointer(ino, chunk)
-            if chunk in dirty or (is_record(slot) and self.references.count(slot) == 1):
+            is_own = is_record(slot) and self.references.count(slot) == 1
+            if is_own or self.is_dirty(inode, chunk):
                 held += min(end, (chunk + 1) * size) - max(start, chunk * size)
         return held
-
-    def taken_bytes(self, inode: Inode) -> int:
-        """Return about how much of a file takes space: whole chunks, the lower layer's part whole.
-
-        Not more than its size.
-        """
-        if inode.flags & ks.F_INLINE:
-            return min(inode.size, ks.INLINE_MAX)
-        ino = inode.ino
-        chunks = self._extents.count(ino)
-        if ino in self._dirty:
-            chunks += sum(self._pointer(ino, n) in (ABSENT, HOLE) for n in self._dirty[ino].chunks)
-        below = inode.lower_limit if inode.flags & ks.F_LOWER else 0
-        return min(chunks * self.chunk_size(inode) + below, inode.size)
 
     # Saving -------------------------------------------------------------------------------
 
@@ -511,22 +489,43 @@ class Content:
 
     def flush(self) -> None:
         """Seal all dirty chunks into records, small files into their inline item."""
-        for ino, opened in list(self._dirty.items()):
+        for opened in list(self._dirty.values()):
+            self._flush_file(opened)
+
+    def flush_steps(self) -> Iterator[None]:
+        """Like ``flush``, in steps, of what is dirty now."""
+        count = 0
+        for opened in list(self._dirty.values()):
             inode = opened.inode
-            held = opened.chunks.get(0)
-            if held is not None and len(opened.chunks) == 1 and self._is_inline(inode):
-                self._set_pointer(ino, 0, ABSENT)
-                self._discards.add_from(ino, 0)
-                self._items.put(ks.key(ino, ks.T_INLINE), bytes(held.buf[: inode.size]))
-                inode.flags = (inode.flags & ~ks.F_LOWER) | ks.F_INLINE
-                inode.lower_limit = 0
-                self._put_inode(inode)
-            else:
-                for chunk in sorted(opened.chunks):
-                    self._seal_or_leave(ino, chunk, opened.chunks[chunk].buf)
-            # One by one: if the host fails at a later inode, this one is in order.
-            self.dirty_bytes -= sum(dirty.bytes() for dirty in opened.chunks.values())
-            del self._dirty[ino]
+            many = sorted(opened.chunks) if len(opened.chunks) > 1 else ()
+            for chunk in many:
+                self.seal_chunk(inode, chunk)
+                count += 1
+                if count % STEP_CHUNKS == 0:
+                    yield
+            if not many and self._dirty.get(inode.ino) is opened:
+                self._flush_file(opened)
+                count += 1
+                if count % STEP_CHUNKS == 0:
+                    yield
+
+    def _flush_file(self, opened: DirtyFile) -> None:
+        inode = opened.inode
+        ino = inode.ino
+        held = opened.chunks.get(0)
+        if held is not None and len(opened.chunks) == 1 and self._is_inline(inode):
+            self._set_pointer(ino, 0, ABSENT)
+            self._discards.add_from(ino, 0)
+            self._items.put(ks.key(ino, ks.T_INLINE), bytes(held.buf[: inode.size]))
+            inode.flags = (inode.flags & ~ks.F_LOWER) | ks.F_INLINE
+            inode.lower_limit = 0
+            self._put_inode(inode)
+        else:
+            for chunk in sorted(opened.chunks):
+                self._seal_or_leave(ino, chunk, opened.chunks[chunk].buf)
+        # One by one: if the host fails at a later inode, this one is in order.
+        self.dirty_bytes -= sum(dirty.bytes() for dirty in opened.chunks.values())
+        del self._dirty[ino]
 
     def _is_inline(self, inode: Inode) -> bool:
         """Return whether a file whose first chunk is in memory can be kept in its inode."""
@@ -564,7 +563,9 @@ class Content:
     def replay_drop(self, ino: int) -> None:
         """The inode is gone. Logs of before format.md said so name no discard with it."""
         self.replay_discard(ino, 0, END)
-        self._extents.drop(ino)
+        group = self._extents.drop(ino)
+        while group != END:
+            group = self._extents.drop(ino, group)
 
     def replay_extents(self, ino: int, group: int, value: bytes) -> None:
         """Apply an extent item of the log, with its effect on the use of segments."""

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is damaged of a sealed file system, and how to read on around it.
 
-Above: ``fsck``, ``volumecheck``. Below: ``tree``.
+Above: ``fsck``, ``volumecheck``, ``journal``. Below: ``tree``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from serdab.errors import AuthenticationError, FormatError
+from serdab.errors import AuthenticationError, Error, FormatError
 from serdab.sefs.page import Item, Page
 from serdab.sefs.tree import Tree, load_child
 from serdab.structs import field, mutable
@@ -65,3 +65,14 @@ def tolerant_items(
                 report.add(f"tree page from inode {ino} on", exc)
             else:
                 note_page(page.value(index))
+
+
+def refusal(exc: AuthenticationError | FormatError, label: str, what: str) -> Error:
+    """Return the error that says which part of a volume does not verify, or cannot be read."""
+    return type(exc)(
+        exc.message,
+        subject=exc.subject or f"{label}, {what}",
+        expected=exc.expected,
+        found=exc.found,
+        hint=exc.hint or "the storage changed it; restore the volume from a backup",
+    )

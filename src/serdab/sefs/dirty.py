@@ -6,6 +6,7 @@ Above: ``content``. Below: ``extents`` (the end of all chunks).
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import Final, final
 
 from serdab.sefs.extents import END
@@ -19,15 +20,17 @@ class DirtyChunk:
     """Content newer than any record. Bytes beyond ``buf`` are zero.
 
     ``low`` and ``high`` bound what no commit has yet; equal: nothing. ``cost`` is what it takes
-    beside its bytes, here and in what names its record.
+    beside its bytes, here and in what names its record. ``is_fresh``: whether its slot has nothing
+    so far; None: nobody asked yet.
     """
 
-    __slots__ = ("buf", "cost", "high", "low")
+    __slots__ = ("buf", "cost", "high", "is_fresh", "low")
 
     def __init__(self, buf: bytearray, cost: int = 0) -> None:
         self.buf = buf
         self.cost = cost
         self.low = self.high = 0
+        self.is_fresh: bool | None = None
 
     def touch(self, low: int, high: int) -> None:
         """A range changed."""
@@ -47,11 +50,31 @@ class DirtyChunk:
 class DirtyFile:
     """An inode with dirty chunks."""
 
-    __slots__ = ("chunks", "inode")
+    __slots__ = ("chunks", "inode", "order")
 
     def __init__(self, inode: Inode) -> None:
         self.inode = inode
         self.chunks: dict[int, DirtyChunk] = {}
+        #: The numbers of the chunks in order, once somebody searched; some may be gone since.
+        #: Who adds a chunk puts it here too.
+        self.order: list[int] | None = None
+
+    def unmeasured(self) -> list[int]:
+        """Return the chunks of which nobody asked whether they are fresh."""
+        return [chunk for chunk, held in self.chunks.items() if held.is_fresh is None]
+
+    def next(self, chunk: int) -> int:
+        """Return the first dirty chunk from ``chunk`` on; END if there is none."""
+        chunks = self.chunks
+        if chunk in chunks:
+            return chunk
+        order = self.order
+        if order is None or len(order) > 2 * len(chunks) + 64:
+            order = self.order = sorted(chunks)
+        for at in range(bisect_left(order, chunk), len(order)):
+            if order[at] in chunks:
+                return order[at]
+        return END
 
 
 @final

@@ -19,6 +19,7 @@ import errno
 import fcntl
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol, final
 
@@ -41,6 +42,13 @@ class File(Protocol):
 
     def sync(self) -> None:
         """fdatasync(2)."""
+        ...
+
+    def flusher(self) -> Callable[[], None]:
+        """Return what does as ``sync`` does, once, in any thread, if this is closed meanwhile too.
+
+        Whoever asks for it calls it.
+        """
         ...
 
     def size(self) -> int: ...
@@ -123,6 +131,17 @@ class HostFile:
 
     def sync(self) -> None:
         os.fdatasync(self._fd)
+
+    def flusher(self) -> Callable[[], None]:
+        fd = os.dup(self._fd)
+
+        def flush() -> None:
+            try:
+                os.fdatasync(fd)
+            finally:
+                os.close(fd)
+
+        return flush
 
     def size(self) -> int:
         return os.fstat(self._fd).st_size

@@ -161,8 +161,11 @@ class Image:
         marked = self.tree.get(ks.xattr_key(ino, name))
         return None if marked is None else ks.check_xattr(name, marked, self.version)
 
-    def xattrs(self, ino: int) -> Iterator[tuple[bytes, bytes]]:
-        for key, value in self.tree.scan(*ks.kind_range(ino, ks.T_XATTR)):
+    def xattrs(self, ino: int, after: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        start, end = ks.kind_range(ino, ks.T_XATTR)
+        if after:
+            start = ks.xattr_key(ino, after) + b"\0"
+        for key, value in self.tree.scan(start, end):
             yield key[9:], ks.check_xattr(key[9:], value, self.version)
 
     def _inode(self, ino: int) -> Inode:

@@ -99,11 +99,32 @@ class Items:
         run = self._runs.get(prefix)
         return stored if run is None else self._merged(stored, run, start)
 
-    def _merged(self, stored: Iterator[Item], run: _Run, start: bytes) -> Iterator[Item]:
+    def last(self, start: bytes, end: bytes) -> bytes | None:
+        """Return the greatest key with start <= key < end; both are of one inode and kind."""
+        found: bytes | None = None
+        run = self._runs.get(start[:_PREFIX])
+        if run is not None:
+            ordered = self._in_order(run)
+            index = bisect_left(ordered, end) - 1
+            while index >= 0 and ordered[index] >= start and self.mem[ordered[index]] is None:
+                index -= 1
+            if index >= 0 and ordered[index] >= start:
+                found = ordered[index]
+        if start[:8] in self.young:
+            return found
+        stored = self.tree.last(start, end)
+        while stored is not None and self.mem.get(stored, _UNKNOWN) is None:
+            stored = self.tree.last(start, stored)
+        return max(filter(None, (found, stored)), default=None)
+
+    def _in_order(self, run: _Run) -> list[bytes]:
         if run.ordered is None:
             run.ordered = sorted(run.keys)
+        return run.ordered
+
+    def _merged(self, stored: Iterator[Item], run: _Run, start: bytes) -> Iterator[Item]:
         # A copy of the position is enough: a later change makes a new list.
-        ordered = run.ordered
+        ordered = self._in_order(run)
         index = bisect_left(ordered, start)
         for key, value in stored:
             while index < len(ordered) and ordered[index] < key:

@@ -17,7 +17,7 @@ On-disk format of the directory::
     seg/<n>       segments (see ``segment``)
     reserve       room for what is admitted (see ``reserve``); never read
 
-Threads: one.
+Threads: one, and one that waits for flushes in advance (``beside``).
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ from serdab.sefs import keyspace as ks
 from serdab.sefs.admission import Admission
 from serdab.sefs.anchor import AnchorState
 from serdab.sefs.anchorfile import AnchorFile
+from serdab.sefs.beside import SlowCommits
 from serdab.sefs.content import Content
+from serdab.sefs.damage import refusal
 from serdab.sefs.hostdir import Dir
 from serdab.sefs.intentlog import (
     Commit,
@@ -63,6 +65,7 @@ from serdab.sefs.tree import Root, Tree
 from serdab.sefs.treewriter import TreeWriter
 from serdab.vfs.api import Inode
 from serdab.vfs.layer import Layer
+from serdab.vfs.steps import Steps
 
 log = logging.getLogger("serdab.sefs")
 
@@ -133,6 +136,10 @@ class Journal:
         )  # fmt: skip
         self._oldest_change = 0.0
         self._last_checkpoint = 0.0
+        self._slow = SlowCommits(
+            self.commit, self._guarded, lambda: (bool(self._failed), self._log is not None),
+            self.content, limits,
+        )  # fmt: skip
         self._failed = ""
         self._closed = False
         self._first_checkpoint = True
@@ -190,16 +197,7 @@ class Journal:
             raw = self.segments.read(self.state.table, TABLE_AAD, plain_length(self.state.table))
             self.segments.usage = parse_table(raw)
         except (AuthenticationError, FormatError) as exc:
-            raise self._refusal(exc, "segment table") from None
-
-    def _refusal(self, exc: AuthenticationError | FormatError, what: str) -> Error:
-        return type(exc)(
-            exc.message,
-            subject=exc.subject or f"{self.label}, {what}",
-            expected=exc.expected,
-            found=exc.found,
-            hint=exc.hint or "the storage changed it; restore the volume from a backup",
-        )
+            raise refusal(exc, self.label, "segment table") from None
 
     def recover(self, *, tolerant: bool = False) -> None:
         """Check the root and replay the log. ``tolerant``: leave damage for fsck to report."""
@@ -208,14 +206,14 @@ class Journal:
             try:
                 self._replay()
             except (AuthenticationError, FormatError) as exc:
-                self.log_problem = self._refusal(exc, "intent log")
+                self.log_problem = refusal(exc, self.label, "intent log")
             return
         try:
             if state.root:
                 self._pages.load_page(state.root, level=state.root_level)
             self._replay()
         except (AuthenticationError, FormatError) as exc:
-            raise self._refusal(exc, "tree root" if not state.log else "intent log") from None
+            raise refusal(exc, self.label, "tree root" if not state.log else "intent log") from None
         if not self.read_only:
             self._reserve.clear()
 
@@ -306,6 +304,10 @@ class Journal:
                 raise
             self._checkpoint_now()  # which may take less: of what is gone nothing
 
+    def commit_steps(self) -> Steps[None]:
+        """Like ``commit``: much that is dirty is sealed in steps, and flushed beside the loop."""
+        return self._slow.steps()
+
     def write_checkpoint(self) -> None:
         """Write a checkpoint before a change, which one that finds no room does not stop."""
         self._guarded(self._checkpoint, kept=self._kept())
@@ -375,6 +377,7 @@ class Journal:
         self.content.records.save_owners()
 
     def _append_commit(self) -> None:
+        self._slow.settle()
         content, items = self.content, self.items
         if content.uncommitted_bytes() > self._limits.inline_commit_bytes:
             content.flush()
@@ -418,6 +421,7 @@ class Journal:
 
     def _checkpoint(self, *, final_one: bool = False) -> None:
         """Write the tree and an anchor. Afterwards nothing older is needed."""
+        self._slow.settle()
         content, items, state = self.content, self.items, self.state
         self.anchor.ensure()
         if self._first_checkpoint and not self._leftovers.is_swept:
@@ -578,6 +582,7 @@ class Journal:
             if not self.read_only and not self._failed and (self._changed or self.state.log):
                 self._checkpoint_now(final_one=True)
         finally:
+            self._slow.close()
             self._end_log()
             self.content.writer.close()
             self._pages.writer.close()

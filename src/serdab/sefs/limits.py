@@ -39,6 +39,8 @@ class VolumeLimits:
     """With less room than this on the host, checkpoints come before they outgrow the reserve."""
     inline_commit_bytes: int = 64 << 10
     """A commit carries up to this much content in the log instead of flushing it."""
+    beside_bytes: int = 1 << 20
+    """A commit flushes more than this while others are served, before it begins."""
     commit_s: float = 0.0
     """A change waits no longer for a commit; 0: until something asks for one."""
     checkpoint_s: float = 30.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from typing import Final, final
 
 from serdab.errors import BusyError
@@ -40,6 +41,9 @@ class MemoryFile:
 
     def sync(self) -> None:
         """There is nothing below to be flushed."""
+
+    def flusher(self) -> Callable[[], None]:
+        return self.sync
 
     def size(self) -> int:
         return len(self.content)

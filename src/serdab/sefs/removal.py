@@ -37,7 +37,7 @@ class Removal:
 
     def __init__(self, content: Content) -> None:
         self._content = content
-        self.on_rest: Callable[[Inode], None] = content.drop
+        self.on_rest: Callable[[Inode], object] = content.drop
         """Called with an inode of which no more is left than goes at once."""
         self._inodes: dict[int, Inode] = {}
         #: Where the extents begin that are left of the inode that comes first.

@@ -201,6 +201,9 @@ class RoomyFile:
         except OSError as exc:
             raise FlushError(exc.errno, exc.strerror) from exc
 
+    def flusher(self) -> Callable[[], None]:
+        return self._file.flusher()
+
     def size(self) -> int:
         return self._file.size()
 

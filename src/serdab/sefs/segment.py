@@ -380,6 +380,8 @@ class Writer:
         self._buffer = bytearray()
         self.waiting_bytes = 0
         """Sealed bytes that the host does not have yet."""
+        self.unsynced_bytes = 0
+        """Sealed bytes that are not durable."""
         self._count = 0
         self._unsynced: list[_Ended] = []
         self._dirty = False
@@ -464,6 +466,7 @@ class Writer:
         """So many bytes of records were sealed into the buffer."""
         store = self._store
         self.waiting_bytes += size
+        self.unsynced_bytes += size
         usage = store.usage[self._number]
         usage.used = self.written + self.waiting_bytes
         usage.live += size
@@ -505,7 +508,15 @@ class Writer:
             self.file.sync()
             self.written = -(-self.written // ALIGN) * ALIGN
         self._dirty = False
+        self.unsynced_bytes = 0
         return True
+
+    def flushers(self) -> list[Callable[[], None]]:
+        """Return what makes durable all that the host was handed; :meth:`sync` is still due."""
+        files = [ended.file for ended in self._unsynced]
+        if self._number:
+            files.append(self.file)
+        return [file.flusher() for file in files]
 
     def finish(self) -> None:
         """Leave the segment; the next record begins a new one."""

@@ -127,6 +127,19 @@ class Tree:
         self._near.insert(at, near)
         return near
 
+    def last(self, start: bytes, end: bytes) -> bytes | None:
+        """Return the greatest key with start <= key < end, or None."""
+        pointer, level = self.root.pointer, self.root.level
+        if not pointer:
+            return None
+        page = self.store.load_page(pointer, level=level)
+        while (index := bisect_left(page.keys, end) - 1) >= 0:
+            if not level:
+                return page.keys[index] if page.keys[index] >= start else None
+            level -= 1
+            page = load_child(self.store, page, index)
+        return None
+
     def scan(self, start: bytes, end: bytes) -> Iterator[Item]:
         """Return an iterator of the items with start <= key < end, in order."""
         at = bisect_right(self._lows, start) - 1

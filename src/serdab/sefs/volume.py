@@ -37,15 +37,18 @@ from serdab.sefs.lowerbinding import bind
 from serdab.sefs.memorydir import MemoryDir
 from serdab.sefs.page import Item
 from serdab.sefs.position import History, Position, checkpoint_mac, logged_mac
+from serdab.sefs.removals import Removals
 from serdab.sefs.segment import Usage
 from serdab.sefs.sharing import Sharing
 from serdab.sefs.slots import LowerPart
 from serdab.sefs.tree import Tree
 from serdab.vfs.api import ROOT_INO, Inode, StatFs
 from serdab.vfs.layer import Dirent, Layer
+from serdab.vfs.steps import Chores, Steps
 
 CHUNK_SIZE: Final = 32 << 10
 PAGE_SIZE: Final = 8 << 10
+_DONE: Final = object()
 
 log = logging.getLogger("serdab.sefs")
 
@@ -105,28 +108,15 @@ class Volume:
         self._items = self._journal.items
         self._content = self._journal.content
         self._live_inodes = self._journal.inodes
-        self._journal.removal.on_rest = self._drop_all
+        self._removals = Removals(self._journal, self._forget, self._keep_as_orphan)
+        self.chores: Chores = self._removals.chores
         self._sharing = Sharing(self._content, self.version)
 
     def recover(self, *, tolerant: bool = False) -> None:
         """Check the root and replay the log. ``tolerant``: leave damage for fsck to report."""
         self._journal.recover(tolerant=tolerant)
         if not tolerant:
-            self._free_orphans()
-
-    def _free_orphans(self) -> None:
-        """Free inodes that were in use without a name when the last session ended."""
-        prefix = ks.key(0, ks.T_ORPHAN)
-        orphans = [int.from_bytes(key[9:17], "big") for key, _ in self._items.scan(prefix)]
-        for ino in orphans:
-            inode = self.inode(ino)
-            if self._journal.read_only:
-                continue
-            if inode is not None:
-                self._orphans.add(ino)
-                self.drop_inode(inode)
-            else:
-                self._items.put(ks.orphan_key(ino), None)
+            self._removals.take_up(self.inode, self._orphans)
 
     # Layer: reading -----------------------------------------------------------------------
 
@@ -196,8 +186,9 @@ class Volume:
         marked = self._items.get(ks.xattr_key(ino, name))
         return marked if marked is None else ks.check_xattr(name, marked, self.version)
 
-    def xattrs(self, ino: int) -> Iterator[tuple[bytes, bytes]]:
-        for key, value in self._items.scan(ks.key(ino, ks.T_XATTR)):
+    def xattrs(self, ino: int, after: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        start = ks.xattr_key(ino, after) + b"\0" if after else b""
+        for key, value in self._items.scan(ks.key(ino, ks.T_XATTR), start):
             yield key[9:], ks.check_xattr(key[9:], value, self.version)
 
     def read_into(self, ino: int, offset: int, buf: memoryview) -> int:
@@ -248,27 +239,21 @@ class Volume:
         self._journal.put_inode(inode)
 
     def drop_inode(self, inode: Inode) -> None:
-        removal = self._journal.removal
-        if removal.is_large(inode):
-            # It goes in pieces, and is gone for everybody but the next session.
-            inode.nlink = 0
-            self.put_inode(inode)
-            if inode.ino not in self._orphans:
-                self.put_orphan(inode.ino)
-            removal.begin(inode)
-        else:
-            self._drop_all(inode)
+        self._removals.drop(inode)
 
-    def _drop_all(self, inode: Inode) -> None:
-        ino = inode.ino
-        self._content.drop(inode)
-        for key, _ in list(self._items.scan(ks.key(ino, ks.T_XATTR))):
-            self._items.put(key, None)
+    def _forget(self, ino: int) -> None:
+        """Of an inode there is nothing left."""
         self._journal.inodes.pop(ino, None)
         self._items.drop(ks.key(ino, ks.T_INODE))
         if ino in self._orphans:
             self.clear_orphan(ino)
         self._journal.touch()
+
+    def _keep_as_orphan(self, inode: Inode) -> None:
+        """An inode is gone, and not all of it: whatever ends this, the next session goes on."""
+        self.put_inode(inode)
+        if inode.ino not in self._orphans:
+            self.put_orphan(inode.ino)
 
     def put_orphan(self, ino: int) -> None:
         self._orphans.add(ino)
@@ -289,12 +274,6 @@ class Volume:
 
     def remove_dirent(self, parent: int, name: bytes) -> None:
         self._items.put(ks.dirent_key(parent, name), None)
-        self._journal.touch()
-
-    def clear_dirents(self, parent: int) -> None:
-        prefix = ks.key(parent, ks.T_DIRENT)
-        for key, _ in list(self._items.scan(prefix)):
-            self._items.put(key, None)
         self._journal.touch()
 
     def put_target(self, ino: int, target: bytes) -> None:
@@ -321,15 +300,26 @@ class Volume:
             self._content.write(inode, offset, data)
         self._journal.touch()
 
-    def truncate(self, inode: Inode, size: int) -> None:
-        with self._journal.host_errors:
-            self._content.truncate(inode, size)
-        self._journal.touch()
+    def truncate(self, inode: Inode, size: int) -> Iterator[None]:
+        return self._changing(self._content.truncate_steps(inode, size))
 
-    def punch(self, inode: Inode, offset: int, length: int) -> None:
-        with self._journal.host_errors:
-            self._content.punch(inode, offset, length)
-        self._journal.touch()
+    def punch(self, inode: Inode, offset: int, length: int) -> Iterator[None]:
+        return self._changing(self._content.punch_steps(inode, offset, length))
+
+    def _changing(self, steps: Iterator[None]) -> Iterator[None]:
+        while True:
+            with self._journal.host_errors:
+                is_done = next(steps, _DONE) is _DONE
+            if is_done:
+                self._journal.touch()
+                return
+            yield from self._removals.piece()
+
+    def is_measured(self, inode: Inode) -> bool:
+        return self._content.is_measured(inode)
+
+    def measure(self, inode: Inode) -> Iterator[None]:
+        return self._content.measure_steps(inode)
 
     # Version 2: nothing of this is reached from outside yet -------------------------------
 
@@ -362,10 +352,15 @@ class Volume:
     def commit(self) -> None:
         self._journal.commit()
 
+    def commit_steps(self) -> Steps[None]:
+        return self._journal.commit_steps()
+
     def tick(self) -> float | None:
         return self._journal.tick()
 
     def close(self) -> None:
+        if not self._journal.read_only:
+            self._removals.finish()
         self._journal.close()
 
     def abandon(self) -> None:

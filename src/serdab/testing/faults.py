@@ -144,6 +144,9 @@ class FaultyFile:
             self._file.fail_sync()
         raise OSError(fault.error, os.strerror(fault.error))
 
+    def flusher(self) -> Callable[[], None]:
+        return self.sync
+
     def size(self) -> int:
         return self._host.guard(Act.SIZE, self._file.size)
 

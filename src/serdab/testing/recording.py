@@ -10,6 +10,7 @@ Above: tests, ``crashes``. Below: ``sefs.memorydir``.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import final
 
 from serdab.sefs.memorydir import MemoryDir, MemoryFile
@@ -150,6 +151,9 @@ class RecordingFile:
 
     def sync(self) -> None:
         self._trace.events.append(SyncFile(self._number))
+
+    def flusher(self) -> Callable[[], None]:
+        return self.sync
 
     def fail_sync(self) -> None:
         """Note that a flush was asked for and failed."""

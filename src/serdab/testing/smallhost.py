@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from typing import Final, final
 
 from serdab.sefs.memorydir import MemoryDir, MemoryFile
@@ -88,6 +89,9 @@ class SmallFile:
 
     def sync(self) -> None:
         """There is nothing below to be flushed."""
+
+    def flusher(self) -> Callable[[], None]:
+        return self.sync
 
     def size(self) -> int:
         return self._file.size()

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple, Protocol
 
 from serdab.vfs.api import Inode, StatFs
+from serdab.vfs.steps import Chores, Steps
 
 
 class Dirent(NamedTuple):
@@ -58,14 +59,19 @@ class Layer(Protocol):
         """Return a value with its leading marker byte; empty bytes say that it was removed."""
         ...
 
-    def xattrs(self, ino: int) -> Iterator[tuple[bytes, bytes]]: ...
+    def xattrs(self, ino: int, after: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """Yield (name, value with its marker byte) of the names after one, in order."""
+        ...
 
     def read_into(self, ino: int, offset: int, buf: memoryview) -> int:
         """Fill ``buf`` with content; return the count, short at end of file only."""
         ...
 
     def data_ranges(self, ino: int, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Yield the (start, end) ranges that are stored, clipped to the given one, in order."""
+        """Yield the (start, end) ranges that are stored, clipped to the given one, in order.
+
+        Empty ones are signs of progress: before them is nothing that was not yielded.
+        """
         ...
 
     def stored_bytes(self) -> int:
@@ -82,8 +88,21 @@ class WritableLayer(Layer, Protocol):
         """Return how much of a file's content takes space, not more than its size."""
         ...
 
+    def is_measured(self, inode: Inode) -> bool:
+        """Return whether ``taken_bytes`` answers at once."""
+        ...
+
+    def measure(self, inode: Inode) -> Iterator[None]:
+        """Do the steps after which ``taken_bytes`` answers at once."""
+        ...
+
     def held_bytes(self, inode: Inode, start: int, end: int) -> int:
         """Return how much of a range this layer stores for this file alone."""
+        ...
+
+    @property
+    def chores(self) -> Chores:
+        """What is left to do while nobody waits; who does a step of it calls ``next``."""
         ...
 
     def live_inode(self, ino: int) -> Inode | None:
@@ -108,7 +127,10 @@ class WritableLayer(Layer, Protocol):
         ...
 
     def drop_inode(self, inode: Inode) -> None:
-        """Forget the record, content and attributes; the names are gone already."""
+        """Forget the record, content, attributes and whiteouts; the names are gone already.
+
+        Of what takes long the rest becomes a chore, and the inode an orphan until it is done.
+        """
         ...
 
     def put_orphan(self, ino: int) -> None:
@@ -122,10 +144,6 @@ class WritableLayer(Layer, Protocol):
     def put_dirent(self, parent: int, name: bytes, entry: Dirent) -> None: ...
 
     def remove_dirent(self, parent: int, name: bytes) -> None: ...
-
-    def clear_dirents(self, parent: int) -> None:
-        """Forget all entries of a directory that was removed (they are whiteouts)."""
-        ...
 
     def put_target(self, ino: int, target: bytes) -> None: ...
 
@@ -141,12 +159,15 @@ class WritableLayer(Layer, Protocol):
         """Store content. The caller sets ``inode.size`` afterwards."""
         ...
 
-    def truncate(self, inode: Inode, size: int) -> None:
-        """Forget content from ``size`` on. The caller sets ``inode.size`` afterwards."""
+    def truncate(self, inode: Inode, size: int) -> Iterator[None]:
+        """Forget content from ``size`` on, in steps, from the end: the inode's size follows.
+
+        The caller sets ``inode.size`` afterwards.
+        """
         ...
 
-    def punch(self, inode: Inode, offset: int, length: int) -> None:
-        """Make a range read as zeros and free what it held."""
+    def punch(self, inode: Inode, offset: int, length: int) -> Iterator[None]:
+        """Make a range read as zeros and free what it held, in steps, from its start."""
         ...
 
     def ranges(self, inode: Inode, start: int, end: int) -> Iterator[tuple[int, int]]:
@@ -159,6 +180,10 @@ class WritableLayer(Layer, Protocol):
         Raises:
             OSError: the host failed; what was not durable before still is not.
         """
+        ...
+
+    def commit_steps(self) -> Steps[None]:
+        """Like ``commit``, in steps."""
         ...
 
     def tick(self) -> float | None: ...

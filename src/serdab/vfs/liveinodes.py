@@ -15,6 +15,8 @@ from __future__ import annotations
 import errno
 import stat
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from serdab.errors import FsError
@@ -22,6 +24,7 @@ from serdab.vfs.api import ROOT_INO, Inode
 from serdab.vfs.attributes import one_name_less
 from serdab.vfs.layer import Layer, WritableLayer
 from serdab.vfs.merged import FLAG_SPARSE, Merged
+from serdab.vfs.steps import Unfinished
 
 _CACHE_INODES: Final = 40_000
 _FORMAT: Final = 0o170000
@@ -41,6 +44,10 @@ class LiveInodes:
         #: Where a directory was last found: what ``..`` of it leads to, if its record does not say.
         #: The kernel forgets no directory before what is below it, so this knows all that it holds.
         self._parents: dict[int, int] = {ROOT_INO: ROOT_INO}
+        #: Of operations in steps that are not at their end: how many go on with an inode.
+        self._in_steps: dict[int, int] = {}
+        #: Whether a caller is asked to come again (``steps.Unfinished``) rather than kept waiting.
+        self.stepwise = False
 
     def _find(self, ino: int) -> Inode | None:
         """Return an inode that is not at hand, and keep it there."""
@@ -55,7 +62,7 @@ class LiveInodes:
         """Drop the older half of the clean inodes; they are read again when asked for."""
         live = self._upper.live_inode
         for ino in list(self._inodes)[: _CACHE_INODES // 2]:
-            if live(ino) is None and ino not in self._orphans:
+            if live(ino) is None and ino not in self._orphans and ino not in self._in_steps:
                 del self._inodes[ino]
 
     def _inode(self, ino: int) -> Inode:
@@ -96,15 +103,38 @@ class LiveInodes:
             inode.parent_ino = self._parents.get(inode.ino, 0)
         self._upper.put_inode(inode)
 
+    @contextmanager
+    def _kept(self, inode: Inode) -> Iterator[None]:
+        """Within it, this object stands for its number, whatever comes between the steps."""
+        steps, ino = self._in_steps, inode.ino
+        steps[ino] = steps.get(ino, 0) + 1
+        try:
+            yield
+        finally:
+            steps[ino] -= 1
+            if not steps[ino]:
+                del steps[ino]
+
     def _measured(self, inode: Inode) -> Inode:
-        """Return a sparse file with what it takes now (``st_blocks`` of stat(2))."""
+        """Return a sparse file with what it takes now (``st_blocks`` of stat(2)).
+
+        Raises:
+            Unfinished: to find that out takes longer than one request may.
+        """
+        if self.stepwise and not self._upper.is_measured(inode):
+            steps = self._upper.measure(inode)
+            next(steps, None)
+            if not self._upper.is_measured(inode):
+                raise Unfinished(steps)
         inode.blocks = (self._upper.taken_bytes(inode) + 511) >> 9
         return inode
 
     def _count(self, inode: Inode) -> Inode:
+        if inode.flags & FLAG_SPARSE:
+            self._measured(inode)
         counts = self._counts
         counts[inode.ino] = counts.get(inode.ino, 0) + 1
-        return self._measured(inode) if inode.flags & FLAG_SPARSE else inode
+        return inode
 
     def lookup_ino(self, ino: int, parent: int) -> Inode:
         inode = self._inode(ino)
@@ -135,7 +165,6 @@ class LiveInodes:
         """One name less. A directory is empty: what is left of it are whiteouts."""
         if stat.S_ISDIR(inode.mode):
             inode.nlink = 0
-            self._upper.clear_dirents(inode.ino)
         else:
             one_name_less(inode)
         if inode.nlink > 0:

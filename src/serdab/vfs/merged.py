@@ -13,16 +13,22 @@ from __future__ import annotations
 import errno
 import stat
 from collections.abc import Iterator
+from itertools import islice
 from typing import Final, final
 
 from serdab.errors import FsError
 from serdab.vfs.api import Inode
 from serdab.vfs.layer import WHITEOUT, Dirent, Layer, WritableLayer
+from serdab.vfs.steps import Steps
 
 FLAG_LOWER: Final = 2
 """Content below ``lower_limit`` is the lower layer's (``sefs.keyspace``)."""
 FLAG_SPARSE: Final = 4
 """There may be holes: ``st_blocks`` does not follow from the size (the same)."""
+STEP_NAMES: Final = 256
+"""So many whiteouts are passed over in one step."""
+STEP_XATTRS: Final = 64
+"""So many attributes are read in one step: each may be 64 KiB."""
 
 
 @final
@@ -62,11 +68,23 @@ class Merged:
         """Return an iterator of the entries of a directory in order, whiteouts applied."""
         upper = self.upper.dirents(ino, position)
         below = self._below(ino)
-        return upper if below is None else _interleaved(upper, below.dirents(ino, position))
+        if below is None:
+            return upper
+        both = _interleaved(upper, below.dirents(ino, position))
+        return (entry for entry in both if entry[2].ino)
 
-    def is_empty(self, ino: int) -> bool:
-        """Return whether a directory has no entries."""
-        return next(self.entries(ino, 0), None) is None
+    def entries_or_gaps(self, ino: int, position: int) -> Iterator[tuple[int, bytes, Dirent] | int]:
+        """Like ``entries``; a number among them is a position before which nothing else is left.
+
+        One comes after so many whiteouts, and only where no name is cut from others of its place.
+        """
+        upper = self.upper.dirents(ino, position)
+        below = self._below(ino)
+        return (
+            upper
+            if below is None
+            else _with_gaps(_interleaved(upper, below.dirents(ino, position)))
+        )
 
     def show(self, parent: int, name: bytes, inode: Inode) -> None:
         """Make a name lead to an inode."""
@@ -113,12 +131,20 @@ class Merged:
             marked = below.xattr(ino, name)
         return marked or b""
 
-    def xattr_names(self, ino: int) -> list[bytes]:
-        """Return the names of all attributes, sorted."""
+    def xattr_names(self, ino: int) -> Steps[list[bytes]]:
+        """Return the names of all attributes, sorted, in steps."""
         below = self._below(ino)
-        found = dict(below.xattrs(ino)) if below is not None else {}
-        found.update(self.upper.xattrs(ino))
-        return sorted(name for name, marked in found.items() if marked)
+        found: dict[bytes, bool] = {}
+        for layer in (self.upper,) if below is None else (below, self.upper):
+            name = b""
+            while True:
+                some = list(islice(layer.xattrs(ino, name), STEP_XATTRS))
+                found.update((each, bool(marked)) for each, marked in some)
+                if len(some) < STEP_XATTRS:
+                    break
+                name = some[-1][0]
+                yield None
+        return sorted(name for name, is_there in found.items() if is_there)
 
     def drop_xattr(self, ino: int, name: bytes) -> None:
         """Remove an attribute."""
@@ -129,9 +155,25 @@ class Merged:
             self.upper.remove_xattr(ino, name)
 
 
+def _with_gaps(
+    entries: Iterator[tuple[int, bytes, Dirent]],
+) -> Iterator[tuple[int, bytes, Dirent] | int]:
+    hidden = last = 0
+    for entry in entries:
+        if hidden >= STEP_NAMES and entry[0] != last:
+            yield entry[0]
+            hidden = 0
+        last = entry[0]
+        if entry[2].ino:
+            yield entry
+        else:
+            hidden += 1
+
+
 def _interleaved(
     upper: Iterator[tuple[int, bytes, Dirent]], lower: Iterator[tuple[int, bytes, Dirent]]
 ) -> Iterator[tuple[int, bytes, Dirent]]:
+    """Yield the entries of two layers in order, whiteouts too, and not what they hide."""
     above, below = next(upper, None), next(lower, None)
     while above is not None:
         if below is not None and below[:2] < above[:2]:
@@ -140,8 +182,7 @@ def _interleaved(
             continue
         if below is not None and above[:2] == below[:2]:
             below = next(lower, None)
-        if above[2].ino:
-            yield above
+        yield above
         above = next(upper, None)
     if below is not None:
         yield below

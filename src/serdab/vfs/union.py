@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The union of a read-only lower layer and a writable upper one, as one POSIX file system.
 
-Above: ``fuse``. Below: ``liveinodes`` (which inodes are in memory, and for how long), ``merged``
-(the two layers seen as one), ``layer``.
+Above: ``fuse``. Below: ``filecontent`` (what is in a file), ``liveinodes`` (which inodes are in
+memory, and for how long), ``merged`` (the two layers seen as one), ``layer``.
 
 The upper layer is a delta on inodes: a name or an inode record in it wins over the lower layer's,
 a whiteout hides a lower name. Copying up is putting the lower inode's record into the upper layer
@@ -15,7 +15,6 @@ Threads: one. No call leaves a half-done change when it raises: all checks come 
 from __future__ import annotations
 
 import errno
-import os
 import stat
 import time
 from collections.abc import Iterator
@@ -25,36 +24,36 @@ from typing import Final, final
 from serdab.errors import FsError
 from serdab.vfs.api import ROOT_INO, DirEntry, Inode, SetAttr, StatFs
 from serdab.vfs.attributes import drop_suidgid, one_name_less, stored_time
+from serdab.vfs.filecontent import MAX_SIZE, NAME_GROWTH, FileContent
 from serdab.vfs.layer import Layer, WritableLayer
-from serdab.vfs.liveinodes import LiveInodes
-from serdab.vfs.merged import FLAG_LOWER, FLAG_SPARSE
+from serdab.vfs.merged import FLAG_SPARSE
+from serdab.vfs.steps import Steps, Unfinished, after, finish
 
 NAME_MAX: Final = 255
 XATTR_NAME_MAX: Final = 255
 XATTR_SIZE_MAX: Final = 65536
 LINK_MAX: Final = 65000
-NAME_GROWTH: Final = 512
-"""About what a new name and its inode take, in bytes."""
 
 _NOREPLACE: Final = 1
 _EXCHANGE: Final = 2
-_KEEP_SIZE: Final = 1
-_PUNCH_HOLE: Final = 2
-_ZERO_RANGE: Final = 16
-_COPY_UNIT: Final = 1 << 20
-_MAX_SIZE: Final = (1 << 63) - 1
+_POSITIONS: Final = 1 << 63
+"""Above the position of every name."""
+_DONE: Final = object()
 _SLASH: Final = ord("/")
 _DIRECTORY: Final = stat.S_IFDIR >> 12
 
 
 @final
-class Union(LiveInodes):
+class Union(FileContent):
     """Implements :class:`serdab.vfs.api.FileSystem`."""
 
     def __init__(self, upper: WritableLayer, lower: Layer | None) -> None:
         super().__init__(upper, lower)
         self._closed = False
         self._looked_up = self._next = 0
+        self.chores = upper.chores
+        #: Directories in which no name was found yet: up to where, and when they changed last.
+        self._searched: dict[int, tuple[int, int]] = {}
         if self._find(ROOT_INO) is None:
             self._make_root()
 
@@ -133,19 +132,39 @@ class Union(LiveInodes):
     # Attributes ---------------------------------------------------------------------------
 
     def setattr(self, ino: int, changes: SetAttr) -> Inode:
-        inode = self._inode(ino)
         if changes.size is not None:
+            return finish(self.setattr_steps(ino, changes))
+        inode = self._inode(ino)
+        if inode.flags & FLAG_SPARSE:
+            self._measured(inode)
+        self._upper.admit()
+        return self._set(inode, changes, time.time_ns())
+
+    def setattr_steps(self, ino: int, changes: SetAttr) -> Steps[Inode]:
+        """Like ``setattr``. A file that becomes shorter does so from its end on."""
+        inode = self._inode(ino)
+        size = changes.size
+        if size is not None:
             if stat.S_ISDIR(inode.mode):
                 raise FsError(errno.EISDIR)
             if not stat.S_ISREG(inode.mode):
                 raise FsError(errno.EINVAL)
-            if not 0 <= changes.size <= _MAX_SIZE:
+            if not 0 <= size <= MAX_SIZE:
                 raise FsError(errno.EFBIG)
         self._upper.admit()
-        now = time.time_ns()
-        if changes.size is not None:
-            self._resize(inode, changes.size)
-            inode.mtime_ns = now
+        with self._kept(inode):
+            now = time.time_ns()
+            if size is not None:
+                if size < inode.size:
+                    yield from self._upper.truncate(inode, size)
+                self._resize(inode, size)
+                inode.mtime_ns = now
+            if self.stepwise and inode.flags & FLAG_SPARSE:
+                yield from self._upper.measure(inode)
+            return self._set(inode, changes, now)
+
+    def _set(self, inode: Inode, changes: SetAttr, now: int) -> Inode:
+        """Set what setattr(2) changes besides the size."""
         if changes.mode is not None:
             inode.mode = stat.S_IFMT(inode.mode) | (changes.mode & 0o7777)
         if changes.uid is not None:
@@ -161,16 +180,6 @@ class Union(LiveInodes):
         inode.ctime_ns = now if changes.ctime_ns is None else stored_time(changes.ctime_ns, now)
         self._upper.put_inode(inode)
         return self._measured(inode) if inode.flags & FLAG_SPARSE else inode
-
-    def _resize(self, inode: Inode, size: int) -> None:
-        if size < inode.size:
-            self._upper.truncate(inode, size)
-        if size > inode.size:
-            inode.flags |= FLAG_SPARSE
-        elif size == 0:
-            inode.flags &= ~FLAG_SPARSE
-            inode.blocks = -1
-        inode.size = size
 
     # Creation -----------------------------------------------------------------------------
 
@@ -272,13 +281,43 @@ class Union(LiveInodes):
         directory, inode = self._existing(parent, name)
         if not stat.S_ISDIR(inode.mode):
             raise FsError(errno.ENOTDIR)
-        if not self._merged.is_empty(inode.ino):
-            raise FsError(errno.ENOTEMPTY)
+        self._check_empty(inode)
         self._upper.admit()
         self._merged.hide(parent, name)
         self._release(inode)
         one_name_less(directory)
         self._changed(directory, content=True)
+
+    def _check_empty(self, directory: Inode) -> None:
+        """Refuse a directory that has entries.
+
+        Raises:
+            FsError: ENOTEMPTY.
+            Unfinished: it has many whiteouts.
+        """
+        steps = self._look_for_name(directory)
+        if self.stepwise and next(steps, _DONE) is not _DONE:
+            raise Unfinished(steps)
+        finish(after(steps))
+        if self._searched.pop(directory.ino, None) is None:
+            raise FsError(errno.ENOTEMPTY)
+
+    def _look_for_name(self, directory: Inode) -> Iterator[None]:
+        """Note that a directory has no entries, if so; what was searched before is not again."""
+        ino = directory.ino
+        with self._kept(directory):
+            position, changed = self._searched.pop(ino, (0, directory.ctime_ns))
+            while position < _POSITIONS:
+                if changed != directory.ctime_ns:
+                    position, changed = 0, directory.ctime_ns
+                found = next(self._merged.entries_or_gaps(ino, position), _POSITIONS)
+                if not isinstance(found, int):
+                    return
+                position = found
+                if position < _POSITIONS:
+                    self._searched[ino] = position, changed
+                    yield None
+            self._searched[ino] = position, changed
 
     def rename(
         self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int
@@ -307,8 +346,7 @@ class Union(LiveInodes):
             if stat.S_ISDIR(target.mode):
                 if not is_dir:
                     raise FsError(errno.EISDIR)
-                if not self._merged.is_empty(target.ino):
-                    raise FsError(errno.ENOTEMPTY)
+                self._check_empty(target)
             elif is_dir:
                 raise FsError(errno.ENOTDIR)
         if is_dir:
@@ -371,125 +409,46 @@ class Union(LiveInodes):
             if walked > 1 << 16:
                 raise FsError(errno.ELOOP)
 
-    # Content ------------------------------------------------------------------------------
-
-    def read_into(self, ino: int, offset: int, buf: memoryview) -> int:
-        inode = self._inode(ino)
-        return self._merged.read(inode, offset, buf)
-
-    def may_have_holes(self, ino: int) -> bool:
-        return self._inode(ino).flags & (FLAG_SPARSE | FLAG_LOWER) != 0
-
-    def write(self, ino: int, offset: int, data: memoryview, *, kill_suidgid: bool) -> int:
-        inode = self._inode(ino)
-        end = offset + len(data)
-        if end > _MAX_SIZE:
-            raise FsError(errno.EFBIG)
-        self._admit_write(inode, offset, end)
-        try:
-            self._upper.write(inode, offset, data)
-        except BaseException:
-            if end > inode.size:
-                # What is there of it must not show when the file grows.
-                self._upper.truncate(inode, inode.size)
-                self._upper.put_inode(inode)
-            raise
-        if end > inode.size:
-            if offset > inode.size:
-                inode.flags |= FLAG_SPARSE
-            inode.size = end
-        if kill_suidgid:
-            drop_suidgid(inode)
-        self._changed(inode, content=True)
-        return len(data)
-
-    def _admit_write(self, inode: Inode, offset: int, end: int) -> None:
-        """Admit it as if all of it were new; where that is too much, what is rewritten as such."""
-        try:
-            self._upper.admit(end - offset + NAME_GROWTH)
-        except FsError as exc:
-            if exc.errno != errno.ENOSPC or offset >= inode.size:
-                raise
-            rewritten = self._upper.held_bytes(inode, offset, end)
-            if not rewritten:
-                raise
-            new = end - offset - rewritten
-            self._upper.admit(new + NAME_GROWTH if new else 0, rewritten)
-
-    def fallocate(self, ino: int, mode: int, offset: int, length: int) -> None:
-        inode = self._inode(ino)
-        if not stat.S_ISREG(inode.mode):
-            raise FsError(errno.ENODEV)
-        if offset < 0 or length <= 0:
-            raise FsError(errno.EINVAL)
-        if offset + length > _MAX_SIZE:
-            raise FsError(errno.EFBIG)
-        keep = mode & _KEEP_SIZE
-        action = mode & ~_KEEP_SIZE
-        # Allocation alone is refused: what is stored goes to a place of its own each time, so room
-        # for one write would be gone with it. posix_fallocate(3) writes every block then, and what
-        # is written can be rewritten (see _admit_write).
-        if action not in (_PUNCH_HOLE, _ZERO_RANGE) or (action == _PUNCH_HOLE and not keep):
-            raise FsError(errno.EOPNOTSUPP)
-        self._upper.admit()
-        self._upper.punch(inode, offset, length)
-        inode.flags |= FLAG_SPARSE
-        if not keep and offset + length > inode.size:
-            inode.size = offset + length
-        self._changed(inode, content=True)
-
-    def lseek(self, ino: int, offset: int, whence: int) -> int:
-        inode = self._inode(ino)
-        if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
-            raise FsError(errno.EINVAL)
-        if not 0 <= offset < inode.size:
-            raise FsError(errno.ENXIO)
-        position = offset
-        for start, end in self._merged.ranges(inode, offset, inode.size):
-            if whence == os.SEEK_DATA:
-                return max(start, offset)
-            if start > position:
-                return position
-            position = max(position, end)
-        if whence == os.SEEK_DATA:
-            raise FsError(errno.ENXIO)
-        return min(position, inode.size)
-
-    def copy_file_range(
-        self, ino: int, offset: int, ino_out: int, offset_out: int, length: int
-    ) -> int:
-        source = self._inode(ino)
-        length = min(length, max(0, source.size - offset))
-        if ino == ino_out and offset < offset_out + length and offset_out < offset + length:
-            raise FsError(errno.EINVAL)
-        done = 0
-        buf = bytearray(min(_COPY_UNIT, length))
-        while done < length:
-            view = memoryview(buf)[: min(len(buf), length - done)]
-            count = self.read_into(ino, offset + done, view)
-            if count == 0:
-                break
-            self.write(ino_out, offset_out + done, view[:count], kill_suidgid=False)
-            done += count
-        return done
+    # Durability ----------------------------------------------------------------------------
 
     def fsync(self, ino: int, *, datasync: bool) -> None:
         self._upper.commit()
 
+    def fsync_steps(self, ino: int, *, datasync: bool) -> Steps[None]:
+        """Like ``fsync``."""
+        return self._upper.commit_steps()
+
     def syncfs(self) -> None:
         self._upper.commit()
+
+    def syncfs_steps(self) -> Steps[None]:
+        """Like ``syncfs``."""
+        return self._upper.commit_steps()
 
     # Listing ------------------------------------------------------------------------------
 
     def readdir(self, ino: int, cookie: int) -> Iterator[DirEntry]:
+        for entry in self.readdir_steps(ino, cookie):
+            if not isinstance(entry, int):
+                yield entry
+
+    def readdir_steps(self, ino: int, cookie: int) -> Iterator[DirEntry | int]:
+        """Like ``readdir``; a number comes after a step that found nothing: the cookie to go on
+        from, with another call if anything came in between."""
         directory = self._dir(ino)
         if cookie < 1:
             yield DirEntry(1, b".", ino, stat.S_IFDIR >> 12)
         if cookie < 2:
             above = directory.parent_ino or self._parents.get(ino, ROOT_INO)
             yield DirEntry(2, b"..", above, stat.S_IFDIR >> 12)
-        for position, name, entry in self._merged.entries(ino, cookie + 1 if cookie >= 2 else 0):
-            yield DirEntry(position, name, entry.ino, entry.dtype)
+        if directory.nlink == 0:
+            return  # what is left of it are whiteouts
+        for found in self._merged.entries_or_gaps(ino, cookie + 1 if cookie >= 2 else 0):
+            if isinstance(found, int):
+                yield found - 1
+            else:
+                position, name, entry = found
+                yield DirEntry(position, name, entry.ino, entry.dtype)
 
     # Extended attributes ------------------------------------------------------------------
 
@@ -516,6 +475,10 @@ class Union(LiveInodes):
         self._changed(inode)
 
     def listxattr(self, ino: int) -> list[bytes]:
+        return finish(self.listxattr_steps(ino))
+
+    def listxattr_steps(self, ino: int) -> Steps[list[bytes]]:
+        """Like ``listxattr``."""
         self._inode(ino)
         return self._merged.xattr_names(ino)
 

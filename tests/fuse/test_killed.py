@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A caller whose request takes long can be killed, and others are served meanwhile."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.fuse.conftest import Served
+
+_CALLER = """
+import os, signal, sys
+signal.signal(signal.SIGUSR1, lambda *_: None)
+fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+os.posix_fallocate(fd, 0, 100)
+"""
+
+
+def _began(root: Path) -> bool:
+    return "user.began" in os.listxattr(root)
+
+
+def test_whoever_asks_for_what_never_ends_is_gone_when_killed(
+    serve: Callable[..., Served],
+) -> None:
+    """Also after a signal that did not end it: the kernel tells the server of the first one only
+    (request_wait_answer() in Linux 6.18), and no program expects EINTR here."""
+    served = serve("endless")
+    caller = subprocess.Popen([sys.executable, "-c", _CALLER, os.fspath(served.path / "file")])
+    try:
+        while not _began(served.path):
+            assert caller.poll() is None
+        caller.send_signal(signal.SIGUSR1)
+        for number in range(100):
+            (served.path / f"of another {number}").touch()
+        assert caller.poll() is None, "it lives, and waits"
+        caller.kill()
+        assert caller.wait(60) == -signal.SIGKILL
+    finally:
+        caller.kill()
+        caller.wait(60)
+    assert served.unmount() == ""
