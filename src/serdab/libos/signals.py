@@ -15,6 +15,7 @@ from __future__ import annotations
 import _thread
 import os
 import signal
+import time
 from typing import Final, Protocol
 
 from serdab.libos.interpreter import STOP_AS_TYPED
@@ -134,17 +135,24 @@ def die_of(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-def restore_foreground() -> None:
+def restore_foreground(patience_s: float = 0.0) -> None:
     """Take the terminal back from a program's job that no longer exists.
 
-    The kernel process does so, unless it was killed.
+    The kernel process does so, unless it was killed. Then the job is still being ended by the
+    kernel: for ``patience_s`` at most it is waited for. Somebody else's job keeps the terminal.
     """
     terminal = _controlling_terminal()
     if terminal < 0:
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
+    deadline = time.monotonic() + patience_s
     try:
-        os.killpg(os.tcgetpgrp(terminal), 0)
+        while True:
+            group = os.tcgetpgrp(terminal)
+            os.killpg(group, 0)
+            if group == os.getpgrp() or time.monotonic() >= deadline:
+                return
+            time.sleep(0.01)
     except ProcessLookupError:
         try:
             os.tcsetpgrp(terminal, os.getpgrp())

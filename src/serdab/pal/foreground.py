@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
+from typing import Final
 
 from serdab.errors import Error, InternalError
 from serdab.keys import Key
@@ -17,6 +18,9 @@ from serdab.libos.interpreter import KEYBOARD
 from serdab.libos.request import NOTHING_PINNED, Freshness
 from serdab.pal.booting import init
 from serdab.pal.running import ExitStatus, Pal, Process
+
+_JOB_ENDS_S: Final = 1.0
+"""So long, at most, the kernel takes to end a program whose instance was killed."""
 
 
 def run_foreground(
@@ -70,7 +74,7 @@ def run_foreground(
             pal.destroy(patience_s=0)
             state.dies_of(pal.unheard)
     except (Error, InternalError):
-        restore_foreground()
+        restore_foreground(_JOB_ENDS_S if state.has_begun() else 0.0)
         forwarding.end()
         if not state.ended_by:
             if state.died_of:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,7 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def ground(home: Path) -> Iterator[Ground]:
+    gc.collect()  # what others left to the collector is not closed in between
     before = len(os.listdir("/proc/self/fd"))
     with Ground.at(str(home)) as ground:
         yield ground
