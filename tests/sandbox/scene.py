@@ -12,7 +12,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
+PATIENCE_S = 50
 ACTS = [
     "kill 0", "kill -1", "stop 0", "kill group", "kill", "tkill", "tgkill", "sigqueue",
     "sigqueue thread", "pidfd", "pidfd of the parent", "pidfd of the group", "owner",
@@ -28,8 +30,11 @@ def outside() -> dict[int, str]:
     """Return this process and all below it that are not inside, with their names."""
     found = {}
     for pid in family():
-        with open(f"/proc/{pid}/status") as file:
-            fields = dict(line.split(":", 1) for line in file if ":" in line)
+        try:
+            with open(f"/proc/{pid}/status") as file:
+                fields = dict(line.split(":", 1) for line in file if ":" in line)
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended meanwhile
         if len(fields["NSpid"].split()) == 1:
             found[pid] = fields["Name"].strip()
     return found
@@ -79,6 +84,19 @@ def state(pid: int) -> dict[str, object]:
     }
 
 
+def settled() -> dict[int, str]:
+    """Return those outside once they are the ones who stay.
+
+    The fs server of the init FS ends after the program inside has started, some time or other.
+    Those of the root FS and of /host stay.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    while list((found := outside()).values()).count("serdab-fs") != 2:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.01)
+    return found
+
+
 def everybody(pids: dict[int, str]) -> dict[int, dict[str, object]]:
     return {pid: state(pid) for pid in pids}
 
@@ -104,7 +122,7 @@ def watch() -> list[list[str]]:
         return heard.readline().strip()
 
     assert do("no act", 0) == "EDOM", "it does not begin"
-    pids = outside()
+    pids = settled()
     before = everybody(pids)
     assert len(pids) >= 5, pids
     for act in ACTS:
