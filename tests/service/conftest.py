@@ -145,12 +145,15 @@ class Typist:
         return termios.tcgetattr(self.slave) == self.modes
 
     def close(self) -> None:
-        """End it, whatever it does."""
+        """End it, whatever it does; a second time is nothing."""
         if self.status is None:
             os.kill(self.pid, signal.SIGKILL)
             _, self.status = os.waitpid(self.pid, 0)
-        os.close(self.master)
-        os.close(self.slave)
+        # Each number once: soon it is somebody else's.
+        for fd in (self.master, self.slave):
+            if fd >= 0:
+                os.close(fd)
+        self.master = self.slave = -1
 
 
 def _login_tty(fd: int) -> None:

@@ -41,6 +41,7 @@ import math
 import os
 import select
 import sys
+import threading
 import time
 import traceback
 from collections import deque
@@ -121,6 +122,8 @@ class Session:
         #: What found no room, and is tried once more.
         self._late: deque[tuple[int, bytes]] = deque()
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        #: Held while the descriptor is used or closed: another thread may stop us as we end.
+        self._ending = threading.Lock()
         self._stopped = False
         self._tick_due = 0.0
         self._ticked_at = 0.0
@@ -128,10 +131,11 @@ class Session:
         self._handled = 0
 
     def stop(self) -> None:
-        """Make :meth:`run` return after the request it is at."""
+        """Make :meth:`run` return after the request it is at; any thread may ask."""
         self._stopped = True
-        if self._stop_fd >= 0:
-            os.eventfd_write(self._stop_fd, 1)
+        with self._ending:
+            if self._stop_fd >= 0:
+                os.eventfd_write(self._stop_fd, 1)
 
     def run(self) -> None:
         """Serve, once, until the file system is unmounted or :meth:`stop` is called."""
@@ -143,8 +147,9 @@ class Session:
             device.close()
             for request in (*self._parked, *itertools.chain(*self._sleeping.values())):
                 request.close()
-            stop_fd, self._stop_fd = self._stop_fd, -1
-            os.close(stop_fd)
+            with self._ending:
+                stop_fd, self._stop_fd = self._stop_fd, -1
+                os.close(stop_fd)
 
     def _serve(self, device: FileIO) -> None:
         # One long function on purpose: a call costs a twentieth of a request here.
