@@ -90,12 +90,13 @@ def settled_tree(pid: int, instance: Path) -> list[int]:
 
 
 def role(pid: int) -> str:
-    """Return what a process of ours is, by its command line; else it is a program."""
+    """Return what a process of ours is, by its command line and name; else it is a program."""
     command = Path(f"/proc/{pid}/cmdline").read_bytes()
-    is_server = Path(f"/proc/{pid}/comm").read_text().strip() == "serdab-fs"
+    own = {"serdab-fs": "fs", "serdab-nursery": "nursery"}
+    forked = own.get(Path(f"/proc/{pid}/comm").read_text().strip())
     for mark, name in (
-        (b"serdab.libos.main", "kernel"),
-        (b"serdab.libos.nursery", "fs" if is_server else "nursery"),
+        (b"serdab.libos.main", forked or "kernel"),
+        (b"serdab.libos.nursery", forked or "nursery"),
         (b"serdab-launcher", "launcher"),
         (b"serdab.service", "service"),
         (b"\0serdab\0", "command"),

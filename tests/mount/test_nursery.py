@@ -15,7 +15,6 @@ import serdab
 from tests.harness.command import describe
 from tests.mount.conftest import Mounter
 from tests.recovery.processes import descendants, wait_until
-from tests.service.test_kills import command_line
 
 pytestmark = [pytest.mark.fuse, pytest.mark.userns]
 
@@ -60,11 +59,7 @@ def running(mounter: Mounter) -> Iterator[Running]:
 
 def kill_nursery(daemon: int) -> None:
     """Kill it, and wait until it has let go of its socket."""
-    (nursery,) = (
-        process
-        for process in descendants(daemon)
-        if "libos.nursery" in command_line(process.pid) and process.name() != "serdab-fs"
-    )
+    (nursery,) = (process for process in descendants(daemon) if process.name() == "serdab-nursery")
     nursery.kill()
     wait_until(lambda: not nursery.is_alive(), "the end of the nursery")
 

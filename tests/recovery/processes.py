@@ -90,12 +90,7 @@ class Family:
     @staticmethod
     def find_kernel(cli: int) -> list[Process]:
         """Return the kernel process of a command that may still boot, or nothing."""
-        # What makes fs servers is a child of the command too, and has a session of its own.
-        pids = [
-            pid
-            for pid in _children(_parents(), cli)
-            if _group(pid) == _group(cli) and "serdab.libos." in _command(pid)
-        ]
+        pids = [pid for pid in _children(_parents(), cli) if "serdab.libos." in _command(pid)]
         return [process for pid in pids if (process := _process_or_none(pid)) is not None]
 
     def everybody(self) -> tuple[Process, ...]:
@@ -200,11 +195,6 @@ def state_of(pid: int) -> str:
     """Return the letter of a process's state, proc_pid_stat(5); empty once it is gone."""
     fields = _stat(pid)
     return "" if fields is None else fields[0]
-
-
-def _group(pid: int) -> str:
-    fields = _stat(pid)
-    return "" if fields is None else fields[2]
 
 
 def _parents() -> dict[int, int]:

@@ -42,16 +42,11 @@ def processes_of(service: Service) -> dict[str, list[Process]]:
     daemon = process_of(int(str(service.status()["pid"])))
     below = descendants(daemon.pid)
     out = {"service": [daemon]}
-    for child in [process for process in below if process.parent() == daemon.pid]:
-        own = [process for process in below if process.parent() == child.pid]
-        if "libos.nursery" in command_line(child.pid):
-            out["nursery"] = [child]
-            out["fs server"] = own
-        else:
-            out["kernel process"] = [child]
-            out["launcher"] = [
-                process for process in own if "launcher" in command_line(process.pid)
-            ]
+    (kernel,) = out["kernel process"] = [p for p in below if p.parent() == daemon.pid]
+    own = [process for process in below if process.parent() == kernel.pid]
+    (nursery,) = out["nursery"] = [p for p in own if p.name() == "serdab-nursery"]
+    out["launcher"] = [p for p in own if "launcher" in command_line(p.pid)]
+    out["fs server"] = [process for process in below if process.parent() == nursery.pid]
     return out
 
 
@@ -127,7 +122,7 @@ def test_a_stale_socket_is_no_service(stopped: Service) -> None:
 
 def test_a_crowd_of_killed_clients_leaves_nothing(running: Service) -> None:
     daemon = int(str(running.status()["pid"]))
-    kernel = next(pid for pid in children(daemon) if "libos.nursery" not in command_line(pid))
+    (kernel,) = children(daemon)
 
     def counts() -> tuple[int, ...]:
         return (

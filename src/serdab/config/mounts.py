@@ -7,7 +7,6 @@ where it differs from the default, so that configurations without it keep their 
 
 from __future__ import annotations
 
-import string
 from typing import Final
 
 from serdab.config.checks import is_plain_absolute
@@ -26,7 +25,9 @@ ANY: Final = "any"
 #: Derived from the platform's key; derived from the key that init gave for the root FS.
 AUTOMATIC: Final = "automatic"
 IMAGE: Final = "image"
-_NAME_CHARACTERS: Final = frozenset(string.ascii_letters + string.digits + "_.-")
+_NAME_CHARACTERS: Final = frozenset(
+    "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-"
+)
 
 
 @frozen

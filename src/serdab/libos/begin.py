@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts the processes of an instance: the kernel process and the nursery of fs servers.
+"""Starts the kernel process of an instance, from which all others of it come.
 
-Above: ``pal``. Below: ``interpreter``, ``channel``. Both take their time to import themselves; so
-they are started first of all, and get ready while their caller reads files. Neither holds a secret
-or acts before it is told to. Nothing here imports what it does not need.
+Above: ``pal``. Below: ``interpreter``, ``channel``. It takes its time to import itself; so it is
+started first of all, and gets ready while its caller reads files. It holds no secret and does not
+act before it is told to. Nothing here imports what it does not need.
 """
 
 from __future__ import annotations
@@ -16,58 +16,34 @@ from serdab.libos.interpreter import import_path, start_python
 
 
 class Begun:
-    """The processes of an instance that is about to boot: children of the caller.
+    """The kernel process of an instance that is about to boot: a child of the caller.
 
-    ``end`` is the caller's end of the control channel of the kernel process, whose process id is
-    ``kernel``. ``ignored`` are signals that the interpreter ignores anyway, but so does whoever
-    started us: programs do, too. The nursery has a session of its own: what kills the caller's
-    process group must not keep its servers from writing the last pages and closing their volumes.
+    ``end`` is the caller's end of its control channel, ``kernel`` its process id. ``ignored`` are
+    signals that the interpreter ignores anyway, but so does whoever started us: programs do, too.
     """
 
-    __slots__ = ("_pids", "end", "kernel")
+    __slots__ = ("_is_over", "end", "kernel")
 
     def __init__(self, ignored: tuple[int, ...] = ()) -> None:
         _fill_standard_streams()
         path, cache = import_path(), byte_code_cache()
-        pids: list[int] = []
-        ours, theirs = socket_pair()
-        kernel_end, nursery_end = socket_pair()
+        self.end, theirs = socket_pair()
+        self._is_over = False
         try:
-            # The nursery first: it has the longest way to go.
-            pids.append(
-                start_python(
-                    "serdab.libos.nursery",
-                    nursery_end.fileno(),
-                    path=path,
-                    cache=cache,
-                    new_session=True,
-                )
-            )
-            pids.append(
-                start_python(
-                    "serdab.libos.main",
-                    theirs.fileno(),
-                    path=path,
-                    cache=cache,
-                    second=kernel_end.fileno(),
-                    ignored=ignored,
-                )
+            self.kernel = start_python(
+                "serdab.libos.main", theirs.fileno(), path=path, cache=cache, ignored=ignored
             )
         finally:
-            for end in (theirs, kernel_end, nursery_end):
-                end.close()
-            self._pids = pids
-        self.kernel = pids[-1]
-        self.end = ours
+            theirs.close()
 
     def wait(self) -> None:
-        """Wait until both processes have ended; they do when the channel is closed, or before."""
-        for pid in self._pids:
-            os.waitpid(pid, 0)
-        self._pids = []
+        """Wait until it has ended; it does when the channel is closed, or before."""
+        if not self._is_over:
+            os.waitpid(self.kernel, 0)
+            self._is_over = True
 
     def abandon(self) -> None:
-        """End them before anything was booted; harmless afterwards."""
+        """End it before anything was booted; harmless afterwards."""
         self.end.close()
         self.wait()
 

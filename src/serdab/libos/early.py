@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the kernel process starts before it imports the rest of itself: launcher and nursery.
 
-Above: ``main``, ``kernel``. Below: ``interpreter``, ``channel``. The launcher takes its time to
-make namespaces, the nursery to import what fs servers need. Neither holds a secret or acts before
-it is told to, so they get ready while the kernel process does. Nothing here imports what it does
-not need.
+Above: ``main``, ``kernel``. Below: ``interpreter``, ``channel``, ``nursery``. The launcher takes
+its time to make namespaces, the nursery to import what fs servers need. Neither holds a secret or
+acts before it is told to, so they get ready while the kernel process does.
+
+The nursery is a fork of the kernel process at a moment when that is an interpreter and a few
+modules that both need: nothing was read from the control channel, which the nursery lets go.
 """
 
 from __future__ import annotations
@@ -27,14 +29,15 @@ if TYPE_CHECKING:
 class Nursery:
     """The kernel process's end of the nursery, which makes fs servers.
 
-    ``renew`` is asked for another one, its channel and process id, where it has died.
+    ``pid`` is its process id, a child of ours. ``renew`` is asked for another one, its channel and
+    process id, where it has died.
     """
 
     __slots__ = ("_channel", "_pid", "renew")
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, pid: int) -> None:
         self._channel = channel
-        self._pid = 0  # the first one is the caller's to wait for
+        self._pid = pid
         self.renew: Callable[[], tuple[Channel, int] | None] = lambda: None
 
     def new_server(self) -> _socket.socket:
@@ -81,6 +84,28 @@ class Nursery:
         if self._pid:
             os.waitpid(self._pid, 0)  # it has nothing left to do, but for its own end
             self._pid = 0
+
+
+def _fork_nursery(control_fd: int, launcher: Started) -> Nursery:
+    """Fork the nursery; in the new process this never returns.
+
+    Raises:
+        OSError: the system has no room for it.
+    """
+    ours, theirs = socket_pair()
+    pid = os.fork()
+    if pid == 0:
+        # Of what it got it keeps its own end alone, at the number of the control channel.
+        for end in (ours, launcher.end):
+            end.close()
+        os.dup2(theirs.fileno(), control_fd, inheritable=False)
+        theirs.close()
+
+        from serdab.libos import nursery
+
+        nursery.begin(control_fd)
+    theirs.close()
+    return Nursery(Channel(ours), pid)
 
 
 class Started:
@@ -138,7 +163,7 @@ class Early:
 
     __slots__ = ("autogroup", "launcher", "nursery")
 
-    def __init__(self, nursery_fd: int) -> None:
-        self.nursery = Nursery(Channel(_socket.socket(fileno=nursery_fd)))
+    def __init__(self, control_fd: int) -> None:
         self.launcher = Started()
+        self.nursery = _fork_nursery(control_fd, self.launcher)
         self.autogroup = Autogroup()

@@ -92,27 +92,21 @@ def start_python(
     *,
     path: list[str],
     cache: str,
-    second: int | None = None,
     new_session: bool = False,
     ignored: Collection[int] = (),
 ) -> int:
     """Run ``module.main(CHANNEL_FD, path)`` in a new interpreter and return its process id.
 
-    Its standard input and output are /dev/null, its standard error is ours. ``second`` is a further
-    descriptor, which becomes the one after the channel. ``ignored``: see ``ignored_by_caller``.
+    Its standard input and output are /dev/null, its standard error is ours. ``ignored``: see
+    ``ignored_by_caller``.
     """
-    # First out of the way: either may lie where something else is to be, also at 0 or 1.
-    given = (channel,) if second is None else (channel, second)
-    aside = max(*given, CHANNEL_FD + 1) + 1
+    # First out of the way: it may lie where something else is to be, also at 0 or 1.
+    aside = max(channel, CHANNEL_FD) + 1
     actions: list[tuple[int, int, str, int, int] | tuple[int, int, int]] = [
-        (os.POSIX_SPAWN_DUP2, fd, aside + number) for number, fd in enumerate(given)
-    ]
-    actions += [
+        (os.POSIX_SPAWN_DUP2, channel, aside),
         (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
         (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
-    ]
-    actions += [
-        (os.POSIX_SPAWN_DUP2, aside + number, CHANNEL_FD + number) for number in range(len(given))
+        (os.POSIX_SPAWN_DUP2, aside, CHANNEL_FD),
     ]
     return os.posix_spawn(
         sys.executable,

@@ -2,7 +2,7 @@
 """The kernel process from its first instruction on. Started by ``begin``; goes on in ``kernel``.
 
 Above: nothing (it is executed). Below: ``early``, ``kernel``, which is imported after the launcher
-was started: one makes namespaces while the other is read.
+and the nursery were started: they get ready while it is read.
 """
 
 from __future__ import annotations
@@ -17,15 +17,13 @@ from serdab.linux.process import hide_memory
 
 
 def main(fd: int, _path: list[str]) -> None:
-    """Run the kernel process: its control channel is ``fd``, the nursery's the one after it."""
-    os.closerange(fd + 2, 65536)
+    """Run the kernel process, whose control channel is ``fd``."""
+    os.closerange(fd + 1, 65536)
     os.chdir("/")  # the caller's directory, and the mount it lies on, are not ours to hold
-    for inherited in (fd, fd + 1):
-        os.set_inheritable(inherited, False)
-    channel = Channel(_socket.socket(fileno=fd))
+    os.set_inheritable(fd, False)
     early: Early | EnvironmentRefused
     try:
-        early = Early(fd + 1)
+        early = Early(fd)
     except EnvironmentRefused as exc:
         early = exc
     except OSError as exc:
@@ -36,6 +34,7 @@ def main(fd: int, _path: list[str]) -> None:
     # After the launcher was started, which must not wait for this; the first message, which may
     # hold a key, is read later.
     hide_memory()
+
     from serdab.libos.kernel import run
 
-    run(channel, early)
+    run(Channel(_socket.socket(fileno=fd)), early)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import os
-import platform
 import signal
 from collections.abc import Callable
 from typing import Any, Final
@@ -189,7 +188,7 @@ class Sandbox:
                 capabilities=mask(CAPABILITIES),
                 fuse_count=fuse_count,
                 limits=limits.rlimits(wanted, has_group=has_group),
-                filter=call_filter.build(call_filter.options_for(platform.machine())),
+                filter=call_filter.build(call_filter.options_for(os.uname().machine)),
                 drop_groups=self.ids.drop_groups,
                 own_network=own_network,
                 shm_bytes=wanted.shm_bytes,

@@ -11,9 +11,8 @@ the kernel process. Above: ``cli``, ``service`` and embedders. Below: ``instance
 ``libos``. What counts is what is named here: ``booting``, ``running`` and ``foreground`` are how it
 is done.
 
-Threads: a ``Pal`` and its processes may be used from several threads. The child processes of this
-package are the kernel process and the nursery of fs servers; an embedder that reaps all children
-must not reap them.
+Threads: a ``Pal`` and its processes may be used from several threads. The one child process of this
+package is the kernel process; an embedder that reaps all children must not reap it.
 """
 
 from __future__ import annotations

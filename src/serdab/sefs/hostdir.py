@@ -20,7 +20,6 @@ import fcntl
 import os
 import stat
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final, Protocol, final
 
 from serdab.errors import BusyError, FormatError, UsageError
@@ -169,15 +168,15 @@ class HostDir:
         self.label = label
 
     @classmethod
-    def at(cls, path: Path) -> HostDir:
+    def at(cls, path: os.PathLike[str]) -> HostDir:
         """Open a directory that the user named (links on the way to it are the user's)."""
         try:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
-            raise UsageError("no such host directory", subject=str(path)) from None
+            raise UsageError("no such host directory", subject=os.fspath(path)) from None
         except NotADirectoryError:
-            raise UsageError("not a directory", subject=str(path)) from None
-        return cls(fd, str(path))
+            raise UsageError("not a directory", subject=os.fspath(path)) from None
+        return cls(fd, os.fspath(path))
 
     def open(self, name: str, *, write: bool = False, create: bool = False) -> HostFile:
         flags = _FLAGS | (os.O_RDWR if write or create else os.O_RDONLY)

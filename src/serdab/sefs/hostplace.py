@@ -7,12 +7,11 @@ Above: whoever opens an image or a volume. Below: ``hostdir``, ``linux.dirfd``.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from serdab.linux.dirfd import DirFd
 from serdab.sefs.hostdir import HostDir
 
-Place = Path | DirFd
+Place = os.PathLike[str] | DirFd
 """Where a sealed file system lies. A ``DirFd`` stays the caller's."""
 
 
@@ -22,7 +21,7 @@ def open_place(place: Place) -> HostDir:
     Raises:
         UsageError: a path that leads to no directory.
     """
-    if isinstance(place, Path):
+    if not isinstance(place, DirFd):
         return HostDir.at(place)
     again = place.again()
     return HostDir(again.fd, again.path)
@@ -30,7 +29,7 @@ def open_place(place: Place) -> HostDir:
 
 def label_of(place: Place) -> str:
     """Return what messages call it."""
-    return str(place) if isinstance(place, Path) else place.path
+    return place.path if isinstance(place, DirFd) else os.fspath(place)
 
 
 def writable_place(place: Place) -> DirFd:
