@@ -10,19 +10,11 @@ import os
 from typing import Final
 
 from serdab.errors import EnvironmentRefused, UsageError
-from serdab.instance.layout import (
-    CONFIG,
-    IMAGE_SOURCE,
-    INIT,
-    INITFS_SOURCE,
-    RUN,
-    UPPER,
-    Instance,
-)
+from serdab.instance.layout import CONFIG, IMAGE_SOURCE, INIT, INITFS_SOURCE, RUN, UPPER, Instance
 from serdab.linux.dirfd import DirFd
 from serdab.linux.outside import Walk
 from serdab.trust.measurement import package_root
-from serdab.trust.records import forget_path
+from serdab.trust.records import forget_below, forget_path
 
 SKELETON: Final = (
     "bin",
@@ -148,8 +140,10 @@ def _fill(instance: Instance, init: str) -> Instance:
         os.utime(fd, (0, 0))
     finally:
         os.close(fd)
-    # Whoever makes an instance says that nothing is there yet, whatever was here before.
-    forget_path(root.real(UPPER))
+    # Whoever makes an instance says that nothing is there yet, whatever was here before: the
+    # layers that programs mounted, too. Forgotten, not discarded: it may have been moved away.
+    forget_path(root.real(UPPER))  # also if its note is damaged and tells no path
+    forget_below(root.real())
     # The configuration comes last: it is what makes the directory an instance.
     with open(os.path.join(templates_dir(), CONFIG), "rb") as file:
         content = file.read()
