@@ -36,7 +36,9 @@ def test_volumes_below_the_path_are_forgotten_and_those_beside_it_are_not(
 
 
 @pytest.mark.parametrize(
-    "name", [b"plain", b"\xff\xfe", b"\\xff", b"tail\\xfe\xff"], ids=["plain", "raw", "text", "both"]
+    "name",
+    [b"plain", b"\xff\xfe", b"\\xff", b"tail\\xfe\xff"],
+    ids=["plain", "raw", "text", "both"],
 )
 def test_a_name_that_reads_like_another_is_not_taken_for_it(
     tmp_path: Path, volumes: Path, name: bytes
