@@ -110,8 +110,8 @@ class TestDevices:
         assert {"null", "zero", "full", "random", "urandom", "tty", "pts", "shm"} <= set(names)
 
     def test_root_is_in_the_group_of_root(self, hosted: Box) -> None:
-        status = hosted.out("/bin/sh", "-c", "cat /proc/self/status")
-        groups = next(line for line in status.splitlines() if line.startswith("Groups:")).split()[1:]
+        line = hosted.out("/bin/busybox", "grep", "^Groups:", "/proc/self/status")
+        groups = line.split()[1:]
         # An ordinary user without a range of ids keeps those he has, which have no number inside.
         assert groups == ["0"] or set(groups) <= {"65534"}
         assert groups == ["0"] or not hosted.is_root
