@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
-import argparse
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from serdab.cli.messages import Context
 from serdab.cli.parsing import add_program, program_of
+
+if TYPE_CHECKING:
+    import argparse
 
 SUMMARY: Final = "run a program in the instance's service"
 

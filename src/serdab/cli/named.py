@@ -7,12 +7,14 @@ configuration names is another matter: it is signed.
 
 from __future__ import annotations
 
-import argparse
 import os
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from serdab.cli.messages import Context
 from serdab.errors import UsageError
+
+if TYPE_CHECKING:
+    import argparse
 
 _FILES: Final = ("sign_key", "image_key", "new_image_key", "pin_file")
 _PROGRAMS: Final = ("sign_tool", "pin_command")

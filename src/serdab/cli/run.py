@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import TYPE_CHECKING, Final
 
 from serdab.cli.door import FOUND
@@ -19,6 +18,8 @@ from serdab.cli.parsing import (
 from serdab.errors import BusyError
 
 if TYPE_CHECKING:
+    import argparse
+
     from serdab.libos.begin import Begun
 
 SUMMARY: Final = "boot the instance, run a program in it, shut down"

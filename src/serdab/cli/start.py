@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from serdab.cli.messages import Context
 from serdab.cli.parsing import add_boot, freshness_of, read_key, say_occlum
+
+if TYPE_CHECKING:
+    import argparse
 
 SUMMARY: Final = "boot the instance as a service, for many programs"
 
