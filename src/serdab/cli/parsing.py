@@ -1,22 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options that several verbs share, and what is read of them.
 
-Above: one module per verb. ``verbparser`` has argparse, which is not to be imported here: this is on
-the way of every boot (``plainwords``).
+Above: one module per verb. ``verbparser`` has argparse, which is not to be imported here: this
+is on the way of every boot (``plainwords``).
 """
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final
 
 from serdab.cli.messages import Context
 from serdab.cli.plainwords import REMAINDER
 from serdab.errors import UsageError
 from serdab.keys import Key
 
+TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
 if TYPE_CHECKING:
     import argparse
+    from typing import Final
 
     from serdab.libos.request import Freshness
     from serdab.trust.signing import Signer

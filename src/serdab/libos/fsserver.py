@@ -169,7 +169,7 @@ class _Server:
 
 
 def import_early() -> None:
-    """Import everything a server may need; a key has not arrived yet. In our own processes alone."""
+    """Import everything a server may need; a key has not arrived yet. Not in an embedder."""
     _import_encoder()
     import serdab.fuse.session
     import serdab.libos.owners
@@ -182,7 +182,7 @@ def import_early() -> None:
 
 
 def _import_encoder() -> None:
-    """Import msgspec without what it brings for JSON, YAML, TOML and schemas, which nobody uses here.
+    """Import msgspec without what it brings for JSON, YAML, TOML and schemas: nobody uses that.
 
     That, with ``inspect``, the syntax tree and the tokenizer, was most of its import. Empty modules
     stand in, in this process, of which nobody else is part.

@@ -16,7 +16,6 @@ from serdab.libos.channel import Channel
 from serdab.libos.early import Early
 from serdab.linux.process import hide_memory
 
-
 #: Objects made between two looks for cycles: those of imports hold none, and a look at them all,
 #: dozens of times, was a tenth of what starting took.
 _COLLECT_EVERY = 50_000
@@ -55,7 +54,7 @@ def _start(fd: int) -> Early | EnvironmentRefused:
 
 def _import_all() -> None:
     """Import what the kernel process and the nursery need, which are one process until then."""
-    import serdab.libos.kernel
+    import serdab.libos.kernel  # noqa: F401 - all of it is imported here
     from serdab.libos.fsserver import import_early
 
     import_early()
