@@ -62,8 +62,8 @@ def let_through() -> None:
 def end(code: int) -> NoReturn:
     """Leave with an exit code, or die of what is pending or comes while the interpreter ends.
 
-    Where all output was taken and no thread is to be waited for, the interpreter is not taken
-    apart: a tenth of a short command.
+    Where all output was taken, no thread is to be waited for and nobody wanted to be called at the
+    end, the interpreter is not taken apart: a tenth of a short command.
     """
     is_all_out = True
     for stream in (sys.stdout, sys.stderr):
@@ -77,6 +77,7 @@ def end(code: int) -> NoReturn:
     let_end_us()
     let_through()
     threads = sys.modules.get("threading")
-    if is_all_out and (threads is None or all(t.daemon for t in threads.enumerate()[1:])):
+    is_alone = threads is None or all(thread.daemon for thread in threads.enumerate()[1:])
+    if is_all_out and is_alone and "atexit" not in sys.modules:
         os._exit(code)
     sys.exit(code)
