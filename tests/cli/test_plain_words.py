@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+from types import ModuleType
 
 import pytest
 
@@ -42,7 +43,7 @@ def cases(of: dict[str, list[list[str]]]) -> list[tuple[str, list[str]]]:
     return [(verb, words) for verb, lines in of.items() for words in lines]
 
 
-def module_of(verb: str):  # noqa: ANN201 - a module of a verb
+def module_of(verb: str) -> ModuleType:
     return importlib.import_module("serdab.cli." + {"exec": "exec_"}.get(verb, verb))
 
 
