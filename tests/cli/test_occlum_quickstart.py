@@ -61,3 +61,34 @@ def test_musl_s_loader_lies_there_where_this_machine_has_it(
 def test_under_our_own_name_the_image_is_empty(serdab: Command, tmp_path: Path) -> None:
     serdab.ok("new", tmp_path / "x")
     assert [path for path in (tmp_path / "x/image").rglob("*") if not path.is_dir()] == []
+
+
+def test_under_our_own_name_the_build_says_what_lacks_its_loader(
+    serdab: Command, compile_c: CompileC, tmp_path: Path
+) -> None:
+    path = tmp_path / "x"
+    serdab.ok("new", path)
+    program = compile_c(HELLO, flags=("-fno-builtin", "-Wl,--no-as-needed", "-lm"))
+    (path / "image/opt/deep").mkdir()
+    for place in ("bin/hello", "opt/deep/hello"):
+        shutil.copy(program, path / "image" / place)
+    shutil.copy(compile_c("int main(void) { return 0; }"), path / "image/bin/whole")
+    (path / "image/bin/short").write_bytes(program.read_bytes()[:70])
+    (path / "image/bin/short").chmod(0o755)
+    for words in (("build", "--check"), ("build",)):
+        told = serdab.run("-C", path, *words).stderr.decode()
+        assert "/bin/hello and 1 more will not start: /lib" in told, words
+        assert "copy-bom" in told
+        assert "whole" not in told
+        assert "short" not in told
+    # Told once: nothing is sealed, and nothing read, where nothing changed.
+    told = serdab.run("-C", path, "build").stderr.decode()
+    assert "will not start" not in told
+
+
+def test_nobody_hears_of_loaders_that_are_there(occlum: Command, tmp_path: Path) -> None:
+    occlum.ok("new", tmp_path / "x")
+    shutil.copy("/bin/cat", tmp_path / "x/image/bin/cat")
+    done = occlum.run("-C", tmp_path / "x", "build")
+    assert done.returncode == 0
+    assert b"will not start" not in done.stderr
