@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from serdab.errors import Error, FormatError, FsError
-from serdab.sefs import acl
 from serdab.sefs import keyspace as ks
 from serdab.sefs.anchor import SLOT_BYTES, AnchorState, load_anchor, volume_keys
 from serdab.sefs.memorydir import MemoryDir
 from serdab.sefs.position import Position, checkpoint_mac, logged_mac
 from serdab.sefs.volume import Volume, open_volume
+from serdab.vfs import acl
 from serdab.vfs.api import ROOT_INO
 from serdab.vfs.union import Union
 from tests.attack.sealedvolume import KEY, SealedVolume, open_host, survey
