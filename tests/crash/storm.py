@@ -10,6 +10,7 @@ A workload is a list of steps: operations (``tests.crash.actor``), and the words
 * ``fsync begins``        the same in steps; what stands before ``fsync ends`` comes in between
 * ``tick``                the timer of the session went off; acknowledges nothing
 * ``chore``               the session did a step of what is left to do; acknowledges nothing
+* ``pause``               the session did some steps of that, if anything is left to do
 * ``reopen``              unmounted and mounted again: acknowledges everything
 """
 
@@ -56,6 +57,7 @@ TINY = VolumeLimits(
 """A few operations cross every border: commits in line and not, checkpoints, new logs, segments."""
 
 Picture = dict[bytes, tuple[Any, ...]]
+PAUSE_CHORES = 2
 CHECK_EVERY = 50
 """So many crash states are seen for each one that fsck looks at too, in both sessions."""
 
@@ -69,6 +71,8 @@ class Ground:
     model: MemFs
     limits: VolumeLimits = TINY
     version: int = ks.V2
+    is_served: bool = False
+    """Whether what can be done ahead is a chore, as where a session does them."""
 
     def open(self, directory: Dir) -> Union:
         """Mount what a host directory holds."""
@@ -77,7 +81,15 @@ class Ground:
             directory, key=KEY, lower=lower, create=True, chunk_size=CHUNK, page_size=1024,
             limits=self.limits, version=self.version,
         )  # fmt: skip
+        if self.is_served:
+            volume.let_be_served()
         return Union(volume, lower)
+
+
+def _do_chore(fs: Union) -> None:
+    chore = fs.chores.popleft()
+    if next(chore, "done") is None:
+        fs.chores.append(chore)
 
 
 def no_lower() -> Layer | None:
@@ -220,9 +232,11 @@ def run(ground: Ground, steps: Sequence[Step]) -> Record:
             case "tick":
                 fs.tick()
             case "chore":
-                chore = fs.chores.popleft()
-                if next(chore, "done") is None:
-                    fs.chores.append(chore)
+                _do_chore(fs)
+            case "pause":
+                for _ in range(PAUSE_CHORES):
+                    if fs.chores:
+                        _do_chore(fs)
             case "reopen":
                 fs.close()
                 acknowledged = issued

@@ -36,6 +36,10 @@ class Writing(Protocol):
 
     def write_checkpoint(self) -> None: ...
 
+    def holds_back(self) -> bool:
+        """Return whether a checkpoint that is due had better come after some steps."""
+        ...
+
     def sweep(self) -> bool:
         """Delete what a killed session left; return whether that had not been done yet."""
         ...
@@ -93,7 +97,7 @@ class Admission:
             FsError: ENOSPC, or EIO if the host failed.
         """
         wasteful = self._segments.churn_bytes >= self._look_at_churn and self._is_wasteful()
-        if wasteful or self._is_much(log_bytes):
+        if (wasteful or self._is_much(log_bytes)) and not self._may_wait(log_bytes):
             self._checkpoint_for(growth)
         if growth or rewritten:
             self._make_room(growth, log_bytes, rewritten)
@@ -137,14 +141,18 @@ class Admission:
             else:
                 return
 
-    def _is_much(self, log_bytes: int) -> bool:
+    def _is_much(self, log_bytes: int, times: int = 1) -> bool:
         """Return whether so much is changed that a checkpoint is due."""
         limits, changes = self._limits, self._changes
         return (
-            changes.held_bytes() > limits.items_bytes
-            or changes.count() > limits.items
-            or log_bytes > limits.log_bytes
+            changes.held_bytes() > limits.items_bytes * times
+            or changes.count() > limits.items * times
+            or log_bytes > limits.log_bytes * times
         )
+
+    def _may_wait(self, log_bytes: int) -> bool:
+        """Return whether what a checkpoint has to do is being done ahead of it."""
+        return not self._is_much(log_bytes, 2) and self._journal.holds_back()
 
     def _make_room(self, growth: int, log_bytes: int, rewritten: int) -> None:
         """Have room set aside for a change, or refuse it.

@@ -22,6 +22,7 @@ from serdab.errors import FsError
 from serdab.sefs.content import Content
 from serdab.sefs.limits import VolumeLimits
 from serdab.sefs.reserve import FlushError
+from serdab.sefs.segment import Writer
 from serdab.vfs.steps import Steps
 
 _DONE: Final = object()
@@ -108,6 +109,7 @@ class SlowCommits:
         guarded: Callable[[Callable[[], None]], None],
         state: Callable[[], tuple[bool, bool]],
         content: Content,
+        pages: Writer,
         limits: VolumeLimits,
     ) -> None:
         """``guarded`` runs a step that writes to the host. ``state`` says whether the host failed,
@@ -116,6 +118,7 @@ class SlowCommits:
         self._guarded = guarded
         self._state = state
         self._content = content
+        self._writers = (content.writer, pages)
         self._limits = limits
         self._beside = FlushBeside()
 
@@ -123,15 +126,30 @@ class SlowCommits:
         """Commit. Of little, that is all."""
         content, beside_bytes = self._content, self._limits.beside_bytes
         if content.dirty_bytes > beside_bytes and self._is_much():
-            sealing = content.flush_steps()
-            while self._has_more(sealing):
-                yield None
+            yield from self.sealing()
         if self._beside.is_running:
             yield from self._until_flushed()
         if content.writer.unsynced_bytes > beside_bytes and not self._state()[0]:
             self._attempt(self._begin)
             yield from self._until_flushed()
         self._commit()
+
+    def sealing(self) -> Iterator[None]:
+        """Seal what is dirty, in steps."""
+        sealing = self._content.flush_steps()
+        while self._has_more(sealing):
+            yield None
+
+    @property
+    def is_flushing(self) -> bool:
+        """Whether a flush beside the loop is not at its end."""
+        return self._beside.is_running
+
+    def flush_beside(self) -> None:
+        """Begin to flush what was written, unless that is little, or one is not at its end."""
+        unsynced = sum(writer.unsynced_bytes for writer in self._writers)
+        if unsynced > self._limits.beside_bytes and not self._beside.is_running:
+            self._attempt(self._begin)
 
     def _is_much(self) -> bool:
         """Return whether the next commit has much to seal."""
@@ -157,8 +175,12 @@ class SlowCommits:
 
     def _begin(self) -> None:
         self.settle()
-        self._content.writer.flush()
-        self._beside.begin(self._content.writer.flushers())
+        flushers: list[Callable[[], None]] = []
+        for writer in self._writers:
+            if writer.unsynced_bytes:
+                writer.flush()
+                flushers += writer.flushers()
+        self._beside.begin(flushers)
 
     def _until_flushed(self) -> Iterator[int]:
         while self._beside.is_running:

@@ -427,7 +427,7 @@ class Content(Held):
         opened = self._dirty.pop(ino, None)
         if opened is not None:
             self.dirty_bytes -= sum(held.bytes() for held in opened.chunks.values())
-        if stat.S_ISREG(inode.mode) and ks.key(ino, ks.T_INODE) in self._items.mem:
+        if stat.S_ISREG(inode.mode) and self._items.was_changed(ks.key(ino, ks.T_INODE)):
             # A commit may have logged writes of it, whatever became of them here since.
             self._discards.add_from(ino, 0)
 

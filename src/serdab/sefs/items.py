@@ -3,15 +3,15 @@
 
 Above: ``content``, ``volume``. Below: ``tree``.
 
-``mem`` holds every item changed since the last checkpoint (None: deleted), ``pending`` the keys
-changed since the last commit. An inode that is younger than the checkpoint has nothing in the
-tree, so looking there is skipped.
+``mem`` holds every item changed since the last checkpoint (None: deleted), but for those that were
+written into the tree ahead of the next one; ``pending`` the keys changed since the last commit. An
+inode that is younger than the tree has nothing there, so looking is skipped.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, final
 
 from serdab.sefs.page import ITEM_OVERHEAD, Item
@@ -46,6 +46,8 @@ class Items:
         self.young: set[bytes] = set()
         self._runs: dict[bytes, _Run] = {}
         self._value_bytes = 0
+        self.has_written = False
+        """Whether some of what was changed since the checkpoint is in the tree already."""
 
     @property
     def stored_bytes(self) -> int:
@@ -144,6 +146,26 @@ class Items:
         """Return everything changed since the last checkpoint, sorted."""
         return sorted(self.mem.items(), key=lambda change: change[0])
 
+    def written(self, tree: Tree, keys: Iterable[bytes]) -> None:
+        """The tree holds these changed items now; it is not that of a checkpoint yet."""
+        self.tree = tree
+        self.has_written = True
+        for key in keys:
+            value = self.mem.pop(key)
+            self._value_bytes -= len(key) + len(value or b"")
+            self.pending.discard(key)
+            self.young.discard(key[:8])
+            run = self._runs.get(key[:_PREFIX]) if len(key) > _PREFIX else None
+            if run is not None:
+                run.keys.discard(key)
+                run.ordered = None
+                if not run.keys:
+                    del self._runs[key[:_PREFIX]]
+
+    def was_changed(self, key: bytes) -> bool:
+        """Return whether a value may have been changed since the last checkpoint."""
+        return self.has_written or key in self.mem
+
     def settle(self, tree: Tree) -> None:
         """The tree holds everything now."""
         self.tree = tree
@@ -152,3 +174,4 @@ class Items:
         self.young = set()
         self._runs = {}
         self._value_bytes = 0
+        self.has_written = False

@@ -37,20 +37,14 @@ from serdab.crypto.kdf import KeySchedule
 from serdab.errors import AuthenticationError, Error, FormatError, FsError
 from serdab.sefs import keyspace as ks
 from serdab.sefs.admission import Admission
+from serdab.sefs.ahead import AHEAD_S, Ahead
 from serdab.sefs.anchor import AnchorState
 from serdab.sefs.anchorfile import AnchorFile
 from serdab.sefs.beside import SlowCommits
 from serdab.sefs.content import Content
 from serdab.sefs.damage import refusal
 from serdab.sefs.hostdir import Dir
-from serdab.sefs.intentlog import (
-    Commit,
-    LogWriter,
-    begin_log,
-    log_cipher,
-    read_log,
-    size_of,
-)
+from serdab.sefs.intentlog import Commit, LogWriter, begin_log, log_cipher, read_log, size_of
 from serdab.sefs.items import Items
 from serdab.sefs.leftovers import LOGS, SEGMENTS, Leftovers
 from serdab.sefs.limits import VolumeLimits
@@ -88,8 +82,7 @@ class Journal:
         read_only: bool,
         limits: VolumeLimits,
     ) -> None:
-        """``keys`` are those of ``version``. ``tag`` is that of the anchor on the host; None: there
-        is none yet."""
+        """``keys`` are those of ``version``, ``tag`` is that of the anchor on the host, if any."""
         self._reserve = Reserve(directory)
         # Reads need no room; everything that is written goes through the reserve.
         self._dir = RoomyDir(directory, self._reserve)
@@ -134,17 +127,28 @@ class Journal:
             self.items, self.content, self.segments, self._pages, self._leftovers,
             page_size=state.page_size, label=self.label,
         )  # fmt: skip
-        self._oldest_change = 0.0
-        self._last_checkpoint = 0.0
-        self._slow = SlowCommits(
-            self.commit, self._guarded, lambda: (bool(self._failed), self._log is not None),
-            self.content, limits,
-        )  # fmt: skip
+        self._oldest_change = self._last_checkpoint = 0.0
         self._failed = ""
-        self._closed = False
-        self._first_checkpoint = True
+        self._slow = SlowCommits(
+            self.commit, self.guarded, lambda: (self.has_failed, self.has_log),
+            self.content, self._pages.writer, limits,
+        )  # fmt: skip
+        self.ahead = Ahead(
+            self, self.items, self.content, self.inodes, self._changes, self._tree_writer,
+            self._slow, self._admission.has_garbage, limits,
+        )  # fmt: skip
+        self.holds_back = self.ahead.holds_back
+        self._closed, self._first_checkpoint = False, True
         self.history = History()
         self.host_errors = HostErrors(self._fail)
+
+    @property
+    def has_log(self) -> bool:
+        return self._log is not None
+
+    @property
+    def has_failed(self) -> bool:
+        return bool(self._failed)
 
     @property
     def state(self) -> AnchorState:
@@ -252,6 +256,7 @@ class Journal:
         if self.removal.is_pending:
             self.removal.step()
             self.touch()
+        self.ahead.look()
         self._admission.admit(growth, self.log_bytes, rewritten)
 
     def _free_in_idle_time(self) -> None:
@@ -272,12 +277,12 @@ class Journal:
         return self.anchor.exists
 
     def ensure_anchor(self) -> None:
-        self._guarded(self.anchor.ensure)
+        self.guarded(self.anchor.ensure)
 
     def sweep(self) -> bool:
         if not self._first_checkpoint or self._leftovers.is_swept:
             return False
-        self._guarded(lambda: self._leftovers.sweep_unreachable(self._dir, self.state))
+        self.guarded(lambda: self._leftovers.sweep_unreachable(self._dir, self.state))
         return True
 
     def fail(self, exc: OSError) -> FsError:
@@ -298,7 +303,7 @@ class Journal:
             self._checkpoint_now()
             return
         try:
-            self._guarded(self._append_commit)
+            self.guarded(self._append_commit)
         except FsError as exc:
             if exc.errno != errno.ENOSPC or self._failed:
                 raise
@@ -310,7 +315,7 @@ class Journal:
 
     def write_checkpoint(self) -> None:
         """Write a checkpoint before a change, which one that finds no room does not stop."""
-        self._guarded(self._checkpoint, kept=self._kept())
+        self.guarded(self._checkpoint, kept=self._kept())
 
     def _kept(self) -> int:
         """Return what a checkpoint must leave of the reserve; one of nothing new only frees."""
@@ -323,14 +328,14 @@ class Journal:
             self._checkpoint(final_one=final_one)
 
         try:
-            self._guarded(step, kept=self._kept())
+            self.guarded(step, kept=self._kept())
         except FsError as exc:
             if exc.errno != errno.ENOSPC or self._failed or not self._reserve.size:
                 raise
             # Of what was removed nothing is written: it may fit here, and then it gives much back.
-            self._guarded(step, kept=LAST_ROOM // 4)
+            self.guarded(step, kept=LAST_ROOM // 4)
 
-    def _guarded(self, step: Callable[[], None], kept: int = LAST_ROOM) -> None:
+    def guarded(self, step: Callable[[], None], kept: int = LAST_ROOM) -> None:
         """Run a step that writes to the host; a host that fails turns the volume read-only.
 
         ``kept``: so much of the reserve it must not take.
@@ -344,7 +349,7 @@ class Journal:
         except OSError as exc:
             if is_full_only(exc):
                 # Nothing is lost: it stays in memory, and the next commit tries anew.
-                self._end_log()
+                self.end_log()
                 self._reserve.restore()
                 raise FsError(errno.ENOSPC) from None
             self._fail(os.strerror(exc.errno or errno.EIO))
@@ -401,15 +406,15 @@ class Journal:
         except OSError as exc:
             # What reached the host is unknown: this log is never written again.
             if is_full_only(exc):
-                self._give_up(self._log.cut)
-            self._end_log()
+                self._tree_writer.give_up(self._log.cut)
+            self.end_log()
             raise
         self._sequence, self._chain = self._log.sequence, self._log.chain
         items.pending.clear()
         content.committed()
         self._uncommitted = False
 
-    def _end_log(self) -> None:
+    def end_log(self) -> None:
         if self._log is not None:
             self._log.close()
             self._log = None
@@ -430,7 +435,7 @@ class Journal:
         content.records.save_owners()
         mark = self._pages.writer.mark()
         try:
-            victims = self._tree_writer.choose_victims(self._reclaim_budget())
+            victims = self._tree_writer.choose_victims(self.reclaim_budget())
             self.save_items()
             root = self._tree_writer.write(victims)
             content.writer.sync()
@@ -450,7 +455,7 @@ class Journal:
             self._pages.undo()
             if is_full_only(exc):
                 # No anchor names these pages: what they take is what the next attempt may need.
-                self._give_up(lambda: self._pages.writer.cut(mark))
+                self._tree_writer.give_up(lambda: self._pages.writer.cut(mark))
             raise
         try:
             self.anchor.replace(self._next_state(root, table, number, salt))
@@ -462,7 +467,7 @@ class Journal:
             raise
         self._leftovers.end_log(state.log)
         self._pages.keep()
-        self._end_log()
+        self.end_log()
         self._log, self.log_bytes = writer, 0
         items.settle(Tree(self._pages, root))
         content.settle()
@@ -470,6 +475,7 @@ class Journal:
         self._changed = self._uncommitted = False
         self._last_checkpoint = time.monotonic()
         self._admission.checkpoint_written()
+        self.ahead.checkpoint_written()
         self._leftovers.bury(self.state.epoch)
         self._leftovers.sweep(self.state.epoch, number)
         if self._first_checkpoint:
@@ -496,7 +502,7 @@ class Journal:
             reserved_bytes=self.segments.reserved_bytes,
         )
 
-    def _reclaim_budget(self) -> int:
+    def reclaim_budget(self) -> int:
         """Return how much may be moved: never the room that this checkpoint and the next need.
 
         What is moved gives its place back two checkpoints later. On a full host it would take the
@@ -505,13 +511,6 @@ class Journal:
         needed = self._changes.room(self._limits.log_growth_bytes, self._limits)
         room = self._dir.free_bytes()[1] + self._reserve.size - needed
         return max(0, min(self._limits.reclaim_bytes, room))
-
-    def _give_up(self, cut: Callable[[], None]) -> None:
-        """Give back what an attempt wrote that a full host ended."""
-        try:
-            cut()
-        except OSError as exc:
-            log.warning("%s: what was written in vain stays for now: %s", self.label, exc)
 
     def _begin_log(self) -> tuple[int, bytes, LogWriter]:
         number, salt, file, cipher = begin_log(self._subdir(LOGS), self._keys, self.state.next_log)
@@ -544,21 +543,22 @@ class Journal:
         soon = self._commit_in_time()
         if self.removal.is_pending:
             soon = min(soon, NEXT_PIECE_S)
-        wait = (
-            self._limits.reclaim_s if self._admission.has_garbage() else self._limits.checkpoint_s
-        )
+        limits, is_wasteful = self._limits, self._admission.has_garbage()
+        wait = limits.reclaim_s if is_wasteful else limits.checkpoint_s
         left = max(self._oldest_change, self._last_checkpoint) + wait - time.monotonic()
         if left > 0:
             return min(left, soon)
+        if self.holds_back():
+            return min(soon, AHEAD_S)
         try:
             self._checkpoint_now()
         except FsError as exc:
             if exc.errno != errno.ENOSPC:
                 return None  # read-only now, and said so
-            return self._limits.checkpoint_s
+            return limits.checkpoint_s
         if self.removal.is_pending:
             return NEXT_PIECE_S
-        return self._limits.reclaim_s if self._admission.has_garbage() else None
+        return limits.reclaim_s if self._admission.has_garbage() else None
 
     def _commit_in_time(self) -> float:
         """Commit what has waited for ``commit_s``; return the seconds until that is due."""
@@ -583,7 +583,7 @@ class Journal:
                 self._checkpoint_now(final_one=True)
         finally:
             self._slow.close()
-            self._end_log()
+            self.end_log()
             self.content.writer.close()
             self._pages.writer.close()
             self.segments.close()

@@ -11,7 +11,7 @@ which are few. Moved records are verified and sealed anew, so this is the scrubb
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Final
 
 from serdab.errors import FormatError
@@ -75,12 +75,19 @@ def move_data(items: Items, content: Content, victims: Collection[int]) -> None:
     Raises:
         AuthenticationError: a live record does not verify; nothing of it was moved.
     """
+    for _ in move_data_steps(items, content, victims):
+        pass
+
+
+def move_data_steps(items: Items, content: Content, victims: Collection[int]) -> Iterator[None]:
+    """Like :func:`move_data`, in steps; what changes in between is not moved."""
     for segment in victims:
         for _, value in owners_of(items, segment):
             if len(value) % ks.OWNER.size:
                 raise FormatError("owners of an impossible length", found=str(len(value)))
             for ino, chunk, offset, stored in ks.OWNER.iter_unpack(value):
                 content.records.move(ino, chunk, segment, offset, stored)
+            yield
 
 
 def forget_owners(items: Items, segments: SegmentStore) -> None:

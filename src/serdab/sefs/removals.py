@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import stat
-from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Final, final
@@ -35,15 +34,20 @@ class Removals:
     """Frees inodes of one volume."""
 
     def __init__(
-        self, journal: Journal, forget: Callable[[int], None], keep: Callable[[Inode], None]
+        self,
+        journal: Journal,
+        chores: Chores,
+        forget: Callable[[int], None],
+        keep: Callable[[Inode], None],
     ) -> None:
-        """``forget`` drops a record of which nothing is left; ``keep`` makes an orphan of one."""
+        """What is left to free is one of the ``chores``. ``forget`` drops a record of which nothing
+        is left; ``keep`` makes an orphan of one."""
         self._journal = journal
         self._content = journal.content
         self._items = journal.items
         self._forget = forget
         self._keep = keep
-        self.chores: Chores = deque()
+        self._chores = chores
         journal.removal.on_rest = self.drop_all
 
     def drop(self, inode: Inode) -> None:
@@ -66,7 +70,7 @@ class Removals:
         steps = self._steps(inode, group)
         if next(steps, _DONE) is not _DONE:
             self._keep(inode)
-            self.chores.append(steps)
+            self._chores.append(steps)
 
     def take_up(self, find: Callable[[int], Inode | None], orphans: set[int]) -> None:
         """Free what had no name when the last session ended: in use, or not freed whole.
@@ -108,9 +112,9 @@ class Removals:
 
     def finish(self) -> None:
         """Do all that is left."""
-        while self.chores:
+        while self._chores:
             try:
-                finish(after(self.chores.popleft()))
+                finish(after(self._chores.popleft()))
             except (OSError, Error) as exc:
                 # It stays an orphan, and the next session tries.
                 log.warning("%s: a removed file is not freed yet: %s", self._journal.label, exc)

@@ -7,6 +7,7 @@ Above: ``journal``. Below: ``items``, ``content``, ``pagestore``, ``reclaim``, `
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator, Sequence
 from typing import final
 
 from serdab.errors import AuthenticationError, Error, FormatError
@@ -14,9 +15,16 @@ from serdab.sefs.content import Content
 from serdab.sefs.items import Items
 from serdab.sefs.leftovers import Leftovers
 from serdab.sefs.pagestore import VolumePages
-from serdab.sefs.reclaim import choose_victims, forget_owners, move_data, move_pages
+from serdab.sefs.reclaim import (
+    choose_victims,
+    forget_owners,
+    move_data,
+    move_data_steps,
+    move_pages,
+)
+from serdab.sefs.reserve import is_full_only
 from serdab.sefs.segment import SegmentStore
-from serdab.sefs.tree import Root, apply_changes
+from serdab.sefs.tree import Change, Root, Tree, apply_changes
 
 log = logging.getLogger("serdab.sefs")
 
@@ -44,11 +52,53 @@ class TreeWriter:
         self._page_size = page_size
         self._label = label
         self._unmovable: set[int] = set()
+        #: Moved since the last checkpoint.
+        self._moved_bytes = 0
+
+    def move_steps(self, budget: int) -> Iterator[None]:
+        """Move live data, of at most so many bytes, out of segments that the next checkpoint
+        empties, in steps. What is moved by then counts as moved by that one."""
+        victims = self._choose(budget)
+        self._moved_bytes += sum(self._segments.usage[number].live for number in victims)
+        try:
+            yield from move_data_steps(self._items, self._content, victims)
+        except (AuthenticationError, FormatError) as exc:
+            self._leave(victims, exc)
+
+    def _choose(self, budget: int) -> set[int]:
+        spare = self._unmovable | self._leftovers.dead.keys()
+        return choose_victims(self._segments, max(budget - self._moved_bytes, 0), spare)
+
+    def write_some(self, changes: Sequence[Change]) -> None:
+        """Write some changed items into the tree, ahead of a checkpoint.
+
+        Raises:
+            OSError: the host refused; nothing was changed.
+        """
+        pages, items = self._pages, self._items
+        pages.writer.flush()
+        mark = pages.writer.mark()
+        try:
+            root = apply_changes(pages, items.tree.root, changes, page_size=self._page_size)
+        except BaseException as exc:
+            pages.undo()
+            if is_full_only(exc):
+                self.give_up(lambda: pages.writer.cut(mark))
+            raise
+        pages.keep()
+        items.written(Tree(pages, root), [key for key, _ in changes])
+
+    def give_up(self, cut: Callable[[], None]) -> None:
+        """Give back what an attempt wrote that a full host ended."""
+        try:
+            cut()
+        except OSError as exc:
+            log.warning("%s: what was written in vain stays for now: %s", self._label, exc)
 
     def choose_victims(self, budget: int) -> set[int]:
         """Return the segments to be emptied; their live data is moved already."""
-        spare = self._unmovable | self._leftovers.dead.keys()
-        victims = choose_victims(self._segments, budget, spare)
+        victims = self._choose(budget)
+        self._moved_bytes = 0
         try:
             move_data(self._items, self._content, victims)
         except (AuthenticationError, FormatError) as exc:

@@ -109,8 +109,8 @@ class Volume:
         self._items = self._journal.items
         self._content = self._journal.content
         self._live_inodes = self._journal.inodes
-        self._removals = Removals(self._journal, self._forget, self._keep_as_orphan)
-        self.chores: Chores = self._removals.chores
+        self.chores: Chores = self._journal.ahead.chores
+        self._removals = Removals(self._journal, self.chores, self._forget, self._keep_as_orphan)
         self._sharing = Sharing(self._content, self.version)
 
     def recover(self, *, tolerant: bool = False) -> None:
@@ -353,6 +353,9 @@ class Volume:
 
     def admit(self, growth: int = 0, rewritten: int = 0) -> None:
         self._journal.admit(growth, rewritten)
+
+    def let_be_served(self) -> None:
+        self._journal.ahead.is_served = True
 
     def commit(self) -> None:
         self._journal.commit()

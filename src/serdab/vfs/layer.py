@@ -110,6 +110,10 @@ class WritableLayer(Layer, Protocol):
         """What is left to do while nobody waits; who does a step of it calls ``next``."""
         ...
 
+    def let_be_served(self) -> None:
+        """From now on somebody does the chores, one step between two requests."""
+        ...
+
     def live_inode(self, ino: int) -> Inode | None:
         """Return *the* object of an inode with unsaved changes, or None."""
         ...

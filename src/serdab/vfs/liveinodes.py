@@ -46,8 +46,21 @@ class LiveInodes:
         self._parents: dict[int, int] = {ROOT_INO: ROOT_INO}
         #: Of operations in steps that are not at their end: how many go on with an inode.
         self._in_steps: dict[int, int] = {}
-        #: Whether a caller is asked to come again (``steps.Unfinished``) rather than kept waiting.
-        self.stepwise = False
+        self._stepwise = False
+
+    @property
+    def stepwise(self) -> bool:
+        """Whether a caller is asked to come again (``steps.Unfinished``) rather than kept waiting.
+
+        Who sets it does the chores, too.
+        """
+        return self._stepwise
+
+    @stepwise.setter
+    def stepwise(self, value: bool) -> None:
+        self._stepwise = value
+        if value:
+            self._upper.let_be_served()
 
     def _find(self, ino: int) -> Inode | None:
         """Return an inode that is not at hand, and keep it there."""
