@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ext4 has and a sealed file system refuses, each with the errno that docs/promises.md says."""
+"""What ext4 has and a sealed file system refuses, with the errno that docs/promises.md says."""
 
 from __future__ import annotations
 
@@ -31,9 +31,8 @@ def test_each_is_refused_and_changes_nothing(serve: Callable[..., Served]) -> No
             (_GETFLAGS, bytes(8), errno.ENOTTY),
             (_SETFLAGS, (0x10).to_bytes(8, "little"), errno.ENOTTY),
         ):
-            with pytest.raises(OSError) as refusal:
+            with pytest.raises(OSError, match=os.strerror(expected)):
                 fcntl.ioctl(into, request, argument)
-            assert refusal.value.errno == expected, hex(request)
         for mode in (_COLLAPSE_RANGE, _INSERT_RANGE):
             length = ctypes.c_long(4096)
             assert libc.fallocate(source.fileno(), mode, ctypes.c_long(0), length) == -1
