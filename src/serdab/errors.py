@@ -39,6 +39,8 @@ from collections.abc import Mapping
 
 from serdab.characters import is_seen
 
+_SHOWN_PART = 200  # characters at either end
+
 
 class Error(Exception):
     """Base of everything a user may be told.
@@ -70,7 +72,7 @@ class Error(Exception):
     def __str__(self) -> str:
         head = f"{self.stage}: {self.message}" if self.stage else self.message
         if self.subject and self.subject not in head:
-            head = f"{head}: {self.subject}"
+            head = f"{head}: {_shortened(self.subject)}"
         if self.expected or self.found:
             head = (
                 f"{head} (expected {self.expected or 'nothing'}, found {self.found or 'nothing'})"
@@ -278,6 +280,13 @@ def _index(cls: type[Error]) -> None:
 
 
 _index(Error)
+
+
+def _shortened(text: str) -> str:
+    """Return what a line has room for: a path may be as long as somebody likes."""
+    if len(text) <= 2 * _SHOWN_PART + 100:
+        return text
+    return f"{text[:_SHOWN_PART]}[... {len(text)} characters ...]{text[-_SHOWN_PART:]}"
 
 
 def printable(line: str) -> str:

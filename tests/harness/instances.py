@@ -97,6 +97,7 @@ def build_instance(
         fill(image)
     key = base / f"{name}.key" if encrypted else None
     if key:
+        key.touch(mode=0o600)
         key.write_text(Key.generate().dump() + "\n")
         key.chmod(0o600)
     if own:

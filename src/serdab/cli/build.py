@@ -44,15 +44,15 @@ def main(args: argparse.Namespace, context: Context) -> int:
     say_occlum(args, context)
     instance = Instance.open(context.instance)
     signer = signer_of(args) or development_signer()
-    if args.sign_key is None:
-        context.say(f"signed by the development key {signer.origin}")
-    key = None if args.image_key is None else read_key(args.image_key)
+    key = None if args.image_key is None else read_key(args.image_key, context.say)
     request = BuildRequest(
         signer, image_key=key, builtin_key=args.buildin_image_key, force=args.force
     )
     with shown_progress(context) as show:
         progress = None if show is None else partial(show, "sealing")
         result = build(instance, request, say=context.say, progress=progress)
+    if args.sign_key is None:
+        context.say(f"signed by the development key {signer.origin}")
     values = fields_of(result)
     done = " and ".join(result.sealed) or "nothing, all was up to date"
     kind = "debuggable" if result.debuggable else "production"
@@ -82,7 +82,7 @@ def _check(args: argparse.Namespace, context: Context) -> int:
     from serdab.instance.layout import Instance
 
     instance = Instance.open(context.instance)
-    key = None if args.image_key is None else read_key(args.image_key)
+    key = None if args.image_key is None else read_key(args.image_key, context.say)
     lines = check(
         instance,
         signer_of(args),

@@ -43,7 +43,7 @@ def main(args: argparse.Namespace, context: Context) -> int:
     if args.image_key is not None:
         from serdab.cli.parsing import read_key
 
-        key = read_key(args.image_key)
+        key = read_key(args.image_key, context.say)
     directory = None if args.directory is None else Walk().directory(args.directory)
     lower = None if args.lower is None else Walk().directory(args.lower)
     with shown_progress(context) as progress:

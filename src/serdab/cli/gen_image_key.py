@@ -21,6 +21,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace, context: Context) -> int:
     """Write the key, never over an existing file."""
+    if args.file == "-":
+        # Elsewhere it is standard input; a key on a terminal or in a log would be one no longer.
+        raise UsageError(
+            "a key is written to a file only",
+            subject=args.file,
+            expected="a path where nothing is",
+            found="the sign of standard input",
+            hint="a file of that name is ./-",
+        )
     from serdab.linux.outside import Walk
 
     try:

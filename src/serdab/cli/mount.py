@@ -103,7 +103,7 @@ def _mount(
 ) -> None:
     from serdab.instance.hostmount import Wanted, serve_on_host
 
-    opened = _open(args, instance)
+    opened = _open(args, context, instance)
     for line in opened.notices:
         printer.tell("notice", line)
     wanted = Wanted(
@@ -133,14 +133,14 @@ def _mount(
     serve_on_host(opened.fs, wanted, on_ready=on_ready, on_unmounted=end_use, log=printer.tell)
 
 
-def _open(args: argparse.Namespace, instance: Instance) -> Opened:
+def _open(args: argparse.Namespace, context: Context, instance: Instance) -> Opened:
     from serdab.instance.rootview import Layer, View, open_view
     from serdab.instance.sealedroot import prove_owner, verified_chain
 
     freshness = freshness_of(args).placed_outside(instance.path)
     chain = verified_chain(instance)
     prove_owner(chain, signer_of(args))
-    key = None if args.image_key is None else read_key(args.image_key)
+    key = None if args.image_key is None else read_key(args.image_key, context.say)
     view = View(
         Layer(args.layer),
         read_only=args.read_only,

@@ -58,7 +58,7 @@ def main(args: argparse.Namespace, context: Context) -> int:
             found="no --sign-key, and no development key of this user",
             hint="--sign-key PEM names the key",
         )
-    key = None if args.image_key is None else read_key(args.image_key)
+    key = None if args.image_key is None else read_key(args.image_key, context.say)
     request = PackageRequest(
         output,
         signer,

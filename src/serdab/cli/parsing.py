@@ -8,21 +8,25 @@ is on the way of every boot (``plainwords``).
 from __future__ import annotations
 
 import os
+import stat
 
 from serdab.cli.messages import Context
 from serdab.cli.plainwords import REMAINDER
 from serdab.errors import UsageError
-from serdab.keys import Key
+from serdab.keys import KEY_BYTES, Key
 
 TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
     from typing import Final
 
     from serdab.libos.request import Freshness
     from serdab.trust.signing import Signer
 
 _KEY_FILE_BYTES: Final = 4096
+_KINDS_OF_CONTENT: Final = ("something else", "32 hexadecimal digits without hyphens")
+_HYPHENS: Final = "put a hyphen between the bytes: `sed 's/../&-/g; s/-$//' FILE` prints it so"
 _OCCLUM_OPTIONS: Final = {
     "--sgx-mode": "the platform is chosen by SERDAB_PLATFORM",
     "--enable-edmm": "memory is always dynamic",
@@ -170,8 +174,16 @@ def _read_line() -> bytes:
     return bytes(out)
 
 
-def read_key(path: str) -> Key:
+def _is_plain_hex(raw: bytes) -> bool:
+    """Return whether it is a key as other programs write it, without hyphens."""
+    text = raw.strip()
+    return len(text) == 2 * KEY_BYTES and all(byte in b"0123456789abcdefABCDEF" for byte in text)
+
+
+def read_key(path: str, say: Callable[[str], None]) -> Key:
     """Return the key in the file at ``path``; ``-`` is the next line of standard input.
+
+    ``say`` gets a line if others can read it, too.
 
     Raises:
         UsageError: it cannot be read or holds no key. The message never holds the content.
@@ -187,6 +199,8 @@ def read_key(path: str) -> Key:
 
             with open(Walk().file(path), "rb") as file:
                 raw = file.read(_KEY_FILE_BYTES)
+                if os.fstat(file.fileno()).st_mode & stat.S_IROTH:
+                    say(f"warning: every user can read the key file {path}: `chmod 600 {path}`")
     except OSError as exc:
         raise UsageError(
             "the image key cannot be read",
@@ -204,6 +218,6 @@ def read_key(path: str) -> Key:
             exc.message,
             subject="standard input" if path == "-" else path,
             expected=exc.expected,
-            found="something else",
-            hint=exc.hint,
+            found=_KINDS_OF_CONTENT[_is_plain_hex(raw)],
+            hint=_HYPHENS if _is_plain_hex(raw) else exc.hint,
         ) from None

@@ -30,7 +30,7 @@ def main(args: argparse.Namespace, context: Context) -> int:
 
     forbid_core()
     instance = Instance.open(context.instance, sources=False)
-    key = None if args.image_key is None else read_key(args.image_key)
+    key = None if args.image_key is None else read_key(args.image_key, context.say)
     with shown_progress(context) as progress, naming_service(instance.path, context):
         result = rebind_layers(
             instance,

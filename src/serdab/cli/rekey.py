@@ -38,7 +38,9 @@ def main(args: argparse.Namespace, context: Context) -> int:
     forbid_core()
     instance = Instance.open(context.instance, sources=False)
     request = RekeyRequest(
-        signer_of(args), old=read_key(args.image_key), new=read_key(args.new_image_key)
+        signer_of(args),
+        old=read_key(args.image_key, context.say),
+        new=read_key(args.new_image_key, context.say),
     )
     with shown_progress(context) as progress, naming_service(instance.path, context):
         result = rekey(instance, request, say=context.say, progress=progress)

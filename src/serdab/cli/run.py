@@ -62,7 +62,7 @@ def _run(
 
     key = None
     if args.image_key is not None:
-        key = read_key(args.image_key)
+        key = read_key(args.image_key, context.say)
     return pal.run_foreground(
         instance,
         command,

@@ -35,7 +35,7 @@ def main(args: argparse.Namespace, context: Context) -> int:
 
     starter.refuse_second(instance, on_wait=context.say)
     hide_memory()  # before there is a key in it
-    key = None if args.image_key is None else read_key(args.image_key)
+    key = None if args.image_key is None else read_key(args.image_key, context.say)
     request = starter.request_for(
         instance,
         has_key=key is not None,

@@ -65,12 +65,14 @@ def _depth_is_fine(value: object) -> bool:
 def load_object(raw: bytes, fail: Fail) -> Section:
     """Parse ``raw`` as one JSON object."""
 
-    def refuse_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    twice = False
+
+    def each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        nonlocal twice
         out: dict[str, object] = {}
         for name, value in pairs:
-            if name in out:
-                raise fail(name, "each field once", "the same field twice", "")
-            out[name] = value
+            out[name] = Twice("the same field twice") if name in out else value
+        twice = twice or len(out) < len(pairs)
         return out
 
     def refuse_constant(name: str) -> NoReturn:
@@ -83,7 +85,7 @@ def load_object(raw: bytes, fail: Fail) -> Section:
     except UnicodeDecodeError as exc:
         raise fail("", "UTF-8 text", f"another byte at offset {exc.start}", "") from None
     try:
-        value = json.loads(text, object_pairs_hook=refuse_twice, parse_constant=refuse_constant)
+        value = json.loads(text, object_pairs_hook=each_once, parse_constant=refuse_constant)
     except json.JSONDecodeError as exc:
         where = f"line {exc.lineno}, column {exc.colno}"
         hint = "comments are not part of JSON" if _at_comment(text, exc.pos) else ""
@@ -97,6 +99,8 @@ def load_object(raw: bytes, fail: Fail) -> Section:
         raise fail("", "numbers of a sane length", "an endless number", "") from None
     if not _depth_is_fine(value):
         raise fail("", f"at most {MAX_DEPTH} levels", "deeper nesting", "")
+    if twice:
+        refuse_twice(value, fail)
     if not isinstance(value, dict):
         raise fail("", "an object", _shown(value), "")
     return Section(value, "", fail)
@@ -105,6 +109,31 @@ def load_object(raw: bytes, fail: Fail) -> Section:
 def _at_comment(text: str, position: int) -> bool:
     rest = text[position:].lstrip()
     return rest.startswith(("//", "/*", "#"))
+
+
+class Twice:
+    """Stands where a field is given a second time, until its path is known; ``found`` says it."""
+
+    __slots__ = ("found",)
+
+    def __init__(self, found: str) -> None:
+        self.found = found
+
+
+def refuse_twice(value: object, fail: Fail, path: str = "") -> None:
+    """Refuse the first field below ``value`` that a parser marked with :class:`Twice`.
+
+    Raises:
+        Error: what ``fail`` makes of it, with the whole path of the field.
+    """
+    if isinstance(value, Twice):
+        raise fail(path, "each field once", value.found, "")
+    if isinstance(value, dict):
+        for name, item in value.items():
+            refuse_twice(item, fail, f"{path}.{name}" if path else str(name))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            refuse_twice(item, fail, f"{path}[{index}]")
 
 
 class Section:
@@ -128,6 +157,7 @@ class Section:
 
     def has(self, name: str) -> bool:
         """Return whether the field is there and was not taken yet."""
+        self._known.append(name)
         return name in self._left
 
     def _take(self, name: str, expected: str) -> object:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any, Final, cast
 
-from serdab.config.strict import Fail, Section
+from serdab.config.strict import Fail, Section, Twice, refuse_twice
 from serdab.errors import Error, UsageError
 from serdab.instance.excludes import Excludes
 from serdab.instance.owners import MAX_ID, Owner
@@ -177,15 +177,16 @@ def _parse_yaml(text: str, fail: Fail) -> object:
                 raise fail(
                     "", "names as keys", f"another key in line {key_node.start_mark.line + 1}", ""
                 )
-            if key in out:
-                line = key_node.start_mark.line + 1
-                raise fail(key, "each field once", f"the same field again in line {line}", "")
-            out[key] = loader.construct_object(value_node, deep=True)
+            line = key_node.start_mark.line + 1
+            again = Twice(f"the same field again in line {line}")
+            value = loader.construct_object(value_node, deep=True)
+            out[key] = again if key in out else value
         return out
 
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     try:
-        return yaml.load(text, Loader=Loader)  # noqa: S506 - a loader that makes strings only
+        value = yaml.load(text, Loader=Loader)  # noqa: S506 - a loader that makes strings only
+        refuse_twice(value, fail)
     except yaml.YAMLError as exc:
         mark = getattr(exc, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -193,6 +194,7 @@ def _parse_yaml(text: str, fail: Fail) -> object:
         raise fail("", "YAML", f"{problem}{where}", "") from None
     except RecursionError:
         raise fail("", "sane nesting", "endless nesting", "") from None
+    return cast("object", value)
 
 
 def _mapping(value: object, fail: Fail) -> dict[str, object]:

@@ -58,6 +58,11 @@ _STAGE_FILTER: Final = 4
 _STAGE_CHDIR: Final = 2
 _STAGE_EXEC: Final = 3
 _NOT_FOUND: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
+_HINT_OF_FORMAT: Final = (
+    "it is neither a script that begins with #! nor a program for this machine and 64 bits: "
+    "`file` and `readelf -h` tell what it is"
+)
+_HINT_OF_MODE: Final = "its mode is that of the source tree; `serdab build` seals it anew"
 _NOT_EXECUTABLE: Final = frozenset({errno.EACCES, errno.ENOEXEC, errno.EISDIR, errno.EPERM})
 
 
@@ -406,7 +411,7 @@ def _spawn_error(request: SpawnRequest, code: int, stage: int) -> Error:
             subject=path,
             expected="an executable file",
             found=found,
-            hint="its mode is that of the source tree; `serdab build` seals it anew",
+            hint=_HINT_OF_FORMAT if code == errno.ENOEXEC else _HINT_OF_MODE,
         )
     if stage == _STAGE_CHDIR:
         return Error(

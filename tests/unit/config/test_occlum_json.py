@@ -209,6 +209,7 @@ class TestRefusals:
             (b"[]", "an object"),
             (b'{"env": "a\nb"}', "line 1, column 11: invalid control character"),
             (b'{"env": {}, "env": {}}', "same field twice"),
+            (b'{"mount": [{"a": {"b": 1, "b": 2}}]}', ": mount[0].a.b (expected each"),
             (b'{"mount": NaN}', "NaN"),
             (b"\xff\xfe{}", "UTF-8"),
             (b"// comment\n{}", "comments are not part of JSON"),

@@ -300,7 +300,9 @@ class TestRefusals:
             ("targets: [{target: /, copy: [{files: [{nam: a}]}]}]", "files[0].nam"),
             ("targets: [{target: /, copy: [{files: [{name: a, hash: xx}]}]}]", "files[0].hash"),
             ("targets: [{target: /, copy: [{files: [[a]]}]}]", "files[0]"),
-            ("targets: [{target: /, target: /x}]", "same field again"),
+            ("targets: [{target: /, target: /x}]", "targets[0].target: "),
+            ("targets: [{target: /, copy: [{from: /, from: /x}]}]", "targets[0].copy[0].from: "),
+            ("includes: [a]\nincludes: [b]", "found the same field again in line 2"),
             ("excludes: ['+ x']", "excludes"),
             ("targets: {", "YAML"),
             ("- a\n- b", "not a BOM"),
@@ -311,6 +313,19 @@ class TestRefusals:
             shop.copy(text)
         assert words in str(caught.value)
         assert caught.value.exit_code == 2
+
+    @pytest.mark.parametrize(
+        ("text", "near"),
+        [
+            ("target: []", "targets"),
+            ("targets: [{target: /, copi: [{from: /}]}]", "copy"),
+            ("targets: [{target: /, createlink: [{src: a}]}]", "createlinks"),
+        ],
+    )
+    def test_a_slip_gets_a_suggestion(self, shop: Workshop, text: str, near: str) -> None:
+        with pytest.raises(UsageError) as caught:
+            shop.copy(text)
+        assert caught.value.hint == f"did you mean {near}?"
 
     def test_a_missing_source_is_named(self, shop: Workshop) -> None:
         with pytest.raises(UsageError) as caught:

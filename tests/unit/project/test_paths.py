@@ -108,7 +108,7 @@ ALLOWED: Final[dict[str, str]] = {
     "sefs/hostdir.py:at": NAMED,
     "sefs/hostdir.py:names": FD,
     "sefs/hostplace.py:writable_place": NAMED,
-    "sefs/imagewalk.py:_user_xattrs": PROC,
+    "sefs/imagewalk.py:_kept_xattrs": PROC,
     "service/background.py:main": OWN,
     "service/log.py": OWN,
     "service/place.py": OWN,
