@@ -31,9 +31,16 @@ class _Slow(MemFs):
 
 
 class _Endless(MemFs):
-    """fallocate(2) never ends; an attribute of the root says that it began."""
+    """fallocate(2) and lseek(2) never end; an attribute of the root says that one began."""
 
     def fallocate_steps(self, ino: int, mode: int, offset: int, length: int) -> Steps[None]:
+        yield from self._never()
+
+    def lseek_steps(self, ino: int, offset: int, whence: int) -> Steps[int]:
+        yield from self._never()
+        return offset
+
+    def _never(self) -> Steps[None]:
         self.setxattr(ROOT_INO, b"user.began", b"", 0)
         while True:
             yield None

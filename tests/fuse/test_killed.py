@@ -10,27 +10,41 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.fuse.conftest import Served
 
 _CALLER = """
-import os, signal, sys
+import mmap, os, signal, sys
 signal.signal(signal.SIGUSR1, lambda *_: None)
 fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
-os.posix_fallocate(fd, 0, 100)
+os.ftruncate(fd, 8192)
 """
+_CALLS = {
+    "fallocate": "os.posix_fallocate(fd, 0, 100)",
+    "lseek": "os.lseek(fd, 0, os.SEEK_HOLE)",
+    "lseek where the kernel may hold more": """
+area = mmap.mmap(fd, 8192)
+area[0]
+os.lseek(fd, 0, os.SEEK_HOLE)
+""",
+}
 
 
 def _began(root: Path) -> bool:
     return "user.began" in os.listxattr(root)
 
 
+@pytest.mark.parametrize("call", _CALLS.values(), ids=_CALLS)
 def test_whoever_asks_for_what_never_ends_is_gone_when_killed(
-    serve: Callable[..., Served],
+    serve: Callable[..., Served], call: str
 ) -> None:
     """Also after a signal that did not end it: the kernel tells the server of the first one only
     (request_wait_answer() in Linux 6.18), and no program expects EINTR here."""
     served = serve("endless")
-    caller = subprocess.Popen([sys.executable, "-c", _CALLER, os.fspath(served.path / "file")])
+    caller = subprocess.Popen(
+        [sys.executable, "-c", _CALLER + call, os.fspath(served.path / "file")]
+    )
     try:
         while not _began(served.path):
             assert caller.poll() is None

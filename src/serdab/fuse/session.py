@@ -323,6 +323,7 @@ class Session:
         for request in (*self._parked, *itertools.chain(*self._sleeping.values())):
             if request.unique == unique:
                 request.is_interrupted = True
+        self._operations.interrupt(unique)
         for entry in self._late:
             if entry[0] == unique:
                 # It was refused; there is no need to try once more.
