@@ -57,7 +57,7 @@ from serdab.fuse.operations import Operations, ServeOptions
 from serdab.fuse.parked import Parked, Reply, Request
 from serdab.structs import field, frozen
 from serdab.vfs.api import FileSystem
-from serdab.vfs.steps import Chores, Unfinished
+from serdab.vfs.steps import Chores, Steps, Unfinished
 
 #: The kernel has let go of the connection: unmounted, aborted, or (in tests) the peer has closed.
 _GONE: Final = frozenset((errno.ENODEV, errno.ECONNABORTED, errno.EPIPE, errno.ECONNRESET))
@@ -84,7 +84,8 @@ class SessionOptions:
     """How to serve. ``wake_fd``: a descriptor that ends the session when it becomes readable.
 
     With ``on_wake`` it does not end it: that is called between two requests, so it may call the
-    file system; when it returns False, the descriptor is no longer looked at.
+    file system; when it returns False, the descriptor is no longer looked at. Steps that it returns
+    are done like those of a request; the end of the session may come before their last.
 
     ``poll_s``: how long to ask for the next request before sleeping, see the module.
     """
@@ -92,7 +93,7 @@ class SessionOptions:
     serve: ServeOptions = field(default_factory=ServeOptions)
     poll_s: float = 80e-6
     wake_fd: int = -1
-    on_wake: Callable[[], bool] | None = None
+    on_wake: Callable[[], bool | Steps[None]] | None = None
 
 
 class Session:
@@ -388,8 +389,11 @@ class Session:
             else:
                 self._stopped = True
 
-    def _wake(self, poller: select.poll, on_wake: Callable[[], bool]) -> None:
-        if not on_wake():
+    def _wake(self, poller: select.poll, on_wake: Callable[[], bool | Steps[None]]) -> None:
+        answer = on_wake()
+        if not isinstance(answer, bool):
+            self._put_off(Request(0, 0, answer, lambda _: None), None)
+        elif not answer:
             poller.unregister(self._options.wake_fd)
 
     def _look_up(self, poller: select.poll) -> None:
