@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.fuse.conftest import Served
+from tests.fuse.server import children_of
 
 _CALLER = """
 import mmap, os, signal, sys
@@ -54,6 +55,30 @@ def test_whoever_asks_for_what_never_ends_is_gone_when_killed(
         assert caller.poll() is None, "it lives, and waits"
         caller.kill()
         assert caller.wait(60) == -signal.SIGKILL
+    finally:
+        caller.kill()
+        caller.wait(60)
+    assert served.unmount() == ""
+
+
+def test_a_caller_in_the_pid_namespace_of_who_mounted_is_known(
+    serve: Callable[..., Served],
+) -> None:
+    """Its number there is nobody's here, or somebody else's."""
+    served = serve("endless", "--inner")
+    path = os.fspath(served.path / "file")
+    first = os.getxattr(served.path, "user.first").decode()
+    enter = ["nsenter", "--target", first, "--pid", sys.executable, "-c"]
+    caller = subprocess.Popen([*enter, _CALLER + _CALLS["fallocate"], path])
+    try:
+        while not _began(served.path):
+            assert caller.poll() is None
+        (inside,) = children_of(caller.pid)
+        os.kill(inside, signal.SIGUSR1)
+        (served.path / "of another").touch()
+        assert caller.poll() is None, "it lives, and waits"
+        os.kill(inside, signal.SIGKILL)
+        assert caller.wait(60) != 0
     finally:
         caller.kill()
         caller.wait(60)

@@ -415,11 +415,11 @@ class Operations:
         held = bytes(wire.parse_retrieved(self.view, size))
         return _first_step(self._ask(unique, nodeid, held), _as_it_is)
 
-    def interrupt(self, unique: int) -> None:
+    def interrupt(self, unique: int, namespace: int) -> None:
         """The caller of a request got a signal, while the kernel is asked for its answer."""
         question = self._questions.get(unique)
         if question is not None:
-            question.is_interrupted = True
+            question.interrupt(namespace)
 
     def _ask(self, unique: int, nodeid: int, held: bytes | None) -> Steps[Reply]:
         """Go on with a question to the kernel; the request that it answers waits meanwhile.

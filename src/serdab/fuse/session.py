@@ -87,12 +87,15 @@ class SessionOptions:
     file system; when it returns False, the descriptor is no longer looked at. Steps that it returns
     are done like those of a request; the end of the session may come before their last.
 
+    ``pid_namespace``: a descriptor of that of whoever mounted, if it is not ours.
+
     ``poll_s``: how long to ask for the next request before sleeping, see the module.
     """
 
     serve: ServeOptions = field(default_factory=ServeOptions)
     poll_s: float = 80e-6
     wake_fd: int = -1
+    pid_namespace: int = -1
     on_wake: Callable[[], bool | Steps[None]] | None = None
 
 
@@ -240,16 +243,18 @@ class Session:
 
     # Requests in steps --------------------------------------------------------------------
 
-    def _park(self, unique: int, size: int, why: Parked | Unfinished) -> None:
+    def _park(self, unique: int, size: int, why: Parked | Unfinished) -> Request:
         """Answer the request in the buffer later."""
         view = self._operations.view
         pid = wire.parse_pid(view)
         if isinstance(why, Parked):
-            self._put_off(Request(unique, pid, why.steps, why.answer), why.waits_for)
+            request = Request(unique, pid, why.steps, why.answer)
+            self._put_off(request, why.waits_for)
         else:
             saved = bytes(view[:size])
-            request = Request(unique, pid, why.steps, lambda _: self._ask_again(saved))
+            request = Request(unique, pid, why.steps, lambda _: self._ask_again(saved, request))
             self._put_off(request, None)
+        return request
 
     def _put_off(self, request: Request, waits_for: int | None) -> None:
         """Go on with a request in its turn, or when a descriptor is readable."""
@@ -267,7 +272,7 @@ class Session:
         self._poller.unregister(fd)
         self._parked.extend(self._sleeping.pop(fd))
 
-    def _ask_again(self, saved: bytes) -> Reply:
+    def _ask_again(self, saved: bytes, before: Request) -> Reply:
         """Serve a request whose file system knows by now what it did not."""
         operations, size = self._operations, len(saved)
         operations.view[:size] = saved
@@ -276,7 +281,9 @@ class Session:
             call = operations.table.get(opcode, operations.unsupported)
             return call(unique, nodeid, uid, gid, size)
         except (Parked, Unfinished) as exc:
-            self._park(unique, size, exc)
+            request = self._park(unique, size, exc)
+            # The kernel says so once.
+            request.is_interrupted, request.pid = before.is_interrupted, before.pid
             return None
 
     def _advance(self) -> None:
@@ -321,10 +328,11 @@ class Session:
     def _interrupt(self, _unique: int, _nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         """The caller of a request got a signal: see ``parked``."""
         unique = wire.parse_interrupt(self._operations.view, size)
+        namespace = self._options.pid_namespace
         for request in (*self._parked, *itertools.chain(*self._sleeping.values())):
             if request.unique == unique:
-                request.is_interrupted = True
-        self._operations.interrupt(unique)
+                request.interrupt(namespace)
+        self._operations.interrupt(unique, namespace)
         for entry in self._late:
             if entry[0] == unique:
                 # It was refused; there is no need to try once more.

@@ -27,7 +27,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Final, TypeAlias, final
 
 from serdab.errors import FsError
-from serdab.linux.process import is_being_killed
+from serdab.linux.process import is_being_killed, number_here
 from serdab.vfs.api import FileSystem
 from serdab.vfs.steps import Steps, Unfinished
 
@@ -185,8 +185,15 @@ class Question:
 
     def __init__(self, asking: Asking, pid: int) -> None:
         self._asking: Final = asking
-        self._pid: Final = pid
+        self._pid = pid
         self.is_interrupted = False
+
+    def interrupt(self, namespace: int) -> None:
+        """As :meth:`Request.interrupt` does."""
+        if not self.is_interrupted:
+            self.is_interrupted = True
+            if namespace >= 0:
+                self._pid = number_here(self._pid, namespace)
 
     def go_on(self, held: bytes | None) -> tuple[int, int] | int | None:
         """Go on, with what the kernel holds if it was asked; return as an :data:`Asking` yields.

@@ -6,7 +6,8 @@ process: ``fsclient``.
 
 Life: it waits; ``join`` moves it to a control group; ``hold`` brings a lock, which is
 thus held until all is written; ``open`` brings orders, answered by ``opened`` or ``refused``;
-``serve`` brings the descriptor of ``/dev/fuse``; from then on it serves, and answers
+``serve`` brings the descriptor of ``/dev/fuse``, and one of the PID namespace that was mounted
+from, if it is another; from then on it serves, and answers
 ``sync``, until the kernel says that the mount is gone (ENODEV). Then it closes the file system and
 says ``closed``. Neither a signal nor the death of the kernel process ends it earlier: late pages
 of mappings are still to be written.
@@ -86,8 +87,8 @@ class _Server:
                         self._open(orders)
                     finally:
                         orders.close()  # what it opened holds descriptors of its own
-                case "serve" if self._opened is not None and len(fds) == 1:
-                    self._serve(fds[0], self._opened)
+                case "serve" if self._opened is not None and len(fds) in (1, 2):
+                    self._serve(fds[0], self._opened, *fds[1:])
                     return
                 case "quit":
                     close_all(fds)
@@ -125,7 +126,7 @@ class _Server:
                 },
             )
 
-    def _serve(self, fd: int, opened: Opened) -> None:
+    def _serve(self, fd: int, opened: Opened, pid_namespace: int = -1) -> None:
         from serdab.fuse.operations import ServeOptions
         from serdab.fuse.session import Session, SessionOptions
 
@@ -135,6 +136,7 @@ class _Server:
         options = SessionOptions(
             serve=ServeOptions(shows_trusted=False),
             wake_fd=self._channel.fileno(),
+            pid_namespace=pid_namespace,
             on_wake=self._spoken_to,
         )
         try:
