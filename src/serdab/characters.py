@@ -9,7 +9,10 @@ and unassigned characters are not. A letter, mark or symbol that nothing is draw
 
 from __future__ import annotations
 
-from typing import Final
+TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
+if TYPE_CHECKING:
+    from typing import Final
+
 
 #: Default_Ignorable_Code_Point of Unicode 16 (DerivedCoreProperties.txt); ``unicodedata`` has no
 #: such property. The kernel's casefold drops them from names (fs/unicode).

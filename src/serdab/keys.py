@@ -12,11 +12,18 @@ Security:
 
 from __future__ import annotations
 
-import hmac
 import os
-from typing import Final, final
 
 from serdab.errors import UsageError
+
+TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
+if TYPE_CHECKING:
+    from typing import Final, final
+else:
+
+    def final(decorated):  # noqa: ANN001, ANN201 - typing's, which does nothing at run time
+        return decorated
+
 
 KEY_BYTES: Final = 16
 
@@ -83,6 +90,8 @@ class Key:
         return "Key(redacted)"
 
     def __eq__(self, other: object) -> bool:
+        import hmac  # brings libcrypto, and few keys are compared
+
         return isinstance(other, Key) and hmac.compare_digest(self._raw, other._raw)
 
     def __hash__(self) -> int:

@@ -51,7 +51,8 @@ def run_with(
 
 class TestStart:
     @pytest.mark.parametrize(
-        "name", ["serdab.cli.main", "serdab.version", "serdab.cli.messages", "argparse"]
+        "name",
+        ["serdab.cli.main", "serdab.version", "serdab.cli.messages", "serdab.cli.plainwords"],
     )
     def test_ctrl_c_during_the_imports(self, tmp_path: Path, serdab: Command, name: str) -> None:
         result = run_with(tmp_path, AT_IMPORT.format(name=name), serdab, *serdab.prefix)

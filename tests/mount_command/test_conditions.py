@@ -13,7 +13,7 @@ import pytest
 
 from serdab.cli import mount
 from serdab.cli.messages import Context
-from serdab.cli.parsing import VerbParser
+from serdab.cli.verbparser import VerbParser
 from tests.harness.command import Command, describe
 from tests.harness.instances import BuiltInstance, MakeInstance
 from tests.mount_command.mounted import MakeOwner, Owner, wait_until

@@ -11,6 +11,7 @@ It is on the way of every boot, so it imports next to nothing.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _VARIABLE = "SERDAB_DOOR"
 _SIGPIPE = 13
 _SIGXFSZ = 25
+_COLLECT_EVERY = 50_000  # objects
 
 
 class Found:
@@ -70,6 +72,8 @@ def _put_directory_back(text: str) -> None:
 def main() -> NoReturn:
     """Be the command."""
     enter()
+    # Imports make many objects and no cycles: looks for these were a tenth of a short command.
+    gc.set_threshold(_COLLECT_EVERY, 20, 100)
     from serdab.cli.main import main as command_line
 
     interrupts.end(command_line([FOUND.name or sys.argv[0], *sys.argv[1:]]))

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
-import argparse
-from typing import Final
-
 from serdab.cli.messages import Context
 from serdab.cli.parsing import add_program, program_of
+
+TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
+if TYPE_CHECKING:
+    import argparse
+    from typing import Final
 
 SUMMARY: Final = "run a program in the instance's service"
 

@@ -7,9 +7,11 @@ the translation for ``run`` and ``exec``, whose own codes are those of the progr
 
 from __future__ import annotations
 
-from typing import Final
-
 from serdab.errors import Error, NotAllowedError, NotFoundError
+
+TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
+if TYPE_CHECKING:
+    from typing import Final
 
 DONE: Final = 0
 FAILED: Final = 1

@@ -60,7 +60,12 @@ def let_through() -> None:
 
 
 def end(code: int) -> NoReturn:
-    """Leave with an exit code, or die of what is pending or comes while the interpreter ends."""
+    """Leave with an exit code, or die of what is pending or comes while the interpreter ends.
+
+    Where all output was taken, no thread is to be waited for and nobody wanted to be called at the
+    end, the interpreter is not taken apart: a tenth of a short command.
+    """
+    is_all_out = True
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -68,7 +73,11 @@ def end(code: int) -> NoReturn:
             # Whoever read it had enough. What is left would be a failure when the interpreter ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         except (OSError, ValueError):
-            pass  # no failure of the verb's
+            is_all_out = False  # no failure of the verb's: the interpreter says what it says
     let_end_us()
     let_through()
+    threads = sys.modules.get("threading")
+    is_alone = threads is None or all(thread.daemon for thread in threads.enumerate()[1:])
+    if is_all_out and is_alone and "atexit" not in sys.modules:
+        os._exit(code)
     sys.exit(code)

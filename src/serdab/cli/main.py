@@ -17,6 +17,7 @@ from serdab.version import VERSION
 TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from serdab.cli.messages import Context
     from serdab.errors import Error
@@ -45,6 +46,9 @@ VERBS = {
 }
 # Without the libraries and the sources that the others want (docs/package.md).
 _PACKAGED = frozenset(VERBS) - {"new", "init", "copy-bom", "build", "package"}
+
+# On the way of every program that starts: their options are such that they can do without argparse.
+_PLAIN_VERBS = frozenset({"run", "start", "exec"})
 
 _GLOBALS_HELP = """
 options, before the verb or after it:
@@ -208,16 +212,20 @@ def _traceback(wanted: bool) -> None:  # noqa: FBT001 - private, the option -v
 def _dispatch(verb: str, module_name: str, words: list[str], context: Context) -> int:
     import importlib
 
+    from serdab.cli import plainwords
     from serdab.cli.named import require_out_of_reach
-    from serdab.cli.parsing import VerbParser
 
     module = importlib.import_module(f"serdab.cli.{module_name}")
-    parser = VerbParser(verb, module.SUMMARY, context)
-    module.configure(parser)
-    try:
-        args = parser.parse_args(words)
-    except SystemExit as exc:  # --help
-        return int(exc.code or 0)
+    args: Any = plainwords.read(module.configure, words, context) if verb in _PLAIN_VERBS else None
+    if args is None:
+        from serdab.cli.verbparser import VerbParser
+
+        parser = VerbParser(verb, module.SUMMARY, context)
+        module.configure(parser)
+        try:
+            args = parser.parse_args(words)
+        except SystemExit as exc:  # --help
+            return int(exc.code or 0)
     context.enter()
     require_out_of_reach(args, context)
     if not VERBS[verb][1]:
@@ -288,7 +296,7 @@ def _help(verbs: frozenset[str] | None) -> int:
     import importlib
 
     from serdab.cli.messages import show
-    from serdab.cli.parsing import wrapped
+    from serdab.cli.verbparser import wrapped
 
     lines = ["usage: serdab [-C DIR] [--log-level LEVEL] [--json] [-q|-v] VERB ...", "", "verbs:"]
     for verb, (module_name, _) in VERBS.items():

@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Final
 
 from serdab.errors import Error, UsageError, printable
+
+TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
+if TYPE_CHECKING:
+    from typing import Final
 
 PROGRAM: Final = "serdab"
 

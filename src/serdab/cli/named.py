@@ -7,12 +7,15 @@ configuration names is another matter: it is signed.
 
 from __future__ import annotations
 
-import argparse
 import os
-from typing import Final
 
 from serdab.cli.messages import Context
 from serdab.errors import UsageError
+
+TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
+if TYPE_CHECKING:
+    import argparse
+    from typing import Final
 
 _FILES: Final = ("sign_key", "image_key", "new_image_key", "pin_file")
 _PROGRAMS: Final = ("sign_tool", "pin_command")

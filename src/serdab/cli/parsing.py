@@ -1,18 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""argparse, with our errors instead of its own exit, and options that several verbs share."""
+"""Options that several verbs share, and what is read of them.
+
+Above: one module per verb. ``verbparser`` has argparse, which is not to be imported here: this
+is on the way of every boot (``plainwords``).
+"""
 
 from __future__ import annotations
 
-import argparse
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from serdab.cli.messages import Context, show
+from serdab.cli.messages import Context
+from serdab.cli.plainwords import REMAINDER
 from serdab.errors import UsageError
 from serdab.keys import Key
 
+TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
 if TYPE_CHECKING:
+    import argparse
+    from typing import Final
+
     from serdab.libos.request import Freshness
     from serdab.trust.signing import Signer
 
@@ -24,95 +30,6 @@ _OCCLUM_OPTIONS: Final = {
     "--config-svn": "metadata.version_number is part of mrenclave",
     "--init-ra": "the init in initfs/ decides what init does",
 }
-
-
-#: Wide enough for every line that is written here; nobody reads longer ones with ease.
-_WIDTH: Final = 88
-
-
-def wrapped(line: str) -> str:
-    """Return a line of a help text, broken where the terminal is narrower.
-
-    What follows its last run of spaces is the text; the rest goes below that, unless there is no
-    room for it.
-    """
-    import re
-    import shutil
-    import textwrap
-
-    width = min(shutil.get_terminal_size().columns, _WIDTH)
-    if len(line) <= width:
-        return line
-    column = re.match(r" *\S.*?  +(?=\S)", line)
-    indent = column.end() if column is not None and column.end() < width // 2 else 4
-    return "\n".join(
-        textwrap.wrap(
-            line,
-            width,
-            subsequent_indent=" " * indent,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-    )
-
-
-class _Global(argparse.Action):
-    """An option that all verbs have: it counts from where it is read, for errors too."""
-
-    def __init__(self, context: Context, flags: Sequence[str], *, takes_value: bool) -> None:
-        name = flags[-1].strip("-")
-        super().__init__(
-            flags,
-            name,
-            nargs=None if takes_value else 0,
-            default=argparse.SUPPRESS,
-            metavar=name,
-            help=argparse.SUPPRESS,
-        )
-        self._context = context
-
-    def __call__(
-        self,
-        _parser: argparse.ArgumentParser,
-        _namespace: argparse.Namespace,
-        values: str | Sequence[Any] | None,
-        _option: str | None = None,
-    ) -> None:
-        self._context.take(self.option_strings[-1], values if isinstance(values, str) else "")
-
-
-class VerbParser(argparse.ArgumentParser):
-    """A parser for one verb: no abbreviations, errors are ``UsageError``."""
-
-    def __init__(self, verb: str, summary: str, context: Context) -> None:
-        super().__init__(
-            prog=f"serdab {verb}",
-            description=summary,
-            epilog="Options of all verbs, -C DIR for one: `serdab --help`.",
-            allow_abbrev=False,
-        )
-        self._verb = verb
-        for flags in (("-C", "--instance"), ("--log-level",)):
-            self._add_action(_Global(context, flags, takes_value=True))
-        for flags in (("--json",), ("-q", "--quiet"), ("-v", "--verbose")):
-            self._add_action(_Global(context, flags, takes_value=False))
-
-    def print_help(self, _file: object = None) -> None:
-        """Print the help to standard output."""
-        show(self.format_help(), end="")
-
-    def format_help(self) -> str:
-        """Return the help, no wider than the terminal."""
-        return "\n".join(map(wrapped, super().format_help().split("\n")))
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of leaving the process.
-
-        Raises:
-            UsageError: always.
-        """
-        usage = " ".join(self.format_usage().split()).removeprefix("usage: ")
-        raise UsageError(f"{self._verb}: {message}", hint=f"usage: {usage}")
 
 
 def add_signing(parser: argparse.ArgumentParser) -> None:
@@ -202,7 +119,7 @@ def add_program(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [OPTION ...] PROGRAM [ARG ...]"
     parser.add_argument(
         "command",
-        nargs=argparse.REMAINDER,
+        nargs=REMAINDER,
         metavar="PROGRAM [ARG ...]",
         help="its absolute path inside, below an entry point, and its arguments",
     )

@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
-from typing import TYPE_CHECKING, Final
-
 from serdab.cli.door import FOUND
 from serdab.cli.messages import Context
 from serdab.cli.parsing import (
@@ -18,7 +15,11 @@ from serdab.cli.parsing import (
 )
 from serdab.errors import BusyError
 
+TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
 if TYPE_CHECKING:
+    import argparse
+    from typing import Final
+
     from serdab.libos.begin import Begun
 
 SUMMARY: Final = "boot the instance, run a program in it, shut down"

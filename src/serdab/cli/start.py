@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-from typing import Final
 
 from serdab.cli.messages import Context
 from serdab.cli.parsing import add_boot, freshness_of, read_key, say_occlum
+
+TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
+if TYPE_CHECKING:
+    import argparse
+    from typing import Final
 
 SUMMARY: Final = "boot the instance as a service, for many programs"
 

@@ -12,9 +12,12 @@ dots and spaces at the end. A host that does not fold loses a few names more (``
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Final
 
 from serdab.characters import is_ignorable
+
+TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
+if TYPE_CHECKING:
+    from typing import Final
 
 CONFIG: Final = "Occlum.json"
 IMAGE_SOURCE: Final = "image"

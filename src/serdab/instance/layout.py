@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 from types import TracebackType
-from typing import Final, Self
 
 from serdab.config.names import (
     BUILD,
@@ -28,6 +27,10 @@ from serdab.config.names import (
 )
 from serdab.errors import UsageError
 from serdab.linux.dirfd import DirFd
+
+TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
+if TYPE_CHECKING:
+    from typing import Final, Self
 
 __all__ = [
     "BUILD",

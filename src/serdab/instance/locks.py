@@ -26,11 +26,14 @@ import struct
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Final, Self
 
 from serdab.errors import BusyError, UsageError
 from serdab.instance.layout import REKEY_PATHS, RUN, Instance
 from serdab.linux.dirfd import DirFd
+
+TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
+if TYPE_CHECKING:
+    from typing import Final, Self
 
 _FLOCK: Final = struct.Struct("hhqqi4x")  # struct flock, fcntl(2)
 _CLOSING_PATIENCE_S: Final = 60.0

@@ -9,10 +9,13 @@ is imported that is not needed.
 from __future__ import annotations
 
 import os
-from typing import Final
 
 from serdab.config.dirs import cache_dir, make_private
 from serdab.trust.codetree import code_hash
+
+TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
+if TYPE_CHECKING:
+    from typing import Final
 
 _KEPT: Final = 8
 _ROOM_BYTES: Final = 32 << 20

@@ -14,11 +14,14 @@ import _socket
 import array
 import os
 import select
-from typing import Final
 
 from serdab.errors import FormatError
 from serdab.libos.messages import Value, dump, parse_record
 from serdab.linux.process import sealed_file
+
+TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
+if TYPE_CHECKING:
+    from typing import Final
 
 _INLINE_BYTES: Final = 32 << 10
 _MAX_FDS: Final = 64

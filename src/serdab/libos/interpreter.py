@@ -21,9 +21,12 @@ import os
 import signal
 import sys
 from collections.abc import Collection
-from typing import Final, NoReturn
 
 from serdab.libos.bytecode import has_room
+
+TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
+if TYPE_CHECKING:
+    from typing import Final, NoReturn
 
 #: Where a new process finds its channel.
 CHANNEL_FD: Final = 3

@@ -14,9 +14,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from typing import Final
 
 from serdab.errors import FormatError, InternalError
+
+TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
+if TYPE_CHECKING:
+    from typing import Final
 
 Value = None | bool | int | bytes | str | Sequence["Value"] | Mapping[str, "Value"]
 

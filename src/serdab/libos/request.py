@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Final
 
 from serdab.errors import FormatError, UsageError
 from serdab.keys import KEY_BYTES, Key
@@ -24,6 +23,10 @@ from serdab.libos.fields import (
 )
 from serdab.libos.messages import Value
 from serdab.structs import frozen, replace
+
+TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
+if TYPE_CHECKING:
+    from typing import Final
 
 
 @frozen

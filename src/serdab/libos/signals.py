@@ -16,9 +16,14 @@ import _thread
 import os
 import signal
 import time
-from typing import Final, Protocol
 
 from serdab.libos.interpreter import STOP_AS_TYPED
+
+TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
+if TYPE_CHECKING:
+    from typing import Final, Protocol
+else:
+    Protocol = object
 
 #: What is passed on.
 FORWARDED: Final = frozenset(

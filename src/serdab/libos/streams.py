@@ -14,10 +14,13 @@ import fcntl
 import os
 import stat
 from collections.abc import Iterable
-from typing import Final
 
 from serdab.errors import UsageError
 from serdab.linux.identity import identity_of
+
+TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
+if TYPE_CHECKING:
+    from typing import Final
 
 _NAMES: Final = ("standard input", "standard output", "standard error")
 #: How proc_pid_fd(5) shows what lies in no directory but is no pipe, socket or memfd either.

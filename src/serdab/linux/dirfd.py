@@ -24,9 +24,17 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
-from typing import Final, Self, final
 
 from serdab.errors import Error, UsageError
+
+TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
+if TYPE_CHECKING:
+    from typing import Final, Self, final
+else:
+
+    def final(decorated):  # noqa: ANN001, ANN201 - typing's, which does nothing at run time
+        return decorated
+
 
 _FOLLOW_NOTHING: Final = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY
 _WAY: Final = os.O_PATH | os.O_DIRECTORY | _FOLLOW_NOTHING

@@ -18,13 +18,16 @@ import errno
 import os
 import stat
 from collections.abc import Collection
-from typing import Final
 
 from serdab.config.names import CONFIG, DESCRIPTOR
 from serdab.errors import UsageError
 from serdab.linux.dirfd import DirFd, word_for
 from serdab.linux.identity import Identity, identity
 from serdab.linux.whereabouts import MountTable, Where, leads_nowhere, open_if_there, untold
+
+TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
+if TYPE_CHECKING:
+    from typing import Final
 
 MAX_LINKS: Final = 40  # as path_resolution(7)
 _PROC_SUPER_MAGIC: Final = 0x9FA0

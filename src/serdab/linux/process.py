@@ -9,7 +9,10 @@ import resource
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+
+TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
+if TYPE_CHECKING:
+    from typing import Final
 
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_NAME: Final = 15

@@ -11,10 +11,13 @@ import ctypes
 import os
 import struct
 from collections.abc import Iterable
-from typing import Final
 
 from serdab.linux.libc import check, libc
 from serdab.structs import frozen
+
+TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
+if TYPE_CHECKING:
+    from typing import Final
 
 _SFD_CLOEXEC: Final = 0o2000000
 _SFD_NONBLOCK: Final = 0o4000

@@ -21,10 +21,18 @@ import errno
 import os
 import select
 from collections.abc import Iterator
-from typing import Final, Self, final
 
 from serdab.errors import Error
 from serdab.structs import frozen
+
+TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
+if TYPE_CHECKING:
+    from typing import Final, Self, final
+else:
+
+    def final(decorated):  # noqa: ANN001, ANN201 - typing's, which does nothing at run time
+        return decorated
+
 
 _HERE: Final = os.O_PATH | os.O_CLOEXEC
 #: What open(2) says where nothing is.

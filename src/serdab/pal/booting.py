@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
 
 from serdab.config.dirs import cache_dir, config_dir, runtime_dirs, state_dir
 from serdab.errors import printable
@@ -22,6 +21,10 @@ from serdab.libos.caller import current_umask, open_descriptors, require_key, te
 from serdab.libos.request import NOTHING_PINNED, BootRequest, Freshness
 from serdab.pal.running import Pal
 from serdab.trust.codetree import package_root
+
+TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
+if TYPE_CHECKING:
+    from typing import Final
 
 #: A notice is what the operator is to know without having asked: shown by default.
 LEVELS: Final = ("off", "error", "notice", "warning", "info", "debug")

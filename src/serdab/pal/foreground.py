@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
-from typing import Final
 
 from serdab.errors import Error, InternalError
 from serdab.keys import Key
@@ -18,6 +17,10 @@ from serdab.libos.interpreter import KEYBOARD
 from serdab.libos.request import NOTHING_PINNED, Freshness
 from serdab.pal.booting import init
 from serdab.pal.running import ExitStatus, Pal, Process
+
+TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
+if TYPE_CHECKING:
+    from typing import Final
 
 _JOB_ENDS_S: Final = 1.0
 """So long, at most, the kernel takes to end a program whose instance was killed."""

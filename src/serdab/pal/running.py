@@ -14,7 +14,6 @@ import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Final, Self
 
 from serdab.errors import Error, InternalError, from_dict
 from serdab.libos.begin import Begun
@@ -23,6 +22,10 @@ from serdab.libos.caller import current_umask, open_descriptors, spawn_record
 from serdab.libos.channel import Channel, close_all
 from serdab.libos.messages import Value
 from serdab.structs import frozen
+
+TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
+if TYPE_CHECKING:
+    from typing import Final, Self
 
 _DOWN_PATIENCE_S: Final = 5.0
 

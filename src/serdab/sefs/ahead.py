@@ -16,7 +16,6 @@ Above: ``journal``. Below: ``items``, ``content``, ``treewriter``, ``beside``, `
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -106,28 +105,36 @@ class Ahead:
         self._has_garbage = has_garbage
         self._limits = limits
         self._is_running = False
-        self._is_ready = False
-        self._begins_at: float = limits.ahead_items
+        #: A checkpoint that was held back comes before more than this is changed, and dirty.
+        self._ready = (-1, -1)
+        self._begins_at = limits.ahead_items
+        self._begins_at_bytes = limits.dirty_bytes // 2
 
     def look(self) -> None:
-        """Begin if much is changed by now; called before each change."""
-        if self._changes.count() >= self._begins_at and self.is_served:
+        """Begin if much is changed, or dirty, by now; called before each change."""
+        is_much = (
+            self._changes.count() >= self._begins_at
+            or self._content.dirty_bytes >= self._begins_at_bytes
+        )
+        if is_much and self.is_served and not self._is_running:
             self._begin(for_checkpoint=False)
 
     def holds_back(self) -> bool:
         """Return whether a checkpoint that is due had better come after some steps; begin them."""
         if self._is_running or self._slow.is_flushing:
             return True
-        if self._is_ready or not self.is_served or not self._has_much():
+        if not self.is_served or self._is_ready() or not self._has_much():
             return False
         self._begin(for_checkpoint=True)
         return True
 
     def checkpoint_written(self) -> None:
         """Nothing is changed any more."""
-        self._is_ready = False
-        if not self._is_running:
-            self._begins_at = self._limits.ahead_items
+        self._ready = (-1, -1)
+
+    def _is_ready(self) -> bool:
+        count, dirty_bytes = self._ready
+        return self._changes.count() <= count and self._content.dirty_bytes <= dirty_bytes
 
     def _has_much(self) -> bool:
         return (
@@ -138,7 +145,6 @@ class Ahead:
 
     def _begin(self, *, for_checkpoint: bool) -> None:
         self._is_running = True
-        self._begins_at = math.inf
         self.chores.append(self._steps(for_checkpoint=for_checkpoint))
 
     def _steps(self, *, for_checkpoint: bool) -> Iterator[None]:
@@ -150,13 +156,19 @@ class Ahead:
                 yield from self._guarded(self._tree_writer.move_steps(budget))
             yield from self._inodes_saved()
             yield from self._written()
+            if for_checkpoint:
+                yield from self._guarded(self._tree_writer.move_page_steps())
             self._slow.flush_beside()
         except FsError:
             pass  # full: the checkpoint has its reserve; or it failed, which was said
         finally:
             self._is_running = False
-            self._is_ready = for_checkpoint
-            self._begins_at = self._changes.count() + self._limits.ahead_items
+            limits, count, dirty = self._limits, self._changes.count(), self._content.dirty_bytes
+            if for_checkpoint:
+                self._ready = count + limits.ahead_items // 4, dirty + limits.dirty_bytes // 8
+            # Of what is left after an attempt that failed, as much again is another reason.
+            self._begins_at = max(limits.ahead_items, count * 2)
+            self._begins_at_bytes = max(limits.dirty_bytes // 2, dirty * 2)
 
     def _guarded(self, steps: Iterator[None]) -> Iterator[None]:
         """Do steps that write to the host, until it fails."""

@@ -23,7 +23,7 @@ class VolumeLimits:
     """Dirty chunks are sealed when they are more."""
     items: int = 60_000
     """A checkpoint is due after so many changed items."""
-    ahead_items: int = 24_000
+    ahead_items: int = 36_000
     """So many are written into the tree before that, where it can be done between requests."""
     items_bytes: int = 24 << 20
     """A checkpoint is due when what is changed, other than content, takes so much memory."""

@@ -11,14 +11,15 @@ which are few. Moved records are verified and sealed anew, so this is the scrubb
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
-from typing import Final
+from typing import Final, final
 
 from serdab.errors import FormatError
 from serdab.sefs import keyspace as ks
 from serdab.sefs.content import Content
 from serdab.sefs.items import Items
-from serdab.sefs.page import Item, Page, dump_page
+from serdab.sefs.page import dump_page
 from serdab.sefs.segment import POINTER, SegmentStore
 from serdab.sefs.tree import PageSink, Root
 
@@ -98,38 +99,38 @@ def forget_owners(items: Items, segments: SegmentStore) -> None:
                 items.put(key, None)
 
 
-def move_pages(sink: PageSink, root: Root, victims: Collection[int]) -> Root:
-    """Store every tree page that lies in a victim anew, and the path to it."""
+def move_pages(
+    sink: PageSink, root: Root, victims: Collection[int], most: float = math.inf
+) -> Root:
+    """Store tree pages that lie in a victim anew, at most so many, and the paths to them."""
     if not root.pointer or not victims:
         return root
-    return Root(_moved(sink, root.pointer, root.level, victims), root.level)
+    return Root(_Mover(sink, victims, most).moved(root.pointer, root.level), root.level)
 
 
-def _in(pointer: bytes, victims: Collection[int]) -> bool:
-    segment: int = POINTER.unpack(pointer)[0]
-    return segment in victims
+@final
+class _Mover:
+    def __init__(self, sink: PageSink, victims: Collection[int], most: float) -> None:
+        self._sink = sink
+        self._victims = victims
+        self._left = most
 
-
-def _moved(sink: PageSink, pointer: bytes, level: int, victims: Collection[int]) -> bytes:
-    """Return the pointer of the page after its subtree left the victims."""
-    if level == 0:
-        if not _in(pointer, victims):
+    def moved(self, pointer: bytes, level: int) -> bytes:
+        """Return the pointer of the page after its subtree left the victims."""
+        is_in = POINTER.unpack(pointer)[0] in self._victims
+        if self._left <= 0 or (level == 0 and not is_in):
             return pointer
-        page = sink.load_page(pointer, level=0)
-        return _stored(sink, pointer, page, page.items())
-    page = sink.load_page(pointer, level=level)
-    items = page.items()
-    changed = False
-    for index, (key, child) in enumerate(items):
-        new = _moved(sink, child, level - 1, victims)
-        if new != child:
-            items[index] = (key, new)
-            changed = True
-    if not changed and not _in(pointer, victims):
-        return pointer
-    return _stored(sink, pointer, page, items)
-
-
-def _stored(sink: PageSink, old: bytes, page: Page, items: list[Item]) -> bytes:
-    sink.free_page(old)
-    return sink.store_page(dump_page(page.level, items), level=page.level)
+        page = self._sink.load_page(pointer, level=level)
+        items = page.items()
+        changed = is_in
+        if level:
+            for index, (key, child) in enumerate(items):
+                new = self.moved(child, level - 1)
+                if new != child:
+                    items[index] = (key, new)
+                    changed = True
+        if not changed:
+            return pointer
+        self._left -= 1
+        self._sink.free_page(pointer)
+        return self._sink.store_page(dump_page(level, items), level=level)

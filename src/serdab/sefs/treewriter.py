@@ -7,8 +7,8 @@ Above: ``journal``. Below: ``items``, ``content``, ``pagestore``, ``reclaim``, `
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from typing import final
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, final
 
 from serdab.errors import AuthenticationError, Error, FormatError
 from serdab.sefs.content import Content
@@ -27,6 +27,9 @@ from serdab.sefs.segment import SegmentStore
 from serdab.sefs.tree import Change, Root, Tree, apply_changes
 
 log = logging.getLogger("serdab.sefs")
+
+_PAGES: Final = 32
+"""So many tree pages are moved in one step."""
 
 
 @final
@@ -54,16 +57,32 @@ class TreeWriter:
         self._unmovable: set[int] = set()
         #: Moved since the last checkpoint.
         self._moved_bytes = 0
+        #: Segments that were chosen for that.
+        self._emptied: set[int] = set()
 
     def move_steps(self, budget: int) -> Iterator[None]:
         """Move live data, of at most so many bytes, out of segments that the next checkpoint
         empties, in steps. What is moved by then counts as moved by that one."""
-        victims = self._choose(budget)
-        self._moved_bytes += sum(self._segments.usage[number].live for number in victims)
+        self._emptied = self._choose(budget)
+        self._moved_bytes += sum(self._segments.usage[number].live for number in self._emptied)
         try:
-            yield from move_data_steps(self._items, self._content, victims)
+            yield from move_data_steps(self._items, self._content, self._emptied)
         except (AuthenticationError, FormatError) as exc:
-            self._leave(victims, exc)
+            self._leave(self._emptied, exc)
+
+    def move_page_steps(self) -> Iterator[None]:
+        """Move the tree pages out of these segments, too."""
+        victims = self._emptied - self._unmovable
+        while victims:
+            root = self._items.tree.root
+            try:
+                self._change(lambda: move_pages(self._pages, root, victims, _PAGES), ())  # noqa: B023 - called at once
+            except (AuthenticationError, FormatError) as exc:
+                self._leave(victims, exc)
+                return
+            if self._items.tree.root == root:
+                return
+            yield
 
     def _choose(self, budget: int) -> set[int]:
         spare = self._unmovable | self._leftovers.dead.keys()
@@ -75,18 +94,26 @@ class TreeWriter:
         Raises:
             OSError: the host refused; nothing was changed.
         """
-        pages, items = self._pages, self._items
+        root, size = self._items.tree.root, self._page_size
+        self._change(
+            lambda: apply_changes(self._pages, root, changes, page_size=size),
+            [key for key, _ in changes],
+        )
+
+    def _change(self, change: Callable[[], Root], keys: Iterable[bytes]) -> None:
+        """Have another tree in memory, that holds the changed items of these keys."""
+        pages = self._pages
         pages.writer.flush()
         mark = pages.writer.mark()
         try:
-            root = apply_changes(pages, items.tree.root, changes, page_size=self._page_size)
+            root = change()
         except BaseException as exc:
             pages.undo()
             if is_full_only(exc):
                 self.give_up(lambda: pages.writer.cut(mark))
             raise
         pages.keep()
-        items.written(Tree(pages, root), [key for key, _ in changes])
+        self._items.written(Tree(pages, root), keys)
 
     def give_up(self, cut: Callable[[], None]) -> None:
         """Give back what an attempt wrote that a full host ended."""

@@ -14,7 +14,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Final, NoReturn
 
 from serdab.errors import BusyError, Error, FormatError, InternalError, from_dict
 from serdab.libos.caller import current_umask, open_descriptors
@@ -29,6 +28,10 @@ from serdab.service.protocol import ExecRequest, Hello
 from serdab.service.signals import Signals
 from serdab.service.terminal import NoTerminal, Relay, find
 from serdab.structs import frozen
+
+TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
+if TYPE_CHECKING:
+    from typing import Final, NoReturn
 
 _ANSWER_S: Final = 10.0
 _QUIET_S: Final = 1.0

@@ -18,15 +18,15 @@ from __future__ import annotations
 
 import _socket
 import fcntl
-import hashlib
 import os
 import struct
-from typing import TYPE_CHECKING
+from importlib import import_module
 
 from serdab.config.dirs import make_private, runtime_dir, runtime_dirs, state_dir
-from serdab.errors import BusyError, Error, NotRunningError, VerificationError
+from serdab.errors import BusyError, Error, InternalError, NotRunningError, VerificationError
 from serdab.structs import frozen
 
+TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
 if TYPE_CHECKING:
     from socket import socket
 
@@ -34,6 +34,21 @@ _CREDENTIALS = struct.Struct("iII")  # struct ucred, unix(7)
 _BACKLOG = 128
 
 Connected = _socket.socket
+
+
+def _sha256(data: bytes) -> str:
+    """Return the hash in hexadecimal digits.
+
+    The interpreter has one of its own (``_sha2`` since 3.12). ``hashlib`` loads libcrypto: that
+    would be a tenth of what ``exec`` costs.
+    """
+    for name in ("_sha2", "_sha256", "hashlib"):
+        try:
+            module = import_module(name)
+        except ImportError:
+            continue
+        return str(module.sha256(data).hexdigest())
+    raise InternalError("this interpreter has no SHA-256")
 
 
 @frozen
@@ -49,7 +64,7 @@ class Place:
     def of(cls, instance: str) -> Place:
         """Return the place of the instance at ``instance``."""
         real = os.path.realpath(instance)
-        name = hashlib.sha256(os.fsencode(real)).hexdigest()[:32]
+        name = _sha256(os.fsencode(real))[:32]
         log = os.path.join(state_dir(), "service", f"{name}.log")
         return cls(real, os.path.join(runtime_dir(), "service"), name, log)
 

@@ -25,13 +25,16 @@ A client that goes away hangs up on its program.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
 
 from serdab.errors import Error, FormatError
 from serdab.libos.fields import byte_strings, flag, many, number, optional_text, text
 from serdab.libos.messages import Value
 from serdab.libos.request import NOTHING_PINNED, Freshness
 from serdab.structs import frozen
+
+TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
+if TYPE_CHECKING:
+    from typing import Final
 
 VERSION: Final = 1
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import Final
 
 from serdab.libos.signals import FORWARDED
 from serdab.linux.signalfd import Sent, open_signals, read_signals
+
+TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
+if TYPE_CHECKING:
+    from typing import Final
 
 #: Passed on to the program; but one that was ignored when we started stays ignored.
 _PASSED_ON: Final = FORWARDED - {signal.SIGWINCH}

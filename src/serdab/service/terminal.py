@@ -25,9 +25,12 @@ import tty
 from collections.abc import Mapping
 from select import POLLERR, POLLHUP, POLLIN, POLLOUT, poll
 from signal import SIGINT, SIGQUIT
-from typing import Final
 
 from serdab.structs import frozen
+
+TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
+if TYPE_CHECKING:
+    from typing import Final
 
 _TIOCGPTPEER: Final = 0x5441
 _CHUNK: Final = 4096

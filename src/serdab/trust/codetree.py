@@ -7,11 +7,13 @@ as the first thing a run does: so nothing is imported here that is not needed).
 
 from __future__ import annotations
 
-import hashlib
 import os
-from typing import Final
 
 from serdab.errors import InternalError
+
+TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
+if TYPE_CHECKING:
+    from typing import Final
 
 _LABEL: Final = b"serdab code digest 1\n"
 
@@ -28,6 +30,8 @@ def code_hash(root: str | None = None) -> bytes:
     the file. Byte-code caches are not read: the processes that boot run without them or with
     caches of their own (see ``libos``).
     """
+    import hashlib  # brings libcrypto, and not everybody who imports this measures
+
     base = root or package_root()
     entries: list[tuple[bytes, str]] = []
     pending = [("", base)]
