@@ -29,8 +29,8 @@ COSTLY = (
 COSTLY_FOR_EXEC = (*COSTLY, "hashlib", "hmac", "json", "re", "threading", "traceback")
 #: Of the kernel process, its nursery and servers. Dependencies bring others.
 COSTLY_INSIDE = (
-    "argparse", "ast", "asyncio", "dataclasses", "dis", "gettext", "inspect", "locale", "pathlib",
-    "random", "shutil", "socket", "subprocess", "tempfile", "typing_extensions",
+    "argparse", "asyncio", "dataclasses", "gettext", "locale", "pathlib", "random", "shutil",
+    "socket", "subprocess", "tempfile",
 )  # fmt: skip
 
 

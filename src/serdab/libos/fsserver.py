@@ -24,9 +24,7 @@ import errno
 import gc
 import logging
 import os
-import sys
 import traceback
-from types import ModuleType
 from typing import Final, NoReturn
 
 from serdab.errors import Error, InternalError
@@ -190,8 +188,7 @@ class _Server:
 
 
 def import_early() -> None:
-    """Import everything a server may need; a key has not arrived yet. Not in an embedder."""
-    _import_encoder()
+    """Import everything a server may need; a key has not arrived yet."""
     import serdab.fuse.session
     import serdab.libos.owners
     import serdab.sefs.image
@@ -200,23 +197,6 @@ def import_early() -> None:
     import serdab.trust.freshness
     import serdab.vfs.hostfs
     import serdab.vfs.union  # noqa: F401
-
-
-def _import_encoder() -> None:
-    """Import msgspec without what it brings for JSON, YAML, TOML and schemas: nobody uses that.
-
-    That, with ``inspect``, the syntax tree and the tokenizer, was most of its import. Empty modules
-    stand in, in this process, of which nobody else is part.
-    """
-    if "msgspec" in sys.modules:
-        return
-    for name in ("inspect", "json", "toml", "yaml"):
-        sys.modules[f"msgspec.{name}"] = ModuleType(f"msgspec.{name}")
-    # Where there is no such package it takes the same of the standard library.
-    sys.modules["typing_extensions"] = None  # type: ignore[assignment]
-    import msgspec  # noqa: F401 - for those that come after
-
-    del sys.modules["typing_extensions"]
 
 
 def serve(fd: int) -> NoReturn:
