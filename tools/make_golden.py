@@ -17,11 +17,12 @@ import pytest
 
 from serdab.crypto.hashes import HashAlgorithm
 from serdab.keys import Key
-from serdab.sefs import acl, imagebuild
+from serdab.sefs import imagebuild
 from serdab.sefs import keyspace as ks
-from serdab.sefs.acl import AclEntry, dump_acl
 from serdab.sefs.imagebuild import ImageInfo, ImageOptions, build_image
 from serdab.sefs.imagewalk import Additions, SourceEntry, Walk
+from serdab.vfs import acl
+from serdab.vfs.acl import AclEntry, dump_acl
 from serdab.vfs.api import SetAttr
 from serdab.vfs.union import Union
 

@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from serdab.sefs.acl import GROUP_OBJ, MASK, OTHER, USER, USER_OBJ, AclEntry, dump_acl
 from serdab.sefs.image import open_image
 from serdab.sefs.slots import LowerPart
 from serdab.sefs.volume import Volume, open_volume
+from serdab.vfs.acl import GROUP_OBJ, MASK, OTHER, USER, USER_OBJ, AclEntry, dump_acl
 from serdab.vfs.api import ROOT_INO, Inode, SetAttr
 from serdab.vfs.union import Union
 from tools.make_golden import KEY, change

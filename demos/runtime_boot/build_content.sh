@@ -30,14 +30,6 @@ if [ ! -d bash_instance ]; then
 		occlum gen-image-key "$WORK_DIR/gen.key"
 		occlum build --image-key "$WORK_DIR/gen.key"
 		mkdir -p mnt_unionfs/lower mnt_unionfs/upper
-		# Volumes that lay here before are remembered, so that an emptied one does not pass as new.
-		# Giving them up has to be said.
-		case $(occlum --version 2>/dev/null) in
-		serdab*)
-			occlum reset --yes --volume mnt_unionfs/lower
-			occlum reset --yes --volume mnt_unionfs/upper
-			;;
-		esac
 		occlum run --image-key "$WORK_DIR/gen.key" /bin/gen_rootfs "$KEY" ./mnt_unionfs/lower /content
 	)
 fi

@@ -22,7 +22,6 @@ from serdab.crypto.hashes import HashAlgorithm
 from serdab.errors import Error, FormatError
 from serdab.keys import Key
 from serdab.sefs import keyspace as ks
-from serdab.sefs.acl import parse_acl
 from serdab.sefs.anchor import SLOT_BYTES, load_anchor, read_source
 from serdab.sefs.image import Image, open_image_in
 from serdab.sefs.imagebuild import ImageOptions, build_image
@@ -38,6 +37,7 @@ from serdab.sefs.imageformat import (
 from serdab.sefs.memorydir import MemoryDir, MemoryFile
 from serdab.sefs.page import parse_page
 from serdab.sefs.pagestore import parse_table
+from serdab.vfs.acl import parse_acl
 from tests.attack.sealedvolume import KEY as VOLUME_KEY
 from tests.attack.sealedvolume import SealedVolume, file_at, files_of, survey
 from tests.attack.test_image_tampering import read_all, walk, write_tree

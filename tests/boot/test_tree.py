@@ -109,6 +109,17 @@ class TestDevices:
         names = hosted.out("/bin/ls", "/dev").split()
         assert {"null", "zero", "full", "random", "urandom", "tty", "pts", "shm"} <= set(names)
 
+    def test_root_is_in_the_group_of_root(self, hosted: Box) -> None:
+        line = hosted.out("/bin/busybox", "grep", "^Groups:", "/proc/self/status")
+        groups = line.split()[1:]
+        # An ordinary user without a range of ids keeps those he has, which have no number inside.
+        assert groups == ["0"] or set(groups) <= {"65534"}
+        assert groups == ["0"] or not hosted.is_root
+
+    def test_the_name_of_random_bytes_that_occlum_has_is_there(self, hosted: Box) -> None:
+        script = "/bin/busybox head -c 9 /dev/arandom | /bin/busybox wc -c"
+        assert hosted.out("/bin/sh", "-c", script) == "9"
+
     def test_they_work(self, hosted: Box) -> None:
         script = (
             "echo x > /dev/null && echo x 2>/dev/null > /dev/full || echo full;"

@@ -8,6 +8,7 @@ import signal
 import subprocess
 from collections import Counter
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 
@@ -147,6 +148,39 @@ class TestSync:
 
 class TestGone:
     """A volume that is remembered is never begun anew unless somebody says so."""
+
+    @pytest.mark.parametrize("verb", ["new", "init"])
+    def test_an_instance_made_again_begins_its_volumes_anew_and_the_moved_one_lives(
+        self, mounter: Mounter, verb: str
+    ) -> None:
+        mounter.folder("s")
+        words = ("mount", "none", "/mnt", "sefs", "0", "dir=s")
+        written = ("write", "/mnt/f", "old", "write", "/root/f", "old")
+        assert mounter.calls(*words, *written) == ["ok", "ok", "ok"]
+        moved = mounter.path.with_name("moved")
+        mounter.path.rename(moved)
+        made = mounter.instance
+        if verb == "new":
+            made.command.ok("new", made.path)
+        else:
+            made.path.mkdir()
+            if mounter.user:
+                mounter.user.own(made.path)
+            made.command.ok("-C", made.path, "init")
+        shutil.rmtree(made.path / "image")
+        shutil.copytree(moved / "image", made.path / "image", symlinks=True)
+        shutil.copy(moved / "Occlum.json", made.path / "Occlum.json")
+        if mounter.user:
+            mounter.user.own(made.path)
+        made.command.ok("-C", made.path, "build")
+        mounter.folder("s")
+        reads = ("read", "/mnt/f", "read", "/root/f")
+        assert mounter.calls(*words, *reads) == ["ok", "ENOENT", "ENOENT"]
+        # Forgotten is not thrown away: what was moved is another place's volume.
+        shutil.rmtree(made.path)
+        moved.rename(made.path.with_name("elsewhere"))
+        other = Mounter(replace(made, path=made.path.with_name("elsewhere")), mounter.user)
+        assert other.calls(*words, *reads) == ["ok", "old", "old"]
 
     @pytest.mark.parametrize("new_mounter", ["root"], indirect=True)
     def test_an_emptied_volume_is_refused_until_it_is_reset(self, mounter: Mounter) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from serdab.vfs.acl import GROUP, GROUP_OBJ, MASK, OTHER, USER, USER_OBJ, AclEntry, dump_acl
 from tests.posix.subject import Step
 
 NAMES: Final = ("a", "b", "c", "d1", "d2")
@@ -19,6 +20,20 @@ OTHER_USER: Final = (7, 8)
 
 _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 1, 2, 16
 _STAMPS: Final = (0, 10**18, 1_234_567_890_123_456_789, 1)
+
+_ACL_NAMES: Final = ("system.posix_acl_access", "system.posix_acl_default")
+
+
+def _some_acl(chance: random.Random) -> bytes:
+    """Return an ACL, often of those that say no more than a mode; now and then none at all."""
+    if chance.random() < 0.1:
+        return b"\2\0\0\0" + bytes(chance.choice((0, 5, 8)))
+    tags = [(tag, 0xFFFFFFFF) for tag in (USER_OBJ, GROUP_OBJ, OTHER)]
+    if chance.random() < 0.7:
+        tags += [(MASK, 0xFFFFFFFF)]
+        tags += chance.sample([(USER, 7), (USER, 9), (GROUP, 8), (GROUP, 70_000)], k=2)
+    return dump_acl([AclEntry(tag, chance.randrange(8), name) for tag, name in tags])
+
 
 Maker = tuple[int, str, Callable[[], tuple[object, ...]]]
 
@@ -127,6 +142,13 @@ def steps(
         (1, "removexattr", lambda: (path(), f"user.{chance.randrange(2)}")),
         (1, "listxattr", lambda: (path(),)),
     ]  # fmt: skip
+    if on_disk:
+        makers += [
+            (4, "setxattr", lambda: (path(), chance.choice(_ACL_NAMES), _some_acl(chance),
+                                     chance.choice((0, 0, 1, 2)))),
+            (2, "getxattr", lambda: (path(), chance.choice(_ACL_NAMES))),
+            (1, "removexattr", lambda: (path(), chance.choice(_ACL_NAMES))),
+        ]  # fmt: skip
     weights = [weight for weight, _, _ in makers]
     made: list[Step] = []
     for _, name, make in chance.choices(makers, weights=weights, k=count):

@@ -263,9 +263,10 @@ class Subject:
                 entry: list[object] = [self._status(status)]
                 if stat.S_ISREG(status.st_mode):
                     entry.append(content(path))
-                    entry += [(key, os.getxattr(path, key)) for key in sorted(os.listxattr(path))]
                 elif stat.S_ISLNK(status.st_mode):
                     entry.append(os.readlink(path))
+                if not stat.S_ISLNK(status.st_mode):
+                    entry += [(key, os.getxattr(path, key)) for key in sorted(os.listxattr(path))]
                 relative = os.path.relpath(path, self.root)
                 if not stat.S_ISDIR(status.st_mode):  # which names are the same file
                     entry.append(first_names.setdefault(status.st_ino, relative))

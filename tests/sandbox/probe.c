@@ -23,6 +23,7 @@
 #include <sys/sysmacros.h>
 #include <sys/un.h>
 #include <sys/wait.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 static void say(long r)
@@ -114,6 +115,17 @@ static void list_fds(void)
 	printf("\n");
 }
 
+/* Set an attribute; the value is written in hexadecimal. */
+static long set_attribute(const char *path, const char *name, const char *hex)
+{
+	unsigned char value[512];
+	size_t n = 0;
+
+	for (; n < sizeof(value) && sscanf(hex + 2 * n, "%2hhx", value + n) == 1; n++)
+		;
+	return setxattr(path, name, value, n, 0);
+}
+
 int main(int argc, char **argv)
 {
 	const char *act = argc > 1 ? argv[1] : "";
@@ -172,7 +184,9 @@ int main(int argc, char **argv)
 			say(-1);
 		else
 			say(execv(argv[3], argv + 3));
-	} else if (!strcmp(act, "chown"))
+	} else if (!strcmp(act, "setxattr")) /* setxattr PATH NAME HEX */
+		say(argc > 4 ? set_attribute(arg, argv[3], argv[4]) : -1);
+	else if (!strcmp(act, "chown"))
 		say(chown("/tmp", atoi(arg), atoi(arg)));
 	else if (!strcmp(act, "forks")) {
 		int n = 0;

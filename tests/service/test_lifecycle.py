@@ -186,6 +186,13 @@ class TestExec:
             "OCCLUM=yes", "PATH=/bin", "STABLE=yes", "OVERRIDE=Y", "EXAMPLE=a=b", "TERM=",
         }  # fmt: skip
 
+    def test_without_a_terminal_a_program_leads_a_group_and_no_session(
+        self, running: Service
+    ) -> None:
+        # The leader of a session may not call setpgid(2), which shells and make do with no error.
+        script = "read -r pid _ _ _ group session _ < /proc/$$/stat; echo $((pid - group)) $session"
+        assert running.out(script) == "0 1"
+
     def test_the_umask_is_the_callers(self, running: Service) -> None:
         words = " ".join(f"'{w}'" for w in running.words("exec", "/bin/sh", "-c", "umask"))
         result = subprocess.run(

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from serdab.errors import Error, FormatError, FsError
-from serdab.sefs import acl
 from serdab.sefs import keyspace as ks
 from serdab.sefs.anchor import SLOT_BYTES, AnchorState, load_anchor, volume_keys
 from serdab.sefs.memorydir import MemoryDir
 from serdab.sefs.position import Position, checkpoint_mac, logged_mac
 from serdab.sefs.volume import Volume, open_volume
+from serdab.vfs import acl
 from serdab.vfs.api import ROOT_INO
 from serdab.vfs.union import Union
 from tests.attack.sealedvolume import KEY, SealedVolume, open_host, survey
@@ -131,10 +131,12 @@ def test_the_golden_volume_of_version_1_is_written_on(tmp_path: Path) -> None:
 
 
 class TestAcls:
-    """They are laid down and checked; nothing serves or enforces them yet."""
+    """One that says more than a mode is stored, and checked."""
 
     NAME = b"system.posix_acl_access"
-    GOOD = acl.dump_acl([acl.AclEntry(tag, 6) for tag in (acl.USER_OBJ, acl.GROUP_OBJ, acl.OTHER)])
+    GOOD = acl.dump_acl(
+        [acl.AclEntry(t, 6) for t in (acl.USER_OBJ, acl.GROUP_OBJ, acl.MASK, acl.OTHER)]
+    )
 
     def test_version_2_holds_them_and_version_1_does_not(self) -> None:
         for version in (ks.V1, ks.V2):

@@ -16,10 +16,10 @@ import zstandard
 from serdab.crypto.hashes import noise
 from serdab.instance.check import check_image_at
 from serdab.sefs import keyspace as ks
-from serdab.sefs.acl import dump_acl
 from serdab.sefs.image import Image, open_image
 from serdab.sefs.imageformat import HEADER_BYTES, R_DATA, R_PAGE, V2, parse_header
 from serdab.sefs.imagekeys import ImageKeys
+from serdab.vfs.acl import dump_acl
 from tests.vectors.test_format_v1 import KEY, content
 from tools.make_golden import ACLS, IMAGES, make_image, make_more
 

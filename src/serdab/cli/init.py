@@ -22,6 +22,11 @@ def main(args: argparse.Namespace, context: Context) -> int:
     say_occlum(args, context)
     from serdab.instance.create import init_instance
 
-    instance = init_instance(context.instance)
+    fill = None
+    if context.is_occlum:
+        from serdab.instance.skeleton import lay_c_library
+
+        fill = lay_c_library
+    instance = init_instance(context.instance, fill=fill)
     context.result({"instance": instance.path}, f"{instance.path} is an instance")
     return 0

@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None, *, instance: str = ".") -> int:
     elif words == ["--version"]:
         print(f"serdab {VERSION}")
         return 0
-    return _run(words, instance)
+    return _run(words, instance, is_occlum=name == "occlum")
 
 
 def _import_nothing_from_here() -> None:
@@ -104,10 +104,11 @@ def _open_closed_streams() -> None:
             setattr(sys, name, os.fdopen(fd, "r" if fd == 0 else "w", closefd=False))
 
 
-def _run(words: list[str], instance: str) -> int:
+def _run(words: list[str], instance: str, *, is_occlum: bool) -> int:
     from serdab.cli.messages import Context
 
     context = Context(instance)
+    context.is_occlum = is_occlum
     call = Call()
 
     def work() -> int:

@@ -31,13 +31,15 @@ class Context:
     """What the options that all verbs have say, before the verb or after it.
 
     ``directory`` is what ``-C`` names; ``instance`` is that, once :meth:`enter` has looked at it.
+    ``is_occlum``: the command was called by the name that scripts written for Occlum know.
     """
 
-    __slots__ = ("as_json", "directory", "instance", "log_level", "quiet", "verbose")
+    __slots__ = ("as_json", "directory", "instance", "is_occlum", "log_level", "quiet", "verbose")
 
     def __init__(self, instance: str = ".") -> None:
         self.directory: str | None = None
         self.instance = instance
+        self.is_occlum = False
         self.log_level = "notice"
         self.as_json = False
         self.quiet = False

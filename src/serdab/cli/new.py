@@ -23,6 +23,11 @@ def main(args: argparse.Namespace, context: Context) -> int:
     say_occlum(args, context)
     from serdab.instance.create import new_instance
 
-    instance = new_instance(args.path)
+    fill = None
+    if context.is_occlum:
+        from serdab.instance.skeleton import lay_c_library
+
+        fill = lay_c_library
+    instance = new_instance(args.path, fill=fill)
     context.result({"instance": instance.path}, f"{instance.path} is an instance")
     return 0

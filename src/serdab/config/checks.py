@@ -8,24 +8,31 @@ import posixpath
 from serdab.config.strict import Section
 
 
-def is_plain_absolute(path: str) -> bool:
-    """Return whether ``path`` is absolute and spelled in its shortest form."""
-    return path.startswith("/") and path == "/" + posixpath.normpath(path).lstrip("/")
+def check_absolute(section: Section, name: str, value: str, hint: str) -> str:
+    """Require an absolute path without ``..``; return its shortest form.
+
+    One rule for each field that names a path inside: other spellings of a path are that path, and
+    only ``..`` is refused, which means another place once there are links.
+    """
+    if not value.startswith("/") or ".." in value.split("/"):
+        raise section.refuse(name, "an absolute path without ..", repr(value), hint)
+    return "/" + posixpath.normpath(value).lstrip("/")
+
+
+def check_absolutes(
+    section: Section, name: str, values: tuple[str, ...], hint: str
+) -> tuple[str, ...]:
+    """Require a list of paths as ``check_absolute`` does each."""
+    return tuple(
+        check_absolute(section, f"{name}[{index}]", value, hint)
+        for index, value in enumerate(values)
+    )
 
 
 def check_entry_points(section: Section, name: str, values: tuple[str, ...]) -> tuple[str, ...]:
-    """Require absolute paths without ``..``; return them without trailing slashes."""
-    out = []
-    for index, value in enumerate(values):
-        if not value.startswith("/") or ".." in value.split("/"):
-            raise section.refuse(
-                f"{name}[{index}]",
-                "an absolute path without ..",
-                repr(value),
-                'a prefix of the programs that may be started, as in "/bin"',
-            )
-        out.append("/" + posixpath.normpath(value).lstrip("/"))
-    return tuple(out)
+    """Require prefixes of paths inside; return their shortest form."""
+    hint = 'a prefix of the programs that may be started, as in "/bin"'
+    return check_absolutes(section, name, values, hint)
 
 
 def check_environment(section: Section, name: str, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -50,9 +57,5 @@ def check_names(section: Section, name: str, values: tuple[str, ...]) -> tuple[s
 
 
 def check_target(section: Section, name: str, value: str) -> str:
-    """Require the absolute path of a mount point."""
-    if not is_plain_absolute(value):
-        raise section.refuse(
-            name, "an absolute path in its shortest form", repr(value), 'as in "/host"'
-        )
-    return value
+    """Require the absolute path of a mount point; return its shortest form."""
+    return check_absolute(section, name, value, 'as in "/host"')

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from serdab.config.checks import is_plain_absolute
+from serdab.config.checks import check_absolute, check_absolutes
 from serdab.config.strict import Section
 from serdab.structs import frozen
 
@@ -90,12 +90,12 @@ def parse_policy(section: Section) -> MountPolicy:
     for index, name in enumerate(types):
         if name not in TYPES:
             raise section.refuse(f"types[{index}]", "one of " + ", ".join(TYPES), repr(name))
-    programs = section.texts("programs", ("/",))
-    for index, path in enumerate(programs):
-        if not is_plain_absolute(path):
-            raise section.refuse(
-                f"programs[{index}]", "an absolute path in its shortest form", repr(path)
-            )
+    programs = check_absolutes(
+        section,
+        "programs",
+        section.texts("programs", ("/",)),
+        'a prefix of the programs that may mount, as in "/bin"',
+    )
     layers = section.optional_texts("layers")
     targets = section.text("targets", OWN)
     if targets not in (OWN, ANY):
@@ -125,13 +125,16 @@ def _parse_keys(section: Section) -> tuple[NamedKey, ...]:
             raise item.refuse("name", "letters, digits and _ . -", repr(name))
         if name in (key.name for key in out):
             raise item.refuse("name", "each name once", repr(name))
-        if source not in (AUTOMATIC, IMAGE) and not is_plain_absolute(source):
-            raise item.refuse(
-                "source",
-                f"{AUTOMATIC}, {IMAGE}, or the absolute path of a key file",
-                repr(source),
-                "`serdab gen-image-key FILE` makes a key file",
-            )
+        if source not in (AUTOMATIC, IMAGE):
+            if not source.startswith("/"):
+                raise item.refuse(
+                    "source",
+                    f"{AUTOMATIC}, {IMAGE}, or the absolute path of a key file",
+                    repr(source),
+                    "`serdab gen-image-key FILE` makes a key file",
+                )
+            hint = "the path of a key file, as the init knows it"
+            source = check_absolute(item, "source", source, hint)
         item.close()
         out.append(NamedKey(name, source))
     return tuple(out)

@@ -305,8 +305,8 @@ def _inside(layer: Section, name: str) -> str:
 
     text = layer.text(name)
     path = posixpath.normpath(text) if text else ""
-    if not path or path.startswith(("/", "../")) or path in (".", ".."):
-        raise layer.refuse(name, "a path below the instance directory", repr(text))
+    if path in ("", ".") or path.startswith("/") or ".." in text.split("/"):
+        raise layer.refuse(name, "a path below the instance directory, without ..", repr(text))
     return path
 
 

@@ -96,11 +96,13 @@ class InitFlag(IntFlag):
     WRITEBACK_CACHE = 1 << 16
     NO_OPEN_SUPPORT = 1 << 17
     PARALLEL_DIROPS = 1 << 18
+    POSIX_ACL = 1 << 20
     ABORT_ERROR = 1 << 21
     MAX_PAGES = 1 << 22
     CACHE_SYMLINKS = 1 << 23
     NO_OPENDIR_SUPPORT = 1 << 24
     HANDLE_KILLPRIV_V2 = 1 << 28
+    SETXATTR_EXT = 1 << 29
     INIT_EXT = 1 << 30
 
 
@@ -150,6 +152,9 @@ READ_IN_START: Final = Struct("=8xQI")
 WRITE_IN_START: Final = Struct("=8xQII")
 FSYNC_IN: Final = Struct("=QII")
 SETXATTR_IN: Final = Struct("=II")
+#: What follows it under FUSE_SETXATTR_EXT.
+SETXATTR_EXT_IN: Final = Struct("=II")
+SETXATTR_ACL_KILL_SGID: Final = 1 << 0
 GETXATTR_IN: Final = Struct("=II")
 FORGET_IN: Final = Struct("=Q")
 BATCH_FORGET_IN: Final = Struct("=II")

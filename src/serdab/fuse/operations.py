@@ -40,7 +40,8 @@ from serdab.fuse.insteps import InSteps
 from serdab.fuse.parked import Parked, Reply
 from serdab.fuse.unwritten import Question, Unwritten
 from serdab.structs import frozen
-from serdab.vfs.api import DirEntry, FileSystem, Inode, SetAttr
+from serdab.vfs.acl import ACL_NAMES
+from serdab.vfs.api import DirEntry, FileSystem, HasAcls, Inode, SetAttr
 from serdab.vfs.steps import Steps, Unfinished
 
 T = TypeVar("T")
@@ -77,6 +78,7 @@ _WANTED: Final = (
     | InitFlag.MAX_PAGES
     | InitFlag.CACHE_SYMLINKS
     | InitFlag.HANDLE_KILLPRIV_V2
+    | InitFlag.SETXATTR_EXT
     | InitFlag.INIT_EXT
 )
 
@@ -134,6 +136,9 @@ class Operations:
         self._block_size = options.block_size
         timeout = getattr(fs, "cache_timeout_s", None)
         self._endless = timeout is None
+        self._has_acls = bool(getattr(fs, "has_acls", False))
+        self._has_default_acl: Callable[[int], bool] = getattr(fs, "has_default_acl", _never)
+        self._is_setxattr_long = False
         self._valid_s = ENDLESS_S if timeout is None else int(timeout)
         self.request = bytearray(RECEIVE_BYTES)
         self.view = memoryview(self.request)
@@ -203,6 +208,9 @@ class Operations:
         if not self._endless:
             wanted |= InitFlag.AUTO_INVAL_DATA
             wanted &= ~(InitFlag.CACHE_SYMLINKS | InitFlag.EXPORT_SUPPORT)
+        if self._has_acls:
+            wanted |= InitFlag.POSIX_ACL
+        self._is_setxattr_long = bool(offered & InitFlag.SETXATTR_EXT)
         self.is_initialised = True
         self._says_kill = minor >= abi.MINOR_SAYS_KILL
         return self._init_reply(
@@ -283,16 +291,22 @@ class Operations:
         return self._entry(unique, self._fs.symlink(nodeid, name, target, uid, gid))
 
     def _mknod(self, unique: int, nodeid: int, uid: int, gid: int, size: int) -> Reply:
-        mode, rdev, name = wire.parse_mknod(self.view, size)
+        mode, umask, rdev, name = wire.parse_mknod(self.view, size)
+        mode = self._masked(nodeid, mode, umask)
         inode = self._fs.mknod(nodeid, name, mode, rdev, uid, gid)
         return wire.dump_entry(unique, inode, self._valid_s, self._block_size)
 
     def _mkdir(self, unique: int, nodeid: int, uid: int, gid: int, size: int) -> Reply:
-        mode, name = wire.parse_mkdir(self.view, size)
+        mode, umask, name = wire.parse_mkdir(self.view, size)
+        mode = self._masked(nodeid, mode, umask)
         return self._entry(unique, self._fs.mkdir(nodeid, name, mode, uid, gid))
 
+    def _masked(self, parent: int, mode: int, umask: int) -> int:
+        """Return the mode of what is made: the umask counts where no ACL is handed down."""
+        return mode if self._has_default_acl(parent) else mode & ~umask
+
     def _tmpfile(self, unique: int, nodeid: int, uid: int, gid: int, size: int) -> Reply:
-        mode = wire.parse_tmpfile(self.view, size)
+        mode = self._masked(nodeid, *wire.parse_tmpfile(self.view, size))
         inode = self._fs.tmpfile(nodeid, stat.S_IFREG | mode, uid, gid)
         return wire.dump_created(unique, inode, self._valid_s, self._block_size)
 
@@ -350,24 +364,33 @@ class Operations:
         return _first_step(self._in_steps.syncfs(), lambda _: wire.dump_ok(unique))
 
     def _setxattr(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
-        name, value, flags = wire.parse_setxattr(self.view, size)
-        if refusal := _refused_xattr(name):
+        name, value, flags, more = wire.parse_setxattr(
+            self.view, size, is_long=self._is_setxattr_long
+        )
+        if refusal := self._refused_xattr(name):
             return wire.dump_error(unique, refusal)
+        if name in ACL_NAMES:
+            kill = bool(more & abi.SETXATTR_ACL_KILL_SGID)
+            cast("HasAcls", self._fs).set_acl(nodeid, name, value, kill_sgid=kill)
+            return wire.dump_ok(unique)
         self._fs.setxattr(nodeid, name, value, flags)
         return wire.dump_ok(unique)
 
     def _getxattr(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         room, name = wire.parse_getxattr(self.view, size)
-        if refusal := _refused_xattr(name):
+        if refusal := self._refused_xattr(name):
             return wire.dump_error(unique, refusal)
         return self._sized(unique, room, self._fs.getxattr(nodeid, name))
+
+    def _refused_xattr(self, name: bytes) -> int:
+        return 0 if self._has_acls and name in ACL_NAMES else _refused_xattr(name)
 
     def _listxattr(self, unique: int, nodeid: int, uid: int, _gid: int, size: int) -> Reply:
         room = wire.parse_listxattr(self.view, size)
         shows_trusted = not uid and self._options.shows_trusted
 
         def answer(found: list[bytes]) -> bytes:
-            names = [name for name in found if not _refused_xattr(name)]
+            names = [name for name in found if not self._refused_xattr(name)]
             if not shows_trusted:
                 names = [name for name in names if not name.startswith(b"trusted.")]
             return self._sized(unique, room, b"".join(name + b"\0" for name in names))
@@ -384,7 +407,7 @@ class Operations:
 
     def _removexattr(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         name = wire.parse_xattr_name(self.view, size)
-        if refusal := _refused_xattr(name):
+        if refusal := self._refused_xattr(name):
             return wire.dump_error(unique, refusal)
         self._fs.removexattr(nodeid, name)
         return wire.dump_ok(unique)
@@ -544,6 +567,10 @@ class Operations:
                     return list(islice(batch, kept))
                 batch.append(entry)
         return batch
+
+
+def _never(_ino: int) -> bool:
+    return False
 
 
 _ALL_FLAGS: Final = sum(InitFlag)

@@ -156,31 +156,31 @@ def parse_setattr(view: memoryview, size: int) -> SetAttr:
     return changes
 
 
-def parse_mknod(view: memoryview, size: int) -> tuple[int, int, bytes]:
-    """Return (mode with the umask applied, rdev, name)."""
+def parse_mknod(view: memoryview, size: int) -> tuple[int, int, int, bytes]:
+    """Return (mode, umask, rdev, name)."""
     if size < 56:
         raise _short("MKNOD", 56, size)
     mode, rdev, umask, _ = abi.MKNOD_IN.unpack_from(view, 40)
-    return mode & ~umask, rdev, parse_name(view, size, 56)
+    return mode, umask, rdev, parse_name(view, size, 56)
 
 
-def parse_mkdir(view: memoryview, size: int) -> tuple[int, bytes]:
-    """Return (permission bits with the umask applied, name)."""
+def parse_mkdir(view: memoryview, size: int) -> tuple[int, int, bytes]:
+    """Return (permission bits, umask, name)."""
     if size < 48:
         raise _short("MKDIR", 48, size)
     mode, umask = abi.MKDIR_IN.unpack_from(view, 40)
-    return mode & ~umask & 0o7777, parse_name(view, size, 48)
+    return mode & 0o7777, umask, parse_name(view, size, 48)
 
 
-def parse_tmpfile(view: memoryview, size: int) -> int:
-    """Return the permission bits with the umask applied.
+def parse_tmpfile(view: memoryview, size: int) -> tuple[int, int]:
+    """Return (permission bits, umask).
 
     The layout is CREATE's, name included, but a file without a name arrives as "/".
     """
     if size < 56:
         raise _short("TMPFILE", 56, size)
     _, mode, umask, _ = abi.CREATE_IN.unpack_from(view, 40)
-    return int(mode & ~umask & 0o7777)
+    return mode & 0o7777, umask
 
 
 def parse_symlink(view: memoryview, size: int) -> tuple[bytes, bytes]:
@@ -245,15 +245,20 @@ def parse_fsync(view: memoryview, size: int) -> bool:
     return bool(abi.FSYNC_IN.unpack_from(view, 40)[1] & abi.FSYNC_FDATASYNC)
 
 
-def parse_setxattr(view: memoryview, size: int) -> tuple[bytes, bytes, int]:
-    """Return (name, value, flags)."""
-    if size < 48:
-        raise _short("SETXATTR", 48, size)
+def parse_setxattr(view: memoryview, size: int, *, is_long: bool) -> tuple[bytes, bytes, int, int]:
+    """Return (name, value, flags, SETXATTR_* flags).
+
+    ``is_long``: FUSE_SETXATTR_EXT was agreed on (Linux 5.13).
+    """
+    start = 56 if is_long else 48
+    if size < start:
+        raise _short("SETXATTR", start, size)
     count, flags = abi.SETXATTR_IN.unpack_from(view, 40)
-    name, nul, value = view[48:size].tobytes().partition(b"\0")
+    more = abi.SETXATTR_EXT_IN.unpack_from(view, 48)[0] if is_long else 0
+    name, nul, value = view[start:size].tobytes().partition(b"\0")
     if not nul or not name or len(value) != count:
         raise MalformedRequest("extended attribute does not match its length")
-    return name, value, flags
+    return name, value, flags, more
 
 
 def parse_getxattr(view: memoryview, size: int) -> tuple[int, bytes]:

@@ -64,6 +64,13 @@ class Needs:
         for name, scripts in self._homeless.items():
             self._say(f"warning: {name}, which runs {_first_of(scripts)}, is not in the tree")
 
+    def add_present(self, program: Program) -> None:
+        """Extend the plan by a program's loader and those of its libraries that are there."""
+        item = PlannedFile(program.path)
+        self._add_loader(program, program.path, item)
+        for library in self._host.closure(program)[0]:
+            self._add_library(library, program, item)
+
     def _add_script(self, script: Script, path: str, item: PlannedFile) -> None:
         wanted = [script.interpreter]
         if script.command:

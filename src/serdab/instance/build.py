@@ -32,7 +32,7 @@ from serdab.config.boot import (
 )
 from serdab.config.occlum import InstanceConfig, parse
 from serdab.errors import Error, MeasurementMismatch, UsageError
-from serdab.instance import outer, publish
+from serdab.instance import loaders, outer, publish
 from serdab.instance.buildwarnings import of_change, of_configuration
 from serdab.instance.fingerprint import load_record, store_record
 from serdab.instance.layersabove import layers_above
@@ -172,6 +172,8 @@ def _build(
         _image_additions(instance, config),
         config.image_form,
     )
+    if "image" in sealer.sealed:
+        _say_lacking(instance, say)
     _check_reference(config, root_mac)
     before, now = load_signed(instance.path), sealer.to_be_signed(raw_config)
     changed = () if before is None else tuple(changes(before, now))
@@ -265,6 +267,8 @@ def check(
         init_mac = sealer.seal("initfs", INITFS_SOURCE, INITFS, None, initfs)
         image = _image_additions(instance, config)
         root_mac = sealer.seal("image", IMAGE_SOURCE, IMAGE, image_key, image, config.image_form)
+        if not root_mac:
+            _say_lacking(instance, say)
         # Of what is to be sealed anew nobody knows the MAC yet; it is another one, and that counts.
         boot = _boot_config(
             config, image_type, init_mac or _UNKNOWN, root_mac or _UNKNOWN, builtin_key=builtin_key
@@ -281,6 +285,12 @@ def check(
         if before is None:
             return (NOTHING_ON_RECORD,)
         return tuple(changes(before, sealer.to_be_signed(raw_config)))
+
+
+def _say_lacking(instance: Instance, say: Say) -> None:
+    with instance.root.directory(IMAGE_SOURCE) as tree:
+        for line in loaders.lines_about(tree):
+            say(line)
 
 
 def _check_trees(instance: Instance) -> None:

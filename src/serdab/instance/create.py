@@ -7,23 +7,17 @@ Above: ``cli`` (new, init). Below: ``layout``, the templates and the shipped ini
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Final
 
 from serdab.errors import EnvironmentRefused, UsageError
-from serdab.instance.layout import (
-    CONFIG,
-    IMAGE_SOURCE,
-    INIT,
-    INITFS_SOURCE,
-    RUN,
-    UPPER,
-    Instance,
-)
+from serdab.instance.layout import CONFIG, IMAGE_SOURCE, INIT, INITFS_SOURCE, RUN, UPPER, Instance
 from serdab.linux.dirfd import DirFd
 from serdab.linux.outside import Walk
 from serdab.trust.measurement import package_root
-from serdab.trust.records import forget_path
+from serdab.trust.records import forget_below, forget_path
 
+Fill = Callable[[DirFd], None]
 SKELETON: Final = (
     "bin",
     "dev",
@@ -66,8 +60,8 @@ def shipped_init() -> str:
     return path
 
 
-def new_instance(path: str) -> Instance:
-    """Make the directory ``path`` and an instance in it.
+def new_instance(path: str, *, fill: Fill | None = None) -> Instance:
+    """Make the directory ``path`` and an instance in it; ``fill`` gets its image/, open.
 
     Raises:
         UsageError: something is there already, or the directory cannot be made.
@@ -81,16 +75,16 @@ def new_instance(path: str) -> Instance:
             raise
         raise _not_made(path, cause) from exc
     with parent:
-        return _new(parent, name, path, source)
+        return _new(parent, name, path, source, fill)
 
 
-def _new(parent: DirFd, name: str, path: str, source: str) -> Instance:
+def _new(parent: DirFd, name: str, path: str, source: str, fill: Fill | None) -> Instance:
     try:
         os.mkdir(name, 0o755, dir_fd=parent.fd)
     except OSError as exc:
         raise _not_made(path, exc) from exc
     try:
-        return _fill(Instance(path, parent.directory(name)), source)
+        return _fill(Instance(path, parent.directory(name)), source, fill)
     except BaseException:
         parent.remove(name)  # else it is in the way of another try
         raise
@@ -107,8 +101,8 @@ def _not_made(path: str, exc: OSError) -> UsageError:
     )
 
 
-def init_instance(path: str) -> Instance:
-    """Make the existing directory ``path`` an instance.
+def init_instance(path: str, *, fill: Fill | None = None) -> Instance:
+    """Make the existing directory ``path`` an instance; ``fill`` gets its image/, open.
 
     Raises:
         UsageError: it is one already, or it holds something under a name that is needed.
@@ -124,10 +118,10 @@ def init_instance(path: str) -> Instance:
                 found=f"{name} is there",
                 hint="`serdab build` builds it" if name == CONFIG else "move it away first",
             )
-    return _fill(instance, source)
+    return _fill(instance, source, fill)
 
 
-def _fill(instance: Instance, init: str) -> Instance:
+def _fill(instance: Instance, init: str, fill: Fill | None) -> Instance:
     root = instance.root
     for base, names in ((IMAGE_SOURCE, SKELETON), (INITFS_SOURCE, _INITFS_SKELETON)):
         os.mkdir(base, 0o755, dir_fd=root.fd)
@@ -137,6 +131,9 @@ def _fill(instance: Instance, init: str) -> Instance:
                     # The modes are measured: they must not depend on the caller's umask.
                     os.fchmod(directory.fd, 0o1777 if name == "tmp" else 0o755)
             os.fchmod(tree.fd, 0o755)
+    if fill is not None:
+        with root.directory(IMAGE_SOURCE) as image:
+            fill(image)
     root.make(RUN, mode=0o700).close()
     with open(init, "rb") as file:
         program = file.read()
@@ -148,8 +145,10 @@ def _fill(instance: Instance, init: str) -> Instance:
         os.utime(fd, (0, 0))
     finally:
         os.close(fd)
-    # Whoever makes an instance says that nothing is there yet, whatever was here before.
-    forget_path(root.real(UPPER))
+    # Whoever makes an instance says that nothing is there yet, whatever was here before: the
+    # layers that programs mounted, too. Forgotten, not discarded: it may have been moved away.
+    forget_path(root.real(UPPER))  # also if its note is damaged and tells no path
+    forget_below(root.real())
     # The configuration comes last: it is what makes the directory an instance.
     with open(os.path.join(templates_dir(), CONFIG), "rb") as file:
         content = file.read()

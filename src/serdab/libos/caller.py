@@ -100,8 +100,8 @@ def spawn_record(
 ) -> dict[str, Value]:
     """Return the request to start a program; its three descriptors travel beside it.
 
-    ``own_session``: a session of its own, controlled by the terminal among its descriptors whose
-    place ``terminal`` is (-1: by none).
+    ``own_session``: not the caller's. ``terminal``: the place of the one among its descriptors that
+    controls a session of the program's own (-1: none, it is in that of pid 1).
 
     Raises:
         UsageError: there is no program, or no list, or a NUL byte in what it would get.

@@ -36,7 +36,7 @@ _TERMINAL_OPEN, _STOPPED, _KILLED, _WHOSE_IS = range(72, 76)
 #: Answers that say which request they belong to.
 _NUMBERED: Final = frozenset({_SPAWNED, _SYNCED, _TERMINAL_OPEN})
 
-_SPAWN_SESSION, _SPAWN_TERMINAL = 1, 2
+_SPAWN_TERMINAL: Final = 1
 _KILL_GROUP, _KILL_TELL = 1, 2
 
 FEATURE_LANDLOCK_SCOPE: Final = 1
@@ -102,8 +102,10 @@ class Setup:
 class SpawnRequest:
     """A program to start: strings as bytes, three descriptors, a status pipe.
 
-    ``own_session``: not in that of the other programs.
-    ``terminal``: which of ``fds`` controls that session (-1: none).
+    ``own_session``: not in that of the caller, whose terminal is not lent.
+    ``terminal``: which of ``fds`` controls a session of the program's own (-1: none, and the
+    program leads a process group in the session of pid 1, as under ``run``: the leader of a session
+    could not call setpgid(2), and would get the first terminal it opens).
     """
 
     path: bytes
@@ -144,12 +146,6 @@ def dump_strings(request: SpawnRequest) -> bytes:
         raise InternalError("a NUL byte in an argument was not refused earlier")
     head = struct.pack("<II", len(request.argv), len(request.env))
     return head + b"".join(text + b"\0" for text in strings)
-
-
-def _session_flags(request: SpawnRequest) -> int:
-    if request.terminal >= 0:
-        return _SPAWN_TERMINAL
-    return _SPAWN_SESSION if request.own_session else 0
 
 
 class Launcher:
@@ -299,7 +295,7 @@ class Launcher:
         try:
             self._send(
                 _SPAWN,
-                flags=_session_flags(request),
+                flags=_SPAWN_TERMINAL if request.terminal >= 0 else 0,
                 serial=serial,
                 result=max(request.terminal, 0),
                 value=request.umask,

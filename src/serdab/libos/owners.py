@@ -22,8 +22,12 @@ from serdab.vfs.api import DirEntry, FileSystem, Inode, SetAttr, StatFs
 class OneOwner:
     """Wraps a file system; implements :class:`serdab.vfs.api.FileSystem`.
 
-    ``shown`` is the (uid, gid) that everything is shown to belong to.
+    ``shown`` is the (uid, gid) that everything is shown to belong to. ACLs are not shown: they name
+    others, whom the kernel could not tell either, and bind the owner, whom everything belongs to,
+    no more than a mode does. What has one keeps it, and hands it down.
     """
+
+    has_acls = False
 
     def __init__(self, fs: FileSystem, *, shown: tuple[int, int] = (0, 0)) -> None:
         self._fs = fs

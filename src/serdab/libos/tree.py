@@ -50,6 +50,7 @@ _DEV_LINKS: Final = (
     ("stdout", "/proc/self/fd/1"),
     ("stderr", "/proc/self/fd/2"),
     ("ptmx", "pts/ptmx"),
+    ("arandom", "urandom"),  # Occlum has it, and a BSD program that was ported may ask for it
 )
 _PROC_READ_ONLY: Final = ("bus", "fs", "irq", "sys", "sysrq-trigger")
 _PROC_MASKED_FILES: Final = (

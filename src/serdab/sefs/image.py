@@ -157,6 +157,10 @@ class Image:
     def target(self, ino: int) -> bytes:
         return self.tree.get(ks.key(ino, ks.T_INLINE)) or b""
 
+    @property
+    def has_acls(self) -> bool:
+        return self.version != V1
+
     def xattr(self, ino: int, name: bytes) -> bytes | None:
         marked = self.tree.get(ks.xattr_key(ino, name))
         return None if marked is None else ks.check_xattr(name, marked, self.version)

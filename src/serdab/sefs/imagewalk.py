@@ -27,6 +27,7 @@ from serdab.linux.dirtree import Descent, listing
 from serdab.linux.files import next_data
 from serdab.linux.identity import identity, identity_of
 from serdab.structs import field, frozen, mutable
+from serdab.vfs.acl import ACL_NAMES, dump_acl, parse_unordered
 from serdab.vfs.api import ROOT_INO, Inode
 from serdab.vfs.attributes import clamped_time
 
@@ -147,6 +148,7 @@ class Walk:
         root = self._new(b"", identity_of(status), status.st_mode, 0)
         root.inode.nlink = 2
         root.inode.parent_ino = ROOT_INO
+        root.xattrs = _kept_xattrs(self._here.fd, ".")
         yield from in_order(root, self._directory)
 
     def pieces(self, entry: SourceEntry, unit: int) -> Iterator[bytes]:
@@ -294,12 +296,13 @@ class Walk:
         if is_linked:
             self._seen[host] = entry
         if kind != stat.S_IFLNK:
-            entry.xattrs = _user_xattrs(self._here.fd, found.name)
+            entry.xattrs = _kept_xattrs(self._here.fd, found.name)
         return entry, True
 
 
-def _user_xattrs(directory: int, name: str) -> list[tuple[bytes, bytes]]:
-    """Return the ``user.*`` attributes; the others speak of the host, not of the program.
+def _kept_xattrs(directory: int, name: str) -> list[tuple[bytes, bytes]]:
+    """Return the ``user.*`` attributes, and the POSIX ACLs without which the mode would allow more;
+    the others speak of the host, not of the program.
 
     There is no getxattrat(2) before Linux 6.13, and a file that may not be read has attributes too:
     so by the magic link of the directory, and of the name itself, which may be a link by now.
@@ -311,8 +314,13 @@ def _user_xattrs(directory: int, name: str) -> list[tuple[bytes, bytes]]:
         if exc.errno != errno.EOPNOTSUPP:
             raise
         return []  # the file system has no attributes
-    return sorted(
+    found = (
         (os.fsencode(attribute), os.getxattr(path, attribute, follow_symlinks=False))
         for attribute in names
-        if attribute.startswith("user.")
+        if attribute.startswith("user.") or os.fsencode(attribute) in ACL_NAMES
+    )
+    return sorted(
+        # Users and groups stand in any order in an ACL of a kernel's file system.
+        (name, dump_acl(parse_unordered(value)) if name in ACL_NAMES else value)
+        for name, value in found
     )

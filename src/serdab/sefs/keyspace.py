@@ -47,7 +47,7 @@ from typing import Final
 
 from serdab.crypto.hashes import name_hash
 from serdab.errors import FormatError
-from serdab.sefs.acl import check_acl
+from serdab.vfs.acl import ACL_NAMES, check_acl
 from serdab.vfs.api import ROOT_INO, Inode
 from serdab.vfs.layer import WHITEOUT, Dirent
 
@@ -85,7 +85,6 @@ LEAST_RECORD: Final = 12
 MOST_RECORD: Final = 20
 """log2 of the sizes that the records of a file may have."""
 
-ACL_NAMES: Final = frozenset((b"system.posix_acl_access", b"system.posix_acl_default"))
 _MARKED: Final = 1
 
 _HEAD: Final = struct.Struct(">QB")

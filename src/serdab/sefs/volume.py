@@ -42,6 +42,7 @@ from serdab.sefs.segment import Usage
 from serdab.sefs.sharing import Sharing
 from serdab.sefs.slots import LowerPart
 from serdab.sefs.tree import Tree
+from serdab.vfs.acl import ACL_NAMES
 from serdab.vfs.api import ROOT_INO, Inode, StatFs
 from serdab.vfs.layer import Dirent, Layer
 from serdab.vfs.steps import Chores, Steps
@@ -119,6 +120,10 @@ class Volume:
             self._removals.take_up(self.inode, self._orphans)
 
     # Layer: reading -----------------------------------------------------------------------
+
+    @property
+    def has_acls(self) -> bool:
+        return self.version != ks.V1
 
     @property
     def max_ino(self) -> int:
@@ -281,7 +286,7 @@ class Volume:
         self._journal.touch()
 
     def put_xattr(self, ino: int, name: bytes, marked: bytes) -> None:
-        if name in ks.ACL_NAMES:
+        if name in ACL_NAMES:
             if self.version == ks.V1:
                 raise FsError(errno.EOPNOTSUPP)
             try:

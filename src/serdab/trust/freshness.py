@@ -252,7 +252,8 @@ class Guard:
             expected=f"volume {uuid.hex()}{known}",
             found="no volume",
             hint="restore it, or give up what was written, so that a new one may begin: `serdab "
-            "reset`, or for a volume that programs mount `serdab reset --volume DIR`",
+            "reset`, or for a volume that programs mount `serdab reset --volume DIR`; if the path "
+            "is another place, as in each container, give each its own XDG_STATE_HOME",
         )
 
     def admit(self, volume: Volume) -> list[str]:

@@ -29,7 +29,9 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import time
+from collections.abc import Iterator
 from typing import Final
 
 from serdab.config.dirs import make_private, state_dir
@@ -164,6 +166,22 @@ def forget_path(path: str) -> None:
         sync_directory(os.path.dirname(note))
 
 
+def forget_below(directory: str) -> None:
+    """Forget the paths at and below a real directory, as ``forget_path`` does each.
+
+    A note holds text, in which a name of raw bytes may read like another. What is in doubt stays
+    remembered: a volume too many is a refusal, one too few would let an emptied one pass.
+    """
+    forget_path(directory)
+    inside = os.path.join(directory, "")
+    for path, note in _notes():
+        if path.startswith(shown(inside)):
+            rest = path.removeprefix(shown(inside))
+            for below in {rest, _raw(rest)}:
+                if note == _note(inside + below):
+                    forget_path(inside + below)
+
+
 def discard(path: str) -> bool:
     """Note that the volume at a host path was thrown away; return whether one was known.
 
@@ -185,20 +203,7 @@ def discard(path: str) -> bool:
 def known_below(directory: str) -> list[str]:
     """Return the paths below a directory where volumes are remembered."""
     inside = os.path.join(directory, "")
-    found = []
-    with contextlib.suppress(FileNotFoundError):
-        for entry in os.scandir(_volumes()):
-            if not entry.name.startswith("at-"):
-                continue
-            with contextlib.suppress(VerificationError):
-                top = _load(entry.path)
-                if top is None:
-                    continue
-                top.integer("format", low=_NOTE_FORMAT, high=_NOTE_FORMAT)
-                path = top.text("path")
-                if path.startswith(inside):
-                    found.append(path)
-    return sorted(found)
+    return sorted(path for path, _note in _notes() if path.startswith(inside))
 
 
 def check_room(path: str, roots: tuple[str, ...], most: int) -> None:
@@ -270,6 +275,26 @@ def _volume_dir(uuid: bytes) -> str:
 def _note(real_path: str) -> str:
     name = hashlib.sha256(os.fsencode(real_path)).hexdigest()
     return os.path.join(_volumes(), f"at-{name}.json")
+
+
+def _notes() -> Iterator[tuple[str, str]]:
+    """Yield each path that is noted, as its note shows it, and the file; not what is unreadable."""
+    with contextlib.suppress(FileNotFoundError):
+        for entry in os.scandir(_volumes()):
+            if not entry.name.startswith("at-"):
+                continue
+            with contextlib.suppress(VerificationError):
+                top = _load(entry.path)
+                if top is None:
+                    continue
+                top.integer("format", low=_NOTE_FORMAT, high=_NOTE_FORMAT)
+                yield top.text("path"), entry.path
+
+
+def _raw(text: str) -> str:
+    """Return the name that ``shown`` gave, if each escape in it stands for a byte."""
+    raw = re.sub(rb"\\x([0-9a-f]{2})", lambda m: bytes.fromhex(m[1].decode()), text.encode())
+    return os.fsdecode(raw)
 
 
 def _dump(value: dict[str, object]) -> bytes:

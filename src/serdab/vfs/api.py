@@ -106,6 +106,18 @@ class DirEntry:
         self.dtype = dtype
 
 
+class HasAcls(Protocol):
+    """What a file system has besides when its ``has_acls`` is true."""
+
+    def set_acl(self, ino: int, name: bytes, value: bytes, *, kill_sgid: bool) -> None:
+        """Set a POSIX ACL. ``kill_sgid``: the caller may not leave a set-group-id bit."""
+        ...
+
+    def has_default_acl(self, ino: int) -> bool:
+        """Return whether a directory hands down an ACL, in place of the umask."""
+        ...
+
+
 class FileSystem(Protocol):
     """The operations, analogous to Linux's inode and file operations.
 

@@ -38,6 +38,7 @@ class Changes:
 
     def __init__(self, upper: WritableLayer, lower: Layer) -> None:
         self._union = Union(upper, lower)
+        self.has_acls = self._union.has_acls
         self._merged = Merged(upper, lower)
         self._shown: dict[int, dict[bytes, Dirent]] = {ROOT_INO: {}}
         self._parents: dict[int, int] = {}
@@ -159,4 +160,4 @@ class Changes:
         raise FsError(errno.EROFS)
 
     setattr = mknod = mkdir = symlink = tmpfile = link = unlink = rmdir = rename = _refuse
-    write = fallocate = copy_file_range = setxattr = removexattr = _refuse
+    write = fallocate = copy_file_range = setxattr = set_acl = removexattr = _refuse

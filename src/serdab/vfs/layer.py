@@ -41,6 +41,11 @@ class Layer(Protocol):
         """32 bytes that stand for the exact content."""
         ...
 
+    @property
+    def has_acls(self) -> bool:
+        """Whether it can hold POSIX ACLs."""
+        ...
+
     def inode(self, ino: int) -> Inode | None:
         """Return a fresh copy of the record, or None."""
         ...

@@ -22,6 +22,8 @@ from contextlib import suppress
 from typing import Final, final
 
 from serdab.errors import FsError
+from serdab.vfs.acl import ACL_NAMES
+from serdab.vfs.acls import Acls
 from serdab.vfs.api import ROOT_INO, DirEntry, Inode, SetAttr, StatFs
 from serdab.vfs.attributes import drop_suidgid, one_name_less, stored_time
 from serdab.vfs.filecontent import MAX_SIZE, NAME_GROWTH, FileContent
@@ -43,6 +45,11 @@ _SLASH: Final = ord("/")
 _DIRECTORY: Final = stat.S_IFDIR >> 12
 
 
+def _growth(acls: dict[bytes, bytes]) -> int:
+    """Return how many bytes ACLs add, names and all."""
+    return sum(NAME_GROWTH + len(value) for value in acls.values())
+
+
 @final
 class Union(FileContent):
     """Implements :class:`serdab.vfs.api.FileSystem`."""
@@ -52,6 +59,9 @@ class Union(FileContent):
         self._closed = False
         self._looked_up = self._next = 0
         self.chores = upper.chores
+        self._acls = Acls(upper, self._merged)
+        self.has_acls = upper.has_acls or (lower is not None and lower.has_acls)
+        """Whether the kernel is to go by ACLs. Those of a lower layer bind over an old volume."""
         #: Directories in which no name was found yet: up to where, and when they changed last.
         self._searched: dict[int, tuple[int, int]] = {}
         if self._find(ROOT_INO) is None:
@@ -166,6 +176,9 @@ class Union(FileContent):
     def _set(self, inode: Inode, changes: SetAttr, now: int) -> Inode:
         """Set what setattr(2) changes besides the size."""
         if changes.mode is not None:
+            if plan := self._acls.after_chmod(inode.ino, changes.mode):
+                self._upper.admit(_growth(plan))
+                self._acls.store(inode.ino, plan)
             inode.mode = stat.S_IFMT(inode.mode) | (changes.mode & 0o7777)
         if changes.uid is not None:
             inode.uid = changes.uid
@@ -188,7 +201,11 @@ class Union(FileContent):
             gid = parent.gid
             if stat.S_ISDIR(mode):
                 mode |= stat.S_ISGID
+        mode, acls = self._acls.inherited(parent.ino, mode)
+        if acls:
+            self._upper.admit(NAME_GROWTH + _growth(acls))
         inode = Inode(self._upper.new_ino(), mode, uid, gid, rdev)
+        self._acls.store(inode.ino, acls)
         self._stamp_all(inode)
         self._inodes[inode.ino] = inode
         self._upper.put_inode(inode)
@@ -460,6 +477,9 @@ class Union(FileContent):
         return marked[1:]
 
     def setxattr(self, ino: int, name: bytes, value: bytes, flags: int) -> None:
+        if name in ACL_NAMES:
+            self.set_acl(ino, name, value, kill_sgid=False)
+            return
         inode = self._inode(ino)
         if not 1 <= len(name) <= XATTR_NAME_MAX:
             raise FsError(errno.ERANGE)
@@ -474,6 +494,27 @@ class Union(FileContent):
         self._upper.put_xattr(ino, name, b"\1" + value)
         self._changed(inode)
 
+    def set_acl(self, ino: int, name: bytes, value: bytes, *, kill_sgid: bool) -> None:
+        """Set an ACL in place of what there was.
+
+        ``kill_sgid``: the caller may not leave a set-group-id bit behind.
+        """
+        inode = self._inode(ino)
+        if len(value) > XATTR_SIZE_MAX:
+            raise FsError(errno.E2BIG)
+        mode, plan = self._acls.checked(inode, name, value)
+        self._upper.admit(len(value) + NAME_GROWTH)
+        if plan:
+            self._acls.store(ino, plan)
+        elif self._merged.xattr(ino, name):
+            self._merged.drop_xattr(ino, name)
+        inode.mode = mode & ~stat.S_ISGID if kill_sgid else mode
+        self._changed(inode)
+
+    def has_default_acl(self, ino: int) -> bool:
+        """Return whether a directory hands down an ACL, in place of the umask."""
+        return bool(self._acls.default_of(ino))
+
     def listxattr(self, ino: int) -> list[bytes]:
         return finish(self.listxattr_steps(ino))
 
@@ -485,9 +526,12 @@ class Union(FileContent):
     def removexattr(self, ino: int, name: bytes) -> None:
         inode = self._inode(ino)
         if not self._merged.xattr(ino, name):
+            if name in ACL_NAMES:
+                return  # the kernel sets "none" by removing
             raise FsError(errno.ENODATA)
         self._upper.admit()
         self._merged.drop_xattr(ino, name)
+        self._acls.changed()
         self._changed(inode)
 
     # The whole ----------------------------------------------------------------------------

@@ -178,7 +178,10 @@ REFUSALS = [
     ("mount[1].source", None, "mount[1].source"),
     ("mount[1].target", "host", "mount[1].target"),
     ("mount[1].target", "/a/../b", "mount[1].target"),
-    ("mount[1].target", "//host", "mount[1].target"),
+    ("mount[1].target", "", "mount[1].target"),
+    ("serdab.runtime_mounts.programs", ["/bin/.."], "serdab.runtime_mounts.programs[0]"),
+    ("serdab.runtime_mounts.programs", ["bin"], "serdab.runtime_mounts.programs[0]"),
+    (f"{LAYER}[1].source", "run/../x", f"{LAYER}[1].source"),
     ("mount[1].target", "/proc", "mount[2].target"),
     ("mount[1].options", {"quota": "1GB"}, "mount[1].options.quota"),
     ("mount[1]", {"target": "/x", "type": "ext2"}, "mount[1].type"),
@@ -282,6 +285,25 @@ class TestImageForm:
             assert is_padding(size)
         assert not is_padding(MIN_PADDING_BYTES // 2)
         assert not is_padding(MAX_PADDING_BYTES * 2)
+
+
+class TestSpellings:
+    """Each field that names a path inside takes what the others take."""
+
+    @pytest.mark.parametrize("text", ["/etc/", "//etc", "/etc/.", "/./etc", "/etc//"])
+    def test_another_spelling_of_a_path_is_that_path(self, text: str) -> None:
+        assert parse(with_("entry_points", [text])).entry_points == ("/etc",)
+        assert parse(with_("mount[1].target", text)).mounts[0].target == "/etc"
+        key = {"name": "k", "source": text}
+        ours = parse(with_("serdab", {"runtime_mounts": {"programs": [text], "keys": [key]}}))
+        assert ours.runtime_mounts.programs == ("/etc",)
+        assert ours.runtime_mounts.keys[0].source == "/etc"
+
+    def test_two_spellings_of_one_target_are_one_target(self) -> None:
+        config = with_("mount[1].target", "/host")
+        config["mount"].append({**config["mount"][1], "target": "/host/"})
+        with pytest.raises(UsageError, match="target"):
+            parse(config)
 
 
 class TestMounts:

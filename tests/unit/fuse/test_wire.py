@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -32,7 +33,6 @@ PARSERS: dict[str, Callable[[memoryview, int], object]] = {
         "parse_read",
         "parse_write",
         "parse_fsync",
-        "parse_setxattr",
         "parse_getxattr",
         "parse_xattr_name",
         "parse_listxattr",
@@ -40,6 +40,9 @@ PARSERS: dict[str, Callable[[memoryview, int], object]] = {
         "parse_lseek",
         "parse_copy_file_range",
     )
+} | {
+    f"parse_setxattr, long: {is_long}": partial(wire.parse_setxattr, is_long=is_long)
+    for is_long in (False, True)
 }
 
 
@@ -128,13 +131,13 @@ class TestParsing:
         view, size = request(body)
         assert wire.parse_setattr(view, size).mtime_ns == -1
 
-    def test_the_umask_is_applied_to_new_files(self) -> None:
+    def test_the_mode_of_new_files_comes_with_the_umask(self) -> None:
         view, size = request(struct.pack("=IIII", 0o100666, 0x801, 0o027, 0) + b"dev\0")
-        assert wire.parse_mknod(view, size) == (0o100640, 0x801, b"dev")
+        assert wire.parse_mknod(view, size) == (0o100666, 0o027, 0x801, b"dev")
         view, size = request(struct.pack("=II", 0o777, 0o022) + b"d\0")
-        assert wire.parse_mkdir(view, size) == (0o755, b"d")
+        assert wire.parse_mkdir(view, size) == (0o777, 0o022, b"d")
         view, size = request(struct.pack("=IIII", 0o102, 0o100777, 0o077, 0) + b"/\0")
-        assert wire.parse_tmpfile(view, size) == 0o700
+        assert wire.parse_tmpfile(view, size) == (0o777, 0o077)
 
     def test_names_of_rename_symlink_and_link(self) -> None:
         view, size = request(struct.pack("=Q", 5) + b"old\0new\0")
@@ -168,7 +171,9 @@ class TestParsing:
 
     def test_extended_attributes(self) -> None:
         view, size = request(struct.pack("=II", 3, 1) + b"user.a\0x\0y")
-        assert wire.parse_setxattr(view, size) == (b"user.a", b"x\0y", 1)
+        assert wire.parse_setxattr(view, size, is_long=False) == (b"user.a", b"x\0y", 1, 0)
+        view, size = request(struct.pack("=IIII", 3, 1, 1, 0) + b"user.a\0x\0y")
+        assert wire.parse_setxattr(view, size, is_long=True) == (b"user.a", b"x\0y", 1, 1)
         view, size = request(struct.pack("=II", 64, 0) + b"user.a\0")
         assert wire.parse_getxattr(view, size) == (64, b"user.a")
         view, size = request(b"user.a/b\0")

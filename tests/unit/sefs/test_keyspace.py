@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serdab.errors import FormatError
-from serdab.sefs import acl
 from serdab.sefs import keyspace as ks
-from serdab.sefs.acl import AclEntry
+from serdab.vfs import acl
+from serdab.vfs.acl import AclEntry
 from serdab.vfs.api import Inode
 
 FILE = stat.S_IFREG | 0o644

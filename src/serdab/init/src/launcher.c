@@ -115,13 +115,14 @@ static u32 bound_ipc(void)
 /* Each number is the `serial` of the answer when that step failed. */
 static void set_up(const struct message *m)
 {
+	static const u32 root_group;
 	u32 step = 1, features = 0;
 	long r;
 
 	keep_setup(m);
 	r = open_fuse(given.fuse_count);
 	if (r >= 0 && ++step && given.drop_groups)
-		r = SYS2(__NR_setgroups, 0, 0);
+		r = SYS2(__NR_setgroups, 1, &root_group); /* as a login of root has it */
 	if (r >= 0 && ++step)
 		r = SYS3(__NR_setresgid, 0, 0, 0);
 	if (r >= 0 && ++step)

@@ -159,7 +159,7 @@ __attribute__((noreturn)) static void become(const struct message *m, const u64 
 	if (follower)
 		r = lead(m, follower);
 	else
-		r = m->header->flags & SPAWN_SESSION ? SYS0(__NR_setsid) : SYS2(__NR_setpgid, 0, 0);
+		r = SYS2(__NR_setpgid, 0, 0);
 	if (r < 0)
 		give_up(status, r, SPAWN_SETUP);
 	for (int i = 0; i < 3; i++)

@@ -51,8 +51,7 @@ enum {
 	OP_WHOSE_IS = 75, /* answer to OP_WHOSE; value: 1 if so */
 };
 
-#define SPAWN_SESSION 1u  /* a session of its own, without a terminal */
-#define SPAWN_TERMINAL 2u /* one with a terminal in control */
+#define SPAWN_TERMINAL 1u /* a session of its own, with a terminal in control */
 
 #define KILL_GROUP 1u /* the program's process group */
 #define KILL_TELL 2u

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """POSIX ACLs (acl(5)) as they are stored: the binary form that the kernel takes and gives. Pure.
 
-Above: ``keyspace``.
+Above: ``acls``, ``sefs.keyspace``.
 
 On-disk format, little-endian: ``version u32 = 2``, then entries ``tag u16 | perm u16 | id u32`` in
 strictly ascending order of (tag, id)::
@@ -31,6 +31,11 @@ GROUP_OBJ: Final = 0x04
 GROUP: Final = 0x08
 MASK: Final = 0x10
 OTHER: Final = 0x20
+
+ACCESS: Final = b"system.posix_acl_access"
+DEFAULT: Final = b"system.posix_acl_default"
+ACL_NAMES: Final = frozenset((ACCESS, DEFAULT))
+"""The attributes by which ACLs are set and read."""
 
 NO_ID: Final = 0xFFFFFFFF
 _VERSION: Final = 2
@@ -63,14 +68,23 @@ def dump_acl(entries: list[AclEntry]) -> bytes:
 
 def parse_acl(raw: bytes) -> list[AclEntry]:
     """Return the entries, checked."""
+    entries = parse_unordered(raw)
+    _check(entries)
+    return entries
+
+
+def parse_unordered(raw: bytes) -> list[AclEntry]:
+    """Return the entries as they stand: only the layout is checked.
+
+    Raises:
+        FormatError: the layout is wrong.
+    """
     if len(raw) < _HEAD.size or (len(raw) - _HEAD.size) % _ENTRY.size:
         raise FormatError("ACL of an impossible length", found=str(len(raw)))
     (version,) = _HEAD.unpack_from(raw)
     if version != _VERSION:
         raise FormatError("unknown ACL version", expected=str(_VERSION), found=str(version))
-    entries = [AclEntry(*entry) for entry in _ENTRY.iter_unpack(raw[_HEAD.size :])]
-    _check(entries)
-    return entries
+    return [AclEntry(*entry) for entry in _ENTRY.iter_unpack(raw[_HEAD.size :])]
 
 
 def check_acl(raw: bytes) -> None:
