@@ -67,7 +67,9 @@ def _make(kind: str, source: str) -> FileSystem:
 def _serve_inner(fs: FileSystem, path: str) -> None:
     device = open_device()
     code = f'mount -i -t fuse -o "$1" serdab-test "$2" && echo && exec sleep infinity {device}<&-'
-    command = ["unshare", "--pid", "--fork", "--kill-child", "sh", "-c", code, "sh"]
+    # It has the device, too, and must not outlive us: who waits for an answer would wait on.
+    dies = ["setpriv", "--pdeathsig", "KILL"]
+    command = [*dies, "unshare", "--pid", "--fork", "--kill-child", "sh", "-c", code, "sh"]
     with subprocess.Popen(
         [*command, mount_options(device), path], pass_fds=(device,), stdout=subprocess.PIPE
     ) as outer:
