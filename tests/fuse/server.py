@@ -10,9 +10,10 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import subprocess
 import sys
 
-from serdab.fuse.mounting import mount_host
+from serdab.fuse.mounting import mount_host, mount_options, open_device
 from serdab.fuse.session import Session, SessionOptions
 from serdab.vfs.api import ROOT_INO, FileSystem
 from serdab.vfs.memfs import MemFs
@@ -31,9 +32,16 @@ class _Slow(MemFs):
 
 
 class _Endless(MemFs):
-    """fallocate(2) never ends; an attribute of the root says that it began."""
+    """fallocate(2) and lseek(2) never end; an attribute of the root says that one began."""
 
     def fallocate_steps(self, ino: int, mode: int, offset: int, length: int) -> Steps[None]:
+        yield from self._never()
+
+    def lseek_steps(self, ino: int, offset: int, whence: int) -> Steps[int]:
+        yield from self._never()
+        return offset
+
+    def _never(self) -> Steps[None]:
         self.setxattr(ROOT_INO, b"user.began", b"", 0)
         while True:
             yield None
@@ -56,6 +64,35 @@ def _make(kind: str, source: str) -> FileSystem:
     return HostFs(source, hidden=[b"private/key"], instance=b".")
 
 
+def _serve_inner(fs: FileSystem, path: str) -> None:
+    device = open_device()
+    code = f'mount -i -t fuse -o "$1" serdab-test "$2" && echo && exec sleep infinity {device}<&-'
+    # It has the device, too, and must not outlive us: who waits for an answer would wait on.
+    dies = ["setpriv", "--pdeathsig", "KILL"]
+    command = [*dies, "unshare", "--pid", "--fork", "--kill-child", "sh", "-c", code, "sh"]
+    with subprocess.Popen(
+        [*command, mount_options(device), path], pass_fds=(device,), stdout=subprocess.PIPE
+    ) as outer:
+        assert outer.stdout is not None
+        assert outer.stdout.readline() == b"\n"
+        (first,) = children_of(outer.pid)
+        namespace = os.open(f"/proc/{first}/ns/pid", os.O_RDONLY)
+        fs.setxattr(ROOT_INO, b"user.first", b"%d" % first, 0)
+        print("ready", flush=True)
+        Session(device, fs, options=SessionOptions(pid_namespace=namespace)).run()
+        outer.kill()
+    for fd in (device, namespace):
+        os.close(fd)
+    fs.close()
+    print("closed", flush=True)
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the children of a process of one thread."""
+    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+        return [int(number) for number in file.read().split()]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("kind", choices=("memory", "slow", "endless", "sealed", "host"))
@@ -63,8 +100,12 @@ def main() -> None:
     parser.add_argument("--source", default="")
     parser.add_argument("--read-only", action="store_true")
     parser.add_argument("--private", action="store_true")
+    parser.add_argument("--inner", action="store_true", help="mount from a PID namespace below")
     arguments = parser.parse_args()
     fs = _make(arguments.kind, arguments.source)
+    if arguments.inner:
+        _serve_inner(fs, arguments.path)
+        return
     device = mount_host(
         arguments.path,
         fsname="serdab-test",

@@ -38,7 +38,7 @@ from serdab.fuse import abi, wire
 from serdab.fuse.abi import InitFlag, Opcode
 from serdab.fuse.insteps import InSteps
 from serdab.fuse.parked import Parked, Reply
-from serdab.fuse.unwritten import Asking, Unwritten
+from serdab.fuse.unwritten import Question, Unwritten
 from serdab.structs import frozen
 from serdab.vfs.acl import ACL_NAMES
 from serdab.vfs.api import DirEntry, FileSystem, HasAcls, Inode, SetAttr
@@ -115,6 +115,10 @@ def _first_step(steps: Steps[T], answer: Callable[[T], Reply]) -> Reply:
     raise Parked(steps, cast("Callable[[object], Reply]", answer), waits_for)
 
 
+def _as_it_is(reply: Reply) -> Reply:
+    return reply
+
+
 class Operations:
     """The dispatch table over one file system, and the buffers that requests and replies use."""
 
@@ -124,11 +128,11 @@ class Operations:
         """``notify`` sends what answers no request."""
         self._fs = fs
         self._notify = notify
-        self._unwritten = Unwritten(fs)
-        #: What waits for the kernel to tell what it holds of a file, by the request to answer.
-        self._asking: dict[int, Asking] = {}
+        #: What asks the kernel what it holds of a file, by the request to answer.
+        self._questions: dict[int, Question] = {}
         self._options = options
         self._in_steps = InSteps(fs)
+        self._unwritten = Unwritten(fs, self._in_steps.lseek)
         self._block_size = options.block_size
         timeout = getattr(fs, "cache_timeout_s", None)
         self._endless = timeout is None
@@ -424,33 +428,52 @@ class Operations:
         if not self._unwritten.may_hold(nodeid):
             steps = self._in_steps.lseek(nodeid, offset, whence)
             return _first_step(steps, lambda found: wire.dump_u64(unique, found))
-        return self._ask(unique, nodeid, self._unwritten.seek(nodeid, offset, whence), None)
+        asking = self._unwritten.seek(nodeid, offset, whence)
+        self._questions[unique] = Question(asking, wire.parse_pid(self.view))
+        return _first_step(self._ask(unique, nodeid, None), _as_it_is)
 
     def _retrieved(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
-        asking = self._asking.pop(unique, None)
-        if asking is None:
+        if unique not in self._questions:
             return None
-        return self._ask(unique, nodeid, asking, wire.parse_retrieved(self.view, size))
+        held = bytes(wire.parse_retrieved(self.view, size))
+        return _first_step(self._ask(unique, nodeid, held), _as_it_is)
 
-    def _ask(self, unique: int, nodeid: int, asking: Asking, held: bytes | None) -> Reply:
+    def interrupt(self, unique: int, namespace: int) -> None:
+        """The caller of a request got a signal, while the kernel is asked for its answer."""
+        question = self._questions.get(unique)
+        if question is not None:
+            question.interrupt(namespace)
+
+    def _ask(self, unique: int, nodeid: int, held: bytes | None) -> Steps[Reply]:
         """Go on with a question to the kernel; the request that it answers waits meanwhile.
 
         What the kernel tells comes with the number of that request, and so does what is raised.
+        Without a reply the kernel was asked for more.
         """
-        while True:
-            try:
-                offset, size = next(asking) if held is None else asking.send(held)
-            except StopIteration as end:
-                return wire.dump_u64(unique, end.value)
-            try:
-                self._notify(wire.dump_retrieve(unique, nodeid, offset, size))
-            except OSError as exc:
-                if exc.errno != errno.ENOENT:
-                    raise
-                held = b""  # it has no such inode, hence nothing of it
-            else:
-                self._asking[unique] = asking
-                return None
+        question = self._questions[unique]
+        is_asked = False
+        try:
+            while True:
+                try:
+                    wanted = question.go_on(held)
+                except StopIteration as end:
+                    return wire.dump_u64(unique, end.value)
+                held = None
+                if not isinstance(wanted, tuple):
+                    yield wanted
+                    continue
+                try:
+                    self._notify(wire.dump_retrieve(unique, nodeid, *wanted))
+                except OSError as exc:
+                    if exc.errno != errno.ENOENT:
+                        raise
+                    held = b""  # it has no such inode, hence nothing of it
+                else:
+                    is_asked = True
+                    return None
+        finally:
+            if not is_asked:
+                del self._questions[unique]
 
     def _copy_file_range(self, unique: int, nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         offset, target, offset_out, length = wire.parse_copy_file_range(self.view, size)

@@ -13,7 +13,9 @@ INTERRUPT: the kernel sends it once, for the first signal of the caller, whether
 caller or not, and goes on to wait (request_wait_answer()). An answer would be wrong for one that
 lives: a part of the work is done, and stat(2) or unlink(2) never say EINTR. So from then on the
 caller is looked at, and only one that is being killed is let go, which nobody reads the answer of.
-The work ends where it is, as after a crash.
+The work ends where it is, as after a crash. The caller is known by its number in the PID namespace
+of whoever mounted (fuse_get_req() in Linux 6.18), which may not be ours. Where that is not found
+here it is served to the end, since the same number may be somebody else's.
 
 Above: ``session``. Below: ``vfs.steps``, ``linux.process``.
 """
@@ -25,7 +27,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Final, TypeAlias, final
 
 from serdab.errors import FsError
-from serdab.linux.process import is_being_killed
+from serdab.linux.process import is_being_killed, number_here
 from serdab.vfs.steps import Steps
 
 Reply: TypeAlias = "bytes | memoryview | None"
@@ -54,9 +56,16 @@ class Request:
     def __init__(self, unique: int, pid: int, steps: Iterator[int | None], answer: Answer) -> None:
         self._steps: Final = steps
         self.unique: Final = unique
-        self.pid: Final = pid
+        self.pid = pid
         self.answer: Final = answer
         self.is_interrupted = False
+
+    def interrupt(self, namespace: int) -> None:
+        """The caller got a signal. Its number is one of a PID namespace; -1: of ours."""
+        if not self.is_interrupted:
+            self.is_interrupted = True
+            if namespace >= 0:
+                self.pid = number_here(self.pid, namespace)
 
     def step(self) -> int | None:
         """Do one step; return the descriptor that the next one waits for, if any.

@@ -57,7 +57,7 @@ from serdab.fuse.operations import Operations, ServeOptions
 from serdab.fuse.parked import Parked, Reply, Request
 from serdab.structs import field, frozen
 from serdab.vfs.api import FileSystem
-from serdab.vfs.steps import Chores, Unfinished
+from serdab.vfs.steps import Chores, Steps, Unfinished
 
 #: The kernel has let go of the connection: unmounted, aborted, or (in tests) the peer has closed.
 _GONE: Final = frozenset((errno.ENODEV, errno.ECONNABORTED, errno.EPIPE, errno.ECONNRESET))
@@ -84,7 +84,10 @@ class SessionOptions:
     """How to serve. ``wake_fd``: a descriptor that ends the session when it becomes readable.
 
     With ``on_wake`` it does not end it: that is called between two requests, so it may call the
-    file system; when it returns False, the descriptor is no longer looked at.
+    file system; when it returns False, the descriptor is no longer looked at. Steps that it returns
+    are done like those of a request; the end of the session may come before their last.
+
+    ``pid_namespace``: a descriptor of that of whoever mounted, if it is not ours.
 
     ``poll_s``: how long to ask for the next request before sleeping, see the module.
     """
@@ -92,7 +95,8 @@ class SessionOptions:
     serve: ServeOptions = field(default_factory=ServeOptions)
     poll_s: float = 80e-6
     wake_fd: int = -1
-    on_wake: Callable[[], bool] | None = None
+    pid_namespace: int = -1
+    on_wake: Callable[[], bool | Steps[None]] | None = None
 
 
 class Session:
@@ -239,16 +243,18 @@ class Session:
 
     # Requests in steps --------------------------------------------------------------------
 
-    def _park(self, unique: int, size: int, why: Parked | Unfinished) -> None:
+    def _park(self, unique: int, size: int, why: Parked | Unfinished) -> Request:
         """Answer the request in the buffer later."""
         view = self._operations.view
         pid = wire.parse_pid(view)
         if isinstance(why, Parked):
-            self._put_off(Request(unique, pid, why.steps, why.answer), why.waits_for)
+            request = Request(unique, pid, why.steps, why.answer)
+            self._put_off(request, why.waits_for)
         else:
             saved = bytes(view[:size])
-            request = Request(unique, pid, why.steps, lambda _: self._ask_again(saved))
+            request = Request(unique, pid, why.steps, lambda _: self._ask_again(saved, request))
             self._put_off(request, None)
+        return request
 
     def _put_off(self, request: Request, waits_for: int | None) -> None:
         """Go on with a request in its turn, or when a descriptor is readable."""
@@ -266,7 +272,7 @@ class Session:
         self._poller.unregister(fd)
         self._parked.extend(self._sleeping.pop(fd))
 
-    def _ask_again(self, saved: bytes) -> Reply:
+    def _ask_again(self, saved: bytes, before: Request) -> Reply:
         """Serve a request whose file system knows by now what it did not."""
         operations, size = self._operations, len(saved)
         operations.view[:size] = saved
@@ -275,7 +281,9 @@ class Session:
             call = operations.table.get(opcode, operations.unsupported)
             return call(unique, nodeid, uid, gid, size)
         except (Parked, Unfinished) as exc:
-            self._park(unique, size, exc)
+            request = self._park(unique, size, exc)
+            # The kernel says so once.
+            request.is_interrupted, request.pid = before.is_interrupted, before.pid
             return None
 
     def _advance(self) -> None:
@@ -320,9 +328,11 @@ class Session:
     def _interrupt(self, _unique: int, _nodeid: int, _uid: int, _gid: int, size: int) -> Reply:
         """The caller of a request got a signal: see ``parked``."""
         unique = wire.parse_interrupt(self._operations.view, size)
+        namespace = self._options.pid_namespace
         for request in (*self._parked, *itertools.chain(*self._sleeping.values())):
             if request.unique == unique:
-                request.is_interrupted = True
+                request.interrupt(namespace)
+        self._operations.interrupt(unique, namespace)
         for entry in self._late:
             if entry[0] == unique:
                 # It was refused; there is no need to try once more.
@@ -387,8 +397,11 @@ class Session:
             else:
                 self._stopped = True
 
-    def _wake(self, poller: select.poll, on_wake: Callable[[], bool]) -> None:
-        if not on_wake():
+    def _wake(self, poller: select.poll, on_wake: Callable[[], bool | Steps[None]]) -> None:
+        answer = on_wake()
+        if not isinstance(answer, bool):
+            self._put_off(Request(0, 0, answer, lambda _: None), None)
+        elif not answer:
             poller.unregister(self._options.wake_fd)
 
     def _look_up(self, poller: select.poll) -> None:

@@ -14,22 +14,25 @@ Which pages may be stored into: only those that were READ, since what no READ br
 written with the file, and is no hole. So it is noted of each file which parts were read, and
 nothing is asked of others.
 
-Above: ``operations``. Below: ``vfs.api``. It does no I/O: a generator yields what to ask for, as
-(offset, size), and is sent the bytes that the kernel holds from there on without a gap.
+Above: ``operations``. Below: ``vfs.api``, ``linux.process``. It does no I/O: a generator yields
+what to ask for, as (offset, size), and is sent the bytes that the kernel holds from there on
+without a gap. Or it yields what ``vfs.steps`` says, and others are served before it goes on.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Generator, Iterable, Iterator
-from typing import Final, TypeAlias
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Final, TypeAlias, final
 
+from serdab.errors import FsError
+from serdab.linux.process import is_being_killed, number_here
 from serdab.vfs.api import FileSystem
-from serdab.vfs.steps import Unfinished, after, finish
+from serdab.vfs.steps import Steps, Unfinished
 
-#: Asks for pages, is given them, and returns a position.
-Asking: TypeAlias = "Generator[tuple[int, int], bytes, int]"
+#: Asks for pages, is given them, and returns a position; in between it does steps.
+Asking: TypeAlias = "Generator[tuple[int, int] | int | None, bytes, int]"
 
 UNIT_SHIFT: Final = 20
 #: What is noted and asked for at once; the kernel gives a megabyte at most (max_write).
@@ -45,8 +48,10 @@ _ONLY_FIRST: Final = frozenset((0,))
 class Unwritten:
     """Answers SEEK_DATA and SEEK_HOLE of one file system for its kernel."""
 
-    def __init__(self, fs: FileSystem) -> None:
+    def __init__(self, fs: FileSystem, lseek: Callable[[int, int, int], Steps[int]]) -> None:
+        """``lseek`` is that of the file system, in steps."""
         self._fs = fs
+        self._lseek = lseek
         #: ino → the units of it that were read; None: any may be
         self._read: dict[int, set[int] | frozenset[int] | None] = {}
         self._noted = 0
@@ -81,9 +86,12 @@ class Unwritten:
         if whence == os.SEEK_HOLE:
             return (yield from self._seek_hole(ino, offset))
         try:
-            data = self._fs.lseek(ino, offset, whence)
+            data = yield from self._lseek(ino, offset, whence)
         except OSError as exc:
-            if exc.errno != errno.ENXIO or not offset < (size := self._size(ino)):
+            if exc.errno != errno.ENXIO:
+                raise
+            size = yield from self._size(ino)
+            if offset >= size:
                 raise
             found = yield from self._first_data(ino, offset, size)
             if found == size:
@@ -91,20 +99,21 @@ class Unwritten:
             return found
         return (yield from self._first_data(ino, offset, data))
 
-    def _size(self, ino: int) -> int:
-        try:
-            return self._fs.getattr(ino).size
-        except Unfinished as exc:
-            # The kernel was asked by now, and the question cannot be put again.
-            finish(after(exc.steps))
-            return self._fs.getattr(ino).size
+    def _size(self, ino: int) -> Steps[int]:
+        while True:
+            try:
+                return self._fs.getattr(ino).size
+            except Unfinished as exc:
+                # The kernel was asked by now, and the question cannot be put again.
+                steps = exc.steps
+            yield from steps
 
     def _seek_hole(self, ino: int, offset: int) -> Asking:
-        hole = self._fs.lseek(ino, offset, os.SEEK_HOLE)
-        size = self._size(ino)
+        hole = yield from self._lseek(ino, offset, os.SEEK_HOLE)
+        size = yield from self._size(ino)
         while hole < size:
             try:
-                end = self._fs.lseek(ino, hole, os.SEEK_DATA)
+                end = yield from self._lseek(ino, hole, os.SEEK_DATA)
             except OSError as exc:
                 if exc.errno != errno.ENXIO:
                     raise
@@ -114,7 +123,7 @@ class Unwritten:
                 return clear
             if end >= size:
                 break
-            hole = self._fs.lseek(ino, end, os.SEEK_HOLE)
+            hole = yield from self._lseek(ino, end, os.SEEK_HOLE)
         return size
 
     def _parts(self, ino: int, start: int, end: int) -> Iterator[tuple[int, int, int]]:
@@ -166,6 +175,37 @@ class Unwritten:
         if isinstance(units, set) and unit in units:
             units.remove(unit)
             self._noted -= 1
+
+
+@final
+class Question:
+    """One that is asked for a request of the thread ``pid``."""
+
+    __slots__ = ("_asking", "_pid", "is_interrupted")
+
+    def __init__(self, asking: Asking, pid: int) -> None:
+        self._asking: Final = asking
+        self._pid = pid
+        self.is_interrupted = False
+
+    def interrupt(self, namespace: int) -> None:
+        """As :meth:`Request.interrupt` does."""
+        if not self.is_interrupted:
+            self.is_interrupted = True
+            if namespace >= 0:
+                self._pid = number_here(self._pid, namespace)
+
+    def go_on(self, held: bytes | None) -> tuple[int, int] | int | None:
+        """Go on, with what the kernel holds if it was asked; return as an :data:`Asking` yields.
+
+        Raises:
+            StopIteration: with the position.
+            FsError: EINTR, nobody waits any more; or what was found.
+        """
+        if self.is_interrupted and is_being_killed(self._pid):
+            self._asking.close()
+            raise FsError(errno.EINTR)
+        return next(self._asking) if held is None else self._asking.send(held)
 
 
 def _is_zero(held: bytes) -> bool:

@@ -29,12 +29,14 @@ from collections.abc import Callable
 from typing import Final
 
 from serdab.errors import Error
+from serdab.fuse.insteps import InSteps
 from serdab.fuse.mounting import SUBTYPE, mount_host, raise_read_ahead, unmount
 from serdab.fuse.session import Session, SessionOptions
 from serdab.linux.mounts import mounts_at, mounts_of, syncfs
 from serdab.linux.ownlimits import lift_limits
 from serdab.structs import frozen
 from serdab.vfs.api import FileSystem
+from serdab.vfs.steps import Steps
 
 GRACE_S: Final = 10.0
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -226,10 +228,11 @@ class _HostMount:
         except OSError as exc:
             self.failure = self.failure or self._not_unmounted(_words(exc))
 
-    def _answer(self) -> bool:
+    def _answer(self) -> bool | Steps[None]:
+        answer: bool | Steps[None] = True
         for number in self._bell.answer():
             if number == _COMMIT:
-                self._commit()
+                answer = self._commit()
             elif number == _STOP:
                 self._session.stop()
             elif self._unmounting is None:
@@ -238,11 +241,11 @@ class _HostMount:
                 self._unmounting.start()
             elif time.monotonic() - self._asked_at > _SAME_S:
                 self._session.stop()
-        return True
+        return answer
 
-    def _commit(self) -> None:
+    def _commit(self) -> Steps[None]:
         try:
-            self._fs.syncfs()
+            yield from InSteps(self._fs).syncfs()
         except (OSError, Error) as exc:
             self._log("error", str(exc))
 

@@ -107,11 +107,16 @@ class FsServer:
     def _death(self) -> Error:
         return Error("an fs server ended unexpectedly", stage=self.name, subject="fs server")
 
-    def serve(self, fuse_fd: int) -> None:
-        """Hand over the mount. The descriptor is closed here: the server is its only holder."""
+    def serve(self, fuse_fd: int, pid_namespace: int = -1) -> None:
+        """Hand over the mount. The descriptor is closed here: the server is its only holder.
+
+        ``pid_namespace``: a descriptor of the one that was mounted from, if that is another than
+        the server's; it stays the caller's too.
+        """
         try:
             self.is_serving = True
-            self._send({"op": "serve"}, (fuse_fd,))
+            also = () if pid_namespace < 0 else (pid_namespace,)
+            self._send({"op": "serve"}, (fuse_fd, *also))
         finally:
             os.close(fuse_fd)
 

@@ -6,7 +6,8 @@ process: ``fsclient``.
 
 Life: it waits; ``join`` moves it to a control group; ``hold`` brings a lock, which is
 thus held until all is written; ``open`` brings orders, answered by ``opened`` or ``refused``;
-``serve`` brings the descriptor of ``/dev/fuse``; from then on it serves, and answers
+``serve`` brings the descriptor of ``/dev/fuse``, and one of the PID namespace that was mounted
+from, if it is another; from then on it serves, and answers
 ``sync``, until the kernel says that the mount is gone (ENODEV). Then it closes the file system and
 says ``closed``. Neither a signal nor the death of the kernel process ends it earlier: late pages
 of mappings are still to be written.
@@ -19,6 +20,7 @@ and never more than one descriptor of ``/dev/fuse``, of which nobody else holds 
 from __future__ import annotations
 
 import _socket
+import errno
 import gc
 import logging
 import os
@@ -33,6 +35,8 @@ from serdab.libos.orders import Opened, Orders
 from serdab.libos.storage import open_file_system
 from serdab.linux.ownlimits import lift_limits
 from serdab.linux.process import name_process
+from serdab.vfs.api import FileSystem
+from serdab.vfs.steps import Steps
 
 _LEVELS: Final = {logging.ERROR: "error", logging.WARNING: "warning", logging.INFO: "info"}
 
@@ -61,6 +65,7 @@ class _Server:
         self._channel = channel
         self._opened: Opened | None = None
         self._held: list[int] = []  # closed by the end of the process, and not before
+        self._syncs_asked = 0
 
     def run(self) -> None:
         """Serve the messages of the kernel process in their order."""
@@ -82,8 +87,8 @@ class _Server:
                         self._open(orders)
                     finally:
                         orders.close()  # what it opened holds descriptors of its own
-                case "serve" if self._opened is not None and len(fds) == 1:
-                    self._serve(fds[0], self._opened)
+                case "serve" if self._opened is not None and len(fds) in (1, 2):
+                    self._serve(fds[0], self._opened, *fds[1:])
                     return
                 case "quit":
                     close_all(fds)
@@ -121,7 +126,7 @@ class _Server:
                 },
             )
 
-    def _serve(self, fd: int, opened: Opened) -> None:
+    def _serve(self, fd: int, opened: Opened, pid_namespace: int = -1) -> None:
         from serdab.fuse.operations import ServeOptions
         from serdab.fuse.session import Session, SessionOptions
 
@@ -131,6 +136,7 @@ class _Server:
         options = SessionOptions(
             serve=ServeOptions(shows_trusted=False),
             wake_fd=self._channel.fileno(),
+            pid_namespace=pid_namespace,
             on_wake=self._spoken_to,
         )
         try:
@@ -144,23 +150,38 @@ class _Server:
                 problem = str(exc)
             _tell(self._channel, {"op": "closed", "problem": problem})
 
-    def _spoken_to(self) -> bool:
+    def _spoken_to(self) -> bool | Steps[None]:
         message = self._channel.receive()
         if message is None:
             return False
         record, fds = message
         close_all(fds)
         if record.get("op") == "sync" and self._opened is not None:
+            self._syncs_asked += 1
+            if self._syncs_asked == 1:
+                return self._sync(self._opened.fs)
+        return True
+
+    def _sync(self, fs: FileSystem) -> Steps[None]:
+        """Answer all who ask for it: one that begins after several have asked is for them all.
+
+        Of those that the end of the session leaves, its peer knows (``fsclient``).
+        """
+        from serdab.fuse.insteps import InSteps
+
+        in_steps = InSteps(fs)
+        while asked := self._syncs_asked:
             code = 0
             try:
-                self._opened.fs.syncfs()
+                yield from in_steps.syncfs()
             except OSError as exc:
-                code = exc.errno or 5
+                code = exc.errno or errno.EIO
             except Error as exc:
                 self._log(str(exc))
-                code = 5
-            _tell(self._channel, {"op": "synced", "errno": code})
-        return True
+                code = errno.EIO
+            for _ in range(asked):
+                _tell(self._channel, {"op": "synced", "errno": code})
+            self._syncs_asked -= asked
 
     def _log(self, line: str) -> None:
         _tell(self._channel, {"op": "log", "level": "error", "line": line})

@@ -178,7 +178,7 @@ class Kernel:
         if server is None:
             os.close(fd)
             return
-        server.serve(fd)
+        server.serve(fd, self._sandbox.pid_namespace)
         _raise_read_ahead(device)
 
     def _new_mount_server(self, name: str) -> FsServer:

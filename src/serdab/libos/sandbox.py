@@ -125,6 +125,8 @@ class Sandbox:
         self._pidfd = -1
         #: Its user and mount namespace, open from when they exist until pid 1 has ended.
         self.namespaces: tuple[int, ...] = ()
+        #: Its PID namespace, as long; -1 before and after.
+        self.pid_namespace = -1
         #: How proc_pid_ns(5) names the two, to compare a caller's with.
         self.user_namespace = ""
         self.mount_namespace = ""
@@ -164,6 +166,7 @@ class Sandbox:
             for name in ("user", "mnt"):
                 fd = os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
                 self.namespaces += (fd,)
+            self.pid_namespace = os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
             self.user_namespace = os.readlink(f"/proc/{pid}/ns/user")
             self.mount_namespace = os.readlink(f"/proc/{pid}/ns/mnt")
         except (FileNotFoundError, ProcessLookupError) as exc:
@@ -374,6 +377,9 @@ class Sandbox:
         for fd in self.namespaces:
             os.close(fd)
         self.namespaces = ()
+        if self.pid_namespace >= 0:
+            os.close(self.pid_namespace)
+            self.pid_namespace = -1
         self._loop.unwatch(self._pidfd)
         os.close(self._pidfd)
         self._pidfd = -1

@@ -22,6 +22,7 @@ _MFD_ALLOW_SEALING: Final = 0x2
 _MFD_CLOEXEC: Final = 0x1
 _MFD_EXEC: Final = 0x10
 _MFD_NOEXEC_SEAL: Final = 0x8
+_NS_GET_PID_FROM_PIDNS: Final = 0x8004B706
 
 
 def hide_memory() -> None:
@@ -73,6 +74,17 @@ def is_being_killed(tid: int) -> bool:
         if line.startswith((b"SigPnd:", b"ShdPnd:")):
             pending |= int(line.split()[1], 16)
     return bool(pending & 1 << (signal.SIGKILL - 1))
+
+
+def number_here(number: int, namespace: int) -> int:
+    """Return our number of a thread that has ``number`` in a PID namespace (a descriptor of it).
+
+    0 if there is none, or the kernel does not tell: before Linux 6.11 it cannot (ioctl_nsfs(2)).
+    """
+    try:
+        return fcntl.ioctl(namespace, _NS_GET_PID_FROM_PIDNS, number)
+    except OSError:
+        return 0
 
 
 def forbid_core() -> None:

@@ -47,6 +47,13 @@ class _Slow(MemFs):
             self.done.append("given up")
             raise
 
+    def lseek_steps(self, ino: int, offset: int, whence: int) -> Steps[int]:
+        if "found" not in self.done:
+            raise Unfinished(self._find_out())
+        while True:
+            self.done.append("sought")
+            yield None
+
     def readlink(self, ino: int) -> bytes:
         self.done.append("asked")
         if "found" not in self.done:
@@ -174,6 +181,22 @@ class TestInterrupt:
         with peer:
             assert answers(peer, 1) == [(2, 0)]
         assert len(looked) > 5, "a signal that kills may follow, and is not told again"
+
+    def test_one_that_came_before_the_request_was_asked_again_counts(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The kernel tells of the first signal only."""
+        fs = _Slow()
+        monkeypatch.setattr(parked, "is_being_killed", lambda pid: pid and "sought" in fs.done)
+        peer = Peer(fs)
+        lseek = struct.pack("=QQI4x", 0, 0, os.SEEK_HOLE)
+        request = bytearray(peer.pack(Opcode.LSEEK, 1, lseek, unique=2))
+        request[32:36] = (7).to_bytes(4, "little")
+        peer.send_raw(bytes(request))
+        peer.send_raw(peer.pack(Opcode.INTERRUPT, 0, struct.pack("=Q", 2), unique=3))
+        with peer:
+            assert answers(peer, 1) == [(2, errno.EINTR)]
+            peer.assert_alive()
 
     def test_of_a_request_that_was_answered_nothing_is_said(self) -> None:
         with Peer(_Slow()) as peer:

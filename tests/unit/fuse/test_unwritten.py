@@ -13,6 +13,7 @@ import pytest
 from serdab.errors import FsError
 from serdab.fuse import unwritten
 from serdab.fuse.abi import NOTIFY_RETRIEVE, Opcode
+from serdab.fuse.insteps import InSteps
 from serdab.fuse.unwritten import UNIT, Asking, Unwritten
 from serdab.vfs.api import ROOT_INO, SetAttr
 from serdab.vfs.memfs import CHUNK_BYTES, MemFs
@@ -32,9 +33,13 @@ class Kernel:
         held: bytes | None = None
         while True:
             try:
-                offset, size = next(asking) if held is None else asking.send(held)
+                wanted = next(asking) if held is None else asking.send(held)
             except StopIteration as end:
                 return int(end.value)
+            if not isinstance(wanted, tuple):
+                held = None
+                continue
+            offset, size = wanted
             assert offset % PAGE == 0
             assert 0 < size <= UNIT
             self.asked += 1
@@ -54,7 +59,7 @@ def file() -> tuple[MemFs, int]:
 
 def test_it_asks_only_of_what_was_read(file: tuple[MemFs, int]) -> None:
     fs, ino = file
-    held = Unwritten(fs)
+    held = Unwritten(fs, InSteps(fs).lseek)
     assert not held.may_hold(ino)
     held.note(ino, 5 * UNIT, PAGE)
     held.note(ino, 9 * UNIT, PAGE)
@@ -69,7 +74,7 @@ def test_it_asks_only_of_what_was_read(file: tuple[MemFs, int]) -> None:
 
 def test_data_on_both_sides_is_one_range_with_what_lies_between(file: tuple[MemFs, int]) -> None:
     fs, ino = file
-    held = Unwritten(fs)
+    held = Unwritten(fs, InSteps(fs).lseek)
     held.note(ino, 0, 3 * CHUNK_BYTES)
     for chunk in (0, 2):
         fs.write(ino, chunk * CHUNK_BYTES, memoryview(bytes(CHUNK_BYTES)), kill_suidgid=False)
@@ -83,7 +88,7 @@ def test_data_on_both_sides_is_one_range_with_what_lies_between(file: tuple[MemF
 
 def test_errors_are_those_of_the_file_system(file: tuple[MemFs, int]) -> None:
     fs, ino = file
-    held = Unwritten(fs)
+    held = Unwritten(fs, InSteps(fs).lseek)
     held.note(ino, 0, PAGE)
     for offset, whence in ((0, os.SEEK_DATA), (64 * UNIT, os.SEEK_DATA), (64 * UNIT, os.SEEK_HOLE)):
         with pytest.raises(FsError) as caught:
@@ -94,7 +99,7 @@ def test_errors_are_those_of_the_file_system(file: tuple[MemFs, int]) -> None:
 def test_what_is_noted_is_bounded(file: tuple[MemFs, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unwritten, "MAX_UNITS", 10)
     fs, ino = file
-    held = Unwritten(fs)
+    held = Unwritten(fs, InSteps(fs).lseek)
     for unit in range(64):
         held.note(ino, unit * UNIT, PAGE)
     # Beyond the bound the whole file may have been stored into.
