@@ -87,7 +87,7 @@ class Nursery:
             self._pid = 0
 
 
-def _fork_nursery(control_fd: int, launcher: Started) -> Nursery:
+def _fork_nursery(control_fd: int, launcher: Started, autogroup: Autogroup) -> Nursery:
     """Fork the nursery; in the new process this never returns.
 
     Raises:
@@ -97,7 +97,7 @@ def _fork_nursery(control_fd: int, launcher: Started) -> Nursery:
     pid = os.fork()
     if pid == 0:
         # Of what it got it keeps its own end alone, at the number of the control channel.
-        for end in (ours, launcher.end):
+        for end in (ours, launcher.end, autogroup):
             end.close()
         os.dup2(theirs.fileno(), control_fd, inheritable=False)
         theirs.close()
@@ -166,6 +166,7 @@ class Early:
 
     def __init__(self) -> None:
         self.launcher = Started()
+        self.autogroup = Autogroup()  # before our memory is hidden
 
     def start_nursery(self, control_fd: int) -> None:
         """Fork the nursery, where this never returns. Everything is to be imported by now.
@@ -173,5 +174,4 @@ class Early:
         Raises:
             OSError: the system has no room for it.
         """
-        self.nursery = _fork_nursery(control_fd, self.launcher)
-        self.autogroup = Autogroup()
+        self.nursery = _fork_nursery(control_fd, self.launcher, self.autogroup)

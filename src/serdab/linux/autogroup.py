@@ -32,6 +32,12 @@ class Autogroup:
         """Return what stands there: "/autogroup-380 nice 0"."""
         return b"" if self._fd < 0 else os.pread(self._fd, 64, 0).rpartition(b" ")[2].strip()
 
+    def close(self) -> None:
+        """Let it go."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
     def restore(self) -> None:
         """Put it back if it is another one."""
         for _ in range(_TRIES):
