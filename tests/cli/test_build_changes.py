@@ -6,20 +6,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
 from pathlib import Path
 
 import pytest
 
-from serdab.instance.fingerprint import RACY_NS
 from tests.harness.command import Command, describe
 from tests.harness.instances import BuiltInstance, MakeInstance
 from tests.harness.user import OrdinaryUser
-
-
-def settle(_image: Path) -> None:
-    """Let time pass: what changed a moment before a build is sealed again by the next one."""
-    time.sleep(RACY_NS / 1e9)
 
 
 @pytest.fixture(params=["root", "user"])
@@ -28,7 +21,7 @@ def built(request: pytest.FixtureRequest, make_instance: MakeInstance) -> BuiltI
     if request.param == "user":
         user = request.getfixturevalue("as_user")
     files = {"/etc/motd": b"hello\n"}
-    return make_instance(encrypted=False, user=user, files=files, fill=settle)
+    return make_instance(encrypted=False, user=user, files=files, is_settled=True)
 
 
 def said(built: BuiltInstance, *options: str) -> list[str]:
@@ -134,7 +127,7 @@ def test_another_user_has_nothing_to_compare_with(
 
 
 def test_a_key_that_is_needed_and_not_given_is_told(make_instance: MakeInstance) -> None:
-    built = make_instance(encrypted=True, fill=settle)
+    built = make_instance(encrypted=True, is_settled=True)
     assert checked(built, "--image-key", str(built.key)) == []
     lines = checked(built)
     assert lines[-1].startswith("image: the same files, sealed anew: another key")

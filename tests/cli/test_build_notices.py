@@ -6,11 +6,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from serdab.instance.fingerprint import RACY_NS
 from tests.harness.command import Command, describe
 from tests.harness.instances import make_new
 
@@ -50,6 +52,7 @@ def app(serdab: Command, tmp_path: Path) -> Path:
     busybox = shutil.which("busybox")
     assert busybox is not None
     shutil.copy(busybox, path / "image/bin/sh")
+    time.sleep(RACY_NS / 1e9)  # what changed a moment before a build is sealed again by the next
     return path
 
 

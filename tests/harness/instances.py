@@ -16,6 +16,7 @@ import pytest
 
 from serdab.instance import locks
 from serdab.instance.create import new_instance
+from serdab.instance.fingerprint import RACY_NS
 from serdab.keys import Key
 from serdab.linux.dirfd import DirFd
 from tests.harness.command import Command
@@ -69,6 +70,7 @@ def build_instance(
     files: Mapping[str, bytes] | None = None,
     fill: Callable[[Path], None] | None = None,
     own: Callable[..., None] | None = None,
+    is_settled: bool = False,
     name: str = "inst",
 ) -> BuiltInstance:
     """Make an instance in a directory and build it.
@@ -77,7 +79,8 @@ def build_instance(
     The image holds busybox as /bin/busybox with sh, true, false, cat, ls, echo, sleep and cp linked
     to it, the ``programs`` (path inside by host path), the ``files`` (path inside by content), and
     whatever ``fill(image)`` writes. ``own`` gives the tree to whoever builds it. They have a
-    development key already.
+    development key already. ``is_settled``: the next build seals nothing again, as it would what
+    changed a moment before the first.
     """
     USED_BEFORE.put_development_key(command.env)
     path = base / name
@@ -102,6 +105,8 @@ def build_instance(
         key.chmod(0o600)
     if own:
         own(path, *((key,) if key else ()))
+    if is_settled:
+        time.sleep(RACY_NS / 1e9)
     if key:
         command.ok("-C", path, "build", "--image-key", key)
     else:

@@ -6,7 +6,8 @@ an image that it did not seal again, so that MAC must not come from untrusted st
 
 On-disk format:
     ``builds/<SHA-256 of the instance's real path>.json`` in the state directory, 0600: ``format``
-    1, and for ``image`` and ``initfs`` a ``fingerprint`` and a ``root_mac`` (64 hex digits each).
+    2, and for ``image`` and ``initfs`` a ``fingerprint`` and a ``root_mac`` (64 hex digits each)
+    and ``written_ns``. Another format is no record: the trees are sealed again.
 """
 
 from __future__ import annotations
@@ -35,10 +36,14 @@ RACY_NS: Final = 50_000_000
 
 @frozen
 class Sealed:
-    """The inputs of one sealing by their fingerprint, and the root MAC that came out."""
+    """The inputs of one sealing by their fingerprint, and the root MAC that came out.
+
+    ``written_ns`` is when the image was last written to, by the clock of its own file system.
+    """
 
     fingerprint: bytes
     root_mac: bytes
+    written_ns: int
 
 
 def fingerprint(
@@ -107,13 +112,15 @@ def load_record(instance: str) -> dict[str, Sealed]:
     try:
         with open(record_path(instance, ".json"), "rb") as file:
             top = load_object(file.read(1 << 16), fail)
-        top.integer("format", low=1, high=1)
+        top.integer("format", low=2, high=2)
         out = {}
         for name in ("image", "initfs"):
             if top.has(name):
                 section = top.section(name)
                 out[name] = Sealed(
-                    section.hex_bytes("fingerprint", 32), section.hex_bytes("root_mac", 32)
+                    section.hex_bytes("fingerprint", 32),
+                    section.hex_bytes("root_mac", 32),
+                    section.integer("written_ns", low=0, high=(1 << 63) - 1),
                 )
                 section.close()
         top.close()
@@ -122,23 +129,16 @@ def load_record(instance: str) -> dict[str, Sealed]:
     return out
 
 
-def recorded_at_ns(instance: str) -> int:
-    """Return when the record was written, after what it tells of; 0 if there is none."""
-    try:
-        return os.stat(record_path(instance, ".json")).st_mtime_ns
-    except OSError:
-        return 0
-
-
 def store_record(instance: str, sealed: dict[str, Sealed | None]) -> None:
     """Put the outcome of a build on record; None forgets one."""
     path = record_path(instance, ".json")
     make_private(os.path.dirname(path))
-    value: dict[str, object] = {"format": 1}
+    value: dict[str, object] = {"format": 2}
     for name, item in sealed.items():
         if item is not None:
             value[name] = {
                 "fingerprint": item.fingerprint.hex(),
                 "root_mac": item.root_mac.hex(),
+                "written_ns": item.written_ns,
             }
     write_durably(path, json.dumps(value, sort_keys=True).encode("ascii") + b"\n")

@@ -16,11 +16,8 @@ from serdab.linux.dirfd import DirFd
 from serdab.sefs.imageformat import HEADER_BYTES, header_mac, parse_header
 
 
-def deviation_of(root: DirFd, image: str, sealed: Sealed, recorded_at_ns: int) -> str:
-    """Return in what way an image below ``root`` is another one than was sealed; "" for none.
-
-    ``recorded_at_ns``: when that was put on record, after the image had been written.
-    """
+def deviation_of(root: DirFd, image: str, sealed: Sealed) -> str:
+    """Return in what way an image below ``root`` is another one than was sealed; "" for none."""
     fd = root.open(image, os.O_RDONLY)
     try:
         status, raw = os.fstat(fd), os.pread(fd, HEADER_BYTES, 0)
@@ -34,4 +31,4 @@ def deviation_of(root: DirFd, image: str, sealed: Sealed, recorded_at_ns: int) -
         return "another header"
     if header.total_size != status.st_size:
         return f"{status.st_size} bytes of {header.total_size}"
-    return "written to since" if status.st_mtime_ns > recorded_at_ns else ""
+    return "written to since" if status.st_mtime_ns > sealed.written_ns else ""

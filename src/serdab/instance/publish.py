@@ -99,7 +99,7 @@ def abandon(instance: Instance) -> None:
 
 
 def copy_sealed(source: DirFd, relative: str, target: DirFd) -> None:
-    """Copy a sealed image, sharing blocks where the file system can.
+    """Copy a sealed image with its time, sharing blocks where the file system can.
 
     Not a hard link: a sealed file with a second name is refused by whoever opens it.
     """
@@ -108,12 +108,15 @@ def copy_sealed(source: DirFd, relative: str, target: DirFd) -> None:
         open(source.open_file(f"{relative}/{IMAGE_NAME}"), "rb") as reader,
         open(target.open(IMAGE_NAME, flags, mode=0o666), "wb") as writer,
     ):
-        left = os.fstat(reader.fileno()).st_size
+        status = os.fstat(reader.fileno())
+        left = status.st_size
         while left > 0:
             done = os.copy_file_range(reader.fileno(), writer.fileno(), min(left, 1 << 30))
             if done == 0:
                 break
             left -= done
+        # The record of the build knows it (leftimage).
+        os.utime(writer.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
         os.fsync(writer.fileno())
 
 

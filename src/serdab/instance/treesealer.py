@@ -15,7 +15,7 @@ from serdab.config.imageform import ImageForm
 from serdab.errors import UsageError
 from serdab.instance import publish
 from serdab.instance.epoch import source_date_epoch
-from serdab.instance.fingerprint import Sealed, fingerprint, recorded_at_ns
+from serdab.instance.fingerprint import Sealed, fingerprint
 from serdab.instance.layout import Instance
 from serdab.instance.leftimage import deviation_of
 from serdab.instance.owners import Owner, load_owners
@@ -125,14 +125,15 @@ class TreeSealer:
                     additions=additions,
                     progress=self._progress,
                 )
-        self.outcome[name] = None if found is None else Sealed(found, info.root_mac)
+                written_ns = os.stat(IMAGE_NAME, dir_fd=out.fd).st_mtime_ns
+        self.outcome[name] = None if found is None else Sealed(found, info.root_mac, written_ns)
         self.sealed.append(name)
         return info.root_mac
 
     def _is_as_left(self, image: str, old: Sealed | None) -> bool:
         if old is None or not self._instance.root.is_file(image):
             return False
-        found = deviation_of(self._instance.root, image, old, recorded_at_ns(self._instance.path))
+        found = deviation_of(self._instance.root, image, old)
         if found:
             self._say(
                 f"{self._instance.at(image)}: not as the last build left it ({found}): sealed "
