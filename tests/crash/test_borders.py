@@ -11,12 +11,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from serdab.sefs import extents
 from serdab.sefs import keyspace as ks
-from serdab.sefs import removal
 from serdab.sefs.content import Content
-from tests.crash.actor import Step
+from tests.crash.actor import CHUNK, Step
 from tests.crash.borders import BULK, EVICT, LIMITS, OPENING, SETUP, border_workload
-from tests.crash.storm import CHUNK, Tally, bare_ground, either_version, run, storm
+from tests.crash.storm import Tally, bare_ground, either_version, run, storm
 
 FILE = (b"a",)
 LARGE: Step = ("write", BULK, (), 1, 2 * LIMITS.inline_commit_bytes, 9, 0)
@@ -84,13 +84,13 @@ def test_a_file_that_shrank_into_its_inode_and_grew_out_of_it_stays_as_it_is() -
 
 
 def test_a_file_that_goes_in_pieces_is_whole_or_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(removal, "PIECE", 2)
+    monkeypatch.setattr(extents, "STEP_GROUPS", 2)
     tally = Tally()
     far = 64 * CHUNK
     other: Step = ("write", BULK, (), 1, 100, 7, 0)
     steps = [_write(CHUNK, 1 + number, number * far) for number in range(5)]
-    steps += [_write(10, 9, 5), "fsync", _UNLINK, "fsync", "tick", other, "fsync", "tick", "reopen",
-              other, "fsync", "tick", _write(10, 9), "fsync"]  # fmt: skip
+    steps += [_write(10, 9, 5), "fsync", _UNLINK, "fsync", "chore", other, "fsync", "chore"]
+    steps += ["reopen", other, "fsync", _write(10, 9), "fsync"]
     storm(run(bare_ground(SETUP, LIMITS), [*OPENING, *steps]), tally, per_point=2, look_every=1)
     assert tally.states > 20
 

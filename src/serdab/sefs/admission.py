@@ -45,7 +45,11 @@ class Writing(Protocol):
         ...
 
     def free_rest(self) -> bool:
-        """Free what is freed in pieces; return whether there was anything."""
+        """Free what is freed in pieces; return whether there was anything.
+
+        Raises:
+            Unfinished: where others are served meanwhile.
+        """
         ...
 
     def fail(self, exc: OSError) -> FsError:

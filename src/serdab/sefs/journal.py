@@ -50,7 +50,6 @@ from serdab.sefs.leftovers import LOGS, SEGMENTS, Leftovers
 from serdab.sefs.limits import VolumeLimits
 from serdab.sefs.pagestore import VolumePages, dump_table, parse_table
 from serdab.sefs.position import History, Position
-from serdab.sefs.removal import FREED_AT_ONCE, NEXT_PIECE_S, Removal
 from serdab.sefs.replay import replay
 from serdab.sefs.reserve import LAST_ROOM, HostErrors, Reserve, RoomyDir, is_full, is_full_only
 from serdab.sefs.room import Changes
@@ -117,7 +116,8 @@ class Journal:
         self._changed = False
         self._uncommitted = False
         self._uncommitted_since = 0.0
-        self.removal = Removal(self.content)
+        self.free_rest: Callable[[], bool] = lambda: False
+        """See :class:`admission.Writing`; ``removals`` replaces it."""
         self._leftovers = Leftovers(self.segments, self._subdir)
         self._changes = Changes(self.items, self.content, self.inodes, state.page_size)
         self._admission = Admission(
@@ -253,23 +253,8 @@ class Journal:
         if (growth or rewritten) and self.content.dirty_bytes > self._limits.dirty_bytes:
             with self.host_errors:
                 self.content.flush()
-        if self.removal.is_pending:
-            self.removal.step()
-            self.touch()
         self.ahead.look()
         self._admission.admit(growth, self.log_bytes, rewritten)
-
-    def _free_in_idle_time(self) -> None:
-        before = self._changes.count() // FREED_AT_ONCE
-        self.admit()
-        if self._changes.count() // FREED_AT_ONCE > before:
-            self.write_checkpoint()
-
-    def free_rest(self) -> bool:
-        was_pending = self.removal.is_pending
-        while self.removal.is_pending:
-            self.admit()
-        return was_pending
 
     @property
     def has_anchor(self) -> bool:
@@ -535,14 +520,9 @@ class Journal:
     def tick(self) -> float | None:
         if self._failed or self.read_only:
             return None
-        if self.removal.is_pending:
-            with contextlib.suppress(FsError):  # full, and tried again; or said, and read-only now
-                self._free_in_idle_time()
         if not (self._changed or self._leftovers.dead):
-            return NEXT_PIECE_S if self.removal.is_pending else None
+            return None
         soon = self._commit_in_time()
-        if self.removal.is_pending:
-            soon = min(soon, NEXT_PIECE_S)
         limits, is_wasteful = self._limits, self._admission.has_garbage()
         wait = limits.reclaim_s if is_wasteful else limits.checkpoint_s
         left = max(self._oldest_change, self._last_checkpoint) + wait - time.monotonic()
@@ -556,8 +536,6 @@ class Journal:
             if exc.errno != errno.ENOSPC:
                 return None  # read-only now, and said so
             return limits.checkpoint_s
-        if self.removal.is_pending:
-            return NEXT_PIECE_S
         return limits.reclaim_s if self._admission.has_garbage() else None
 
     def _commit_in_time(self) -> float:
