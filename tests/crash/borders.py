@@ -13,8 +13,8 @@ from typing import Final
 
 from serdab.sefs import keyspace as ks
 from serdab.structs import replace
-from tests.crash.actor import Operation, Step
-from tests.crash.storm import CHUNK, TINY
+from tests.crash.actor import CHUNK, Operation, Step
+from tests.crash.storm import TINY
 
 LIMITS: Final = replace(
     TINY, items=300, log_bytes=160 << 10, dirty_bytes=12 << 10, segment_bytes=256 << 10

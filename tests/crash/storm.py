@@ -37,11 +37,10 @@ from serdab.vfs.api import ROOT_INO
 from serdab.vfs.layer import Layer
 from serdab.vfs.steps import Steps, after, finish
 from serdab.vfs.union import Union
-from tests.crash.actor import Actor, Step
+from tests.crash.actor import CHUNK, Actor, Step
 from tests.property.fsops import picture
 
 KEY = Key(b"crash state key!")
-CHUNK = 4096
 TINY = VolumeLimits(
     dirty_bytes=24 << 10,
     items=48,

@@ -31,8 +31,8 @@ from serdab.testing.faults import (
 )
 from serdab.vfs.api import ROOT_INO
 from serdab.vfs.union import Union
-from tests.crash.actor import Actor, Step
-from tests.crash.storm import CHUNK, TINY, Ground, Picture, bare_ground, either_version
+from tests.crash.actor import CHUNK, Actor, Step
+from tests.crash.storm import TINY, Ground, Picture, bare_ground, either_version
 from tests.crash.workloads import SETUP, random_workload
 from tests.harness.sampling import some_of
 from tests.property.fsops import picture

@@ -24,7 +24,8 @@ from serdab.testing.crashes import CrashStates
 from serdab.testing.recording import RecordingDir
 from serdab.vfs.api import SetAttr
 from serdab.vfs.union import Union
-from tests.crash.storm import CHUNK, KEY, TINY
+from tests.crash.actor import CHUNK
+from tests.crash.storm import KEY, TINY
 from tests.harness.version1 import building_version_1
 from tests.property.fsops import picture
 

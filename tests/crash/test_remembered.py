@@ -20,8 +20,8 @@ from serdab.sefs.volume import Volume, open_volume_in
 from serdab.testing.crashes import CrashState, CrashStates
 from serdab.testing.recording import Event, RecordingDir, SyncFile, Trace, Truncate, Write
 from serdab.vfs.union import Union
-from tests.crash.actor import Actor, Step
-from tests.crash.storm import CHUNK, KEY, TINY
+from tests.crash.actor import CHUNK, Actor, Step
+from tests.crash.storm import KEY, TINY
 from tests.crash.workloads import SETUP, random_workload
 
 

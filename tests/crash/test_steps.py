@@ -26,8 +26,8 @@ from serdab.vfs.layer import Layer
 from serdab.vfs.memfs import MemFs
 from serdab.vfs.steps import Steps
 from serdab.vfs.union import Union
-from tests.crash.actor import Step
-from tests.crash.storm import CHUNK, TINY, Ground, Tally, bare_ground, expect_clean, run, storm
+from tests.crash.actor import CHUNK, Step
+from tests.crash.storm import TINY, Ground, Tally, bare_ground, expect_clean, run, storm
 from tests.crash.workloads import A_FOO, BAR, FOO, A, _op, random_workload
 
 GROUP: Final = 64 * CHUNK

@@ -13,6 +13,7 @@ from serdab.vfs.api import ROOT_INO, FileSystem, Inode, SetAttr
 
 NAMES = [b"a", b"b", b"c", b"dir", b"e.txt", b"f" * 40]
 _RAMP = bytes(range(251)) * 14
+CHUNK = 16384
 SIZES = (0, 1, 10, 100, 2000, 2048, 2049, 5000, 65536, 65537, 150_000)
 
 
@@ -62,8 +63,8 @@ class Operations:
         rng = self.random
         kind = rng.choices(
             ["create", "mkdir", "symlink", "write", "truncate", "unlink", "rmdir", "rename",
-             "link", "chmod", "setxattr", "removexattr", "punch", "exchange", "read"],
-            [8, 4, 2, 14, 6, 5, 3, 6, 3, 3, 2, 1, 3, 1, 4],
+             "link", "chmod", "setxattr", "removexattr", "punch", "exchange", "read", "clone"],
+            [8, 4, 2, 14, 6, 5, 3, 6, 3, 3, 2, 1, 3, 1, 4, 12],
         )[0]  # fmt: skip
         size = rng.choice(SIZES)
         return (
@@ -92,6 +93,9 @@ def apply(fs: FileSystem, operation: tuple[Any, ...]) -> object:
         if not stat.S_ISDIR(fs.getattr(ino).mode):
             raise FsError(errno.ENOTDIR)
         return ino
+
+    def is_file(ino: int) -> bool:
+        return stat.S_ISREG(fs.getattr(ino).mode)
 
     def took(inode: Inode) -> int:
         held.append(inode.ino)
@@ -122,15 +126,38 @@ def apply(fs: FileSystem, operation: tuple[Any, ...]) -> object:
             took(fs.link(ino, resolve(other[:-1]), other[-1]))
         else:
             ino = resolve(path)
-            if not stat.S_ISREG(fs.getattr(ino).mode):
+            if not is_file(ino):
                 return "not regular"
-            return _on_file(fs, ino, operation)
+            if kind != "clone":
+                return _on_file(fs, ino, operation)
+            into = resolve(other)
+            return _clone(fs, ino, into, operation) if is_file(into) else "not regular"
     except FsError as exc:
         return exc.errno
     finally:
         for ino in held:
             fs.forget(ino, 1)
     return 0
+
+
+def _clone(fs: FileSystem, ino: int, into: int, operation: tuple[Any, ...]) -> int:
+    """Copy a range as cp(1) does; most are aligned, and many are to the end."""
+    _, _, _, offset, size, byte, mode = operation
+    offset_out = (offset, 0, mode * 16, SIZES[byte % len(SIZES)])[byte % 4]
+    if byte % 5:
+        offset -= offset % CHUNK
+        offset_out -= offset_out % CHUNK
+    length = fs.getattr(ino).size - offset
+    if mode % 3 == 0:
+        length = min(length, size)
+    if ino == into and abs(offset - offset_out) < length:
+        return 0  # the kernel answers that
+    done = 0
+    while done < length:
+        count = fs.copy_file_range(ino, offset + done, into, offset_out + done, length - done)
+        assert count > 0
+        done += count
+    return done
 
 
 def _on_file(fs: FileSystem, ino: int, operation: tuple[Any, ...]) -> object:

@@ -15,7 +15,7 @@ from serdab.sefs.memorydir import MemoryDir
 from serdab.sefs.volume import open_volume_in
 from serdab.vfs.memfs import MemFs
 from serdab.vfs.union import Union
-from tests.property.fsops import Operations, apply, picture
+from tests.property.fsops import CHUNK, Operations, apply, picture
 
 KEY = Key(b"k" * 16)
 
@@ -79,7 +79,7 @@ def test_random_operations_agree_with_the_model(tmp_path: Path, seed: int, layer
             if lower is not None:
                 lower.close()
             lower = open_image(image, key=KEY, expected_mac=mac)
-        volume = open_volume_in(directory, key=KEY, lower=lower, create=True, chunk_size=16384)
+        volume = open_volume_in(directory, key=KEY, lower=lower, create=True, chunk_size=CHUNK)
         return Union(volume, lower)
 
     fs = reopen(host)

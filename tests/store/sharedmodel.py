@@ -122,7 +122,7 @@ class SharedModel:
         if name == other and abs(first - start) < count:
             return
         source, into = self.fs.getattr(ino), self.fs.getattr(target)
-        if size != self._chunk(other):
+        if not self.volume.common_chunk(source, into):
             try:
                 self.volume.share(source, first, into, start, count)
             except FsError:
@@ -132,7 +132,8 @@ class SharedModel:
         count = max(0, min(count, -(-source.size // size) - first))
         if not count:
             return
-        self.volume.share(source, first, into, start, count)
+        count = self.volume.share(source, first, into, start, count)
+        self.sizes[other] = self.sizes[name]
         taken = bytes(self.files[name][first * size : (first + count) * size])
         taken += bytes(count * size - len(taken))
         body = self.files[other]

@@ -22,10 +22,9 @@ from serdab.fuse.session import Session
 from serdab.keys import Key
 from serdab.sefs.keyspace import T_ORPHAN, key
 from serdab.sefs.memorydir import MemoryDir
-from serdab.sefs.removal import Removal
 from serdab.sefs.volume import Volume, open_volume_in
 from serdab.vfs.api import ROOT_INO, SetAttr
-from serdab.vfs.filecontent import COPY_BYTES
+from serdab.vfs.filecontent import COPY_BYTES, SHARED_CHUNKS
 from serdab.vfs.union import Union
 from tests.harness.work import Work, counting
 from tests.unit.fuse.peer import Peer
@@ -247,9 +246,8 @@ def test_what_was_open_without_a_name_is_freed_in_steps(
 ) -> None:
     """FORGET has no answer, and comes when the kernel likes; so has a batch of many."""
     pieces: list[int] = []
-    do_chore, do_piece = Session._do_chore, Removal.step
+    do_chore = Session._do_chore
     monkeypatch.setattr(Session, "_do_chore", lambda it: (pieces.append(1), do_chore(it)))
-    monkeypatch.setattr(Removal, "step", lambda it: (pieces.append(1), do_piece(it)))
     fs = large()
     with Peer(fs) as peer:
         peer.call(Opcode.LOOKUP, ROOT_INO, b"large\0")
@@ -266,11 +264,9 @@ def test_what_was_open_without_a_name_is_freed_in_steps(
             peer.assert_alive()
     assert work.most < STEP_CALLS
     assert isinstance(fs._upper, Volume)
-    # The session may have had the last one in its hands when we looked, and the rest of a large one
-    # goes with the ticks.
+    # The session may have had the last one in its hands when we looked.
     for chore in list(fs.chores):
         list(chore)
-    fs._upper._journal.free_rest()
     assert len(pieces) > 1
     fs.fsync(ROOT_INO, datasync=False)
     assert not list(fs._upper.current_items.scan(key(0, T_ORPHAN)))
@@ -280,13 +276,16 @@ def test_what_was_open_without_a_name_is_freed_in_steps(
 def test_copies_are_short_and_go_on(work: Work) -> None:
     fs = dense()
     ino, into = find(fs, b"large"), find(fs, b"small")
-    size, done, calls = fs.getattr(ino).size, 0, 0
-    while count := fs.copy_file_range(ino, done, into, done, 1 << 63):
-        assert count <= COPY_BYTES
-        done, calls = done + count, calls + 1
-    assert done == size
-    assert calls == -(-size // COPY_BYTES)
-    assert content(fs, into) == content(fs, ino)
+    size = fs.getattr(ino).size
+    # Shared in whole chunks; copied where the two do not lie alike.
+    for start, most in ((0, SHARED_CHUNKS * CHUNK), (1, COPY_BYTES)):
+        done = calls = 0
+        while count := fs.copy_file_range(ino, start + done, into, done, 1 << 63):
+            assert count <= most
+            done, calls = done + count, calls + 1
+        assert done == size - start
+        assert calls == -(-done // most)
+        assert content(fs, into)[:done] == content(fs, ino)[start:]
     fs.close()
 
 
@@ -311,5 +310,7 @@ def test_a_hole_is_copied_in_one_and_stays_one() -> None:
     assert (inode.size, inode.blocks) == (1 << 39, 0)
     assert fs.copy_file_range(ino, 1 << 39, into, 1 << 39, 1 << 63) == CHUNK
     assert fs.getattr(into).blocks == CHUNK >> 9
-    assert fs.copy_file_range(ino, 0, into, 0, 1 << 63) == COPY_BYTES, "over what is there"
+    assert fs.copy_file_range(ino, 0, into, 0, 1 << 63) == SHARED_CHUNKS * CHUNK, (
+        "over what is there"
+    )
     fs.close()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Records that several files name, parts of the lower layer, reserved room, records of any length.
 
-Made by the store's own calls: no program can ask for them yet. Through commits, kills, checkpoints,
-space reclaim and copies every byte is right, and every account.
+Made by the store's own calls: programs ask for shared ones only. Through commits, kills,
+checkpoints, space reclaim and copies every byte is right, and every account.
 """
 
 from __future__ import annotations
@@ -378,7 +378,7 @@ class TestVersion1:
         volume = volume_of(fs)
         inode = made(fs, b"file", CHUNK)
         other = made(fs, b"other", CHUNK)
-        acts: list[Callable[[], None]] = [
+        acts: list[Callable[[], object]] = [
             lambda: volume.set_record_size(inode, 4096),
             lambda: volume.share(inode, 0, other, 0, 1),
             lambda: volume.reserve(inode, 3, 1),

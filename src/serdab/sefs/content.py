@@ -310,6 +310,14 @@ class Content(Held):
         """Return the slot of a chunk; what is in memory is newer."""
         return self._pointer(ino, chunk)
 
+    def clean_records(self, inode: Inode, chunk: int) -> int:
+        """Return how many chunks from one on have records, and are not in memory, of one group."""
+        count = self._extents.run(inode.ino, chunk)
+        if inode.ino in self._dirty:
+            dirty = self._dirty[inode.ino].chunks
+            return next((n for n in range(count) if chunk + n in dirty), count)
+        return count
+
     def holds(self, inode: Inode) -> bool:
         """Return whether anything is held of a file."""
         return inode.ino in self._dirty or self._extents.count(inode.ino) > 0
@@ -409,7 +417,7 @@ class Content(Held):
 
     def drop(self, inode: Inode) -> int:
         """Forget content of an inode that goes away; return where ``drop_on`` goes on, or END."""
-        self.forget_dirty(inode)
+        self._forget_dirty(inode)
         ino = inode.ino
         if inode.flags & ks.F_INLINE or stat.S_ISLNK(inode.mode):
             self._items.drop(ks.key(ino, ks.T_INLINE))
@@ -421,7 +429,7 @@ class Content(Held):
         """Forget more of it, in one step."""
         return self._extents.drop(inode.ino, group)
 
-    def forget_dirty(self, inode: Inode) -> None:
+    def _forget_dirty(self, inode: Inode) -> None:
         """Hold nothing of an inode in memory that goes away."""
         ino = inode.ino
         opened = self._dirty.pop(ino, None)
@@ -430,15 +438,6 @@ class Content(Held):
         if stat.S_ISREG(inode.mode) and self._items.was_changed(ks.key(ino, ks.T_INODE)):
             # A commit may have logged writes of it, whatever became of them here since.
             self._discards.add_from(ino, 0)
-
-    def is_large(self, inode: Inode, most: int) -> bool:
-        """Return whether a file has more extent items than that."""
-        is_file = stat.S_ISREG(inode.mode) and not inode.flags & ks.F_INLINE
-        return is_file and self._extents.has_more(inode.ino, most)
-
-    def drop_some(self, ino: int, first: int, most: int) -> int:
-        """See :meth:`Extents.drop_some`."""
-        return self._extents.drop_some(ino, first, most)
 
     def held_bytes(self, inode: Inode, start: int, end: int) -> int:
         """Return how much of a range lies in memory, or in records that no other file has."""

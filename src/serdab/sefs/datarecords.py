@@ -92,6 +92,18 @@ class DataRecords:
             self._references.share(pointer, source, into)
             self._extents.set_pointer(*into, pointer)
 
+    def share_run(self, source: Owner, into: Owner, count: int) -> int:
+        """Let successive chunks that have nothing be the records of others; return how many are.
+
+        Preconditions: the ``count`` chunks from ``source`` on have records.
+        """
+        pointers = self._extents.slots(*source, count)
+        pointers = pointers[: self._extents.free_slots(*into, count) * POINTER_BYTES]
+        count = self._references.share_run(pointers, source, into)
+        if count:
+            self._extents.set_records(*into, pointers[: count * POINTER_BYTES])
+        return count
+
     def reserve(self, ino: int, chunk: int, slot: bytes) -> None:
         """Give a chunk a slot that holds room for a record."""
         if self._extents.pointer(ino, chunk) == slot:

@@ -78,6 +78,21 @@ class Extents:
         start = index * POINTER_BYTES
         return bytes(self.group(ino, group)[start : start + POINTER_BYTES]) or ABSENT
 
+    def slots(self, ino: int, chunk: int, most: int) -> bytes:
+        """Return the slots of up to ``most`` chunks from one on, of one group."""
+        group, index = divmod(chunk, ks.GROUP)
+        start = index * POINTER_BYTES
+        return bytes(self.group(ino, group)[start : start + most * POINTER_BYTES])
+
+    def free_slots(self, ino: int, chunk: int, most: int) -> int:
+        """Return how many chunks from one on, up to ``most`` and of one group, have nothing."""
+        if chunk // ks.GROUP > ks.MAX_GROUP:
+            return 0
+        slots = self.slots(ino, chunk, most)
+        if left := slots.lstrip(b"\0"):
+            return (len(slots) - len(left)) // POINTER_BYTES
+        return min(most, ks.GROUP - chunk % ks.GROUP)
+
     def records(self, ino: int, chunk: int, most: int) -> list[Record]:
         """Return what the pointers of up to ``most`` chunks say, of one group."""
         group, index = divmod(chunk, ks.GROUP)
@@ -235,35 +250,6 @@ class Extents:
     def is_counted(self, ino: int) -> bool:
         """Return whether :meth:`count` answers at once."""
         return ino in self._counts and ino not in self._counted_to
-
-    def has_more(self, ino: int, most: int) -> bool:
-        """Return whether an inode has more than so many groups."""
-        changed = len(self._changed.get(ino, ()))
-        return changed > most or changed + len(list(islice(self._scan(ino, 0), most + 1))) > most
-
-    def drop_some(self, ino: int, first: int, most: int) -> int:
-        """Drop up to ``most`` groups of an inode that goes away, and of which none before ``first``
-        is stored; return where to go on, END if none may be left.
-        """
-        self._order.pop(ino, None)
-        changed = list(islice(self._changed.get(ino, ()), most))
-        items = islice(self._scan(ino, first), most - len(changed))
-        stored = [int.from_bytes(key[9:], "big") for key, _ in items]
-        for group in (*changed, *stored):
-            self._drop_group(ino, group)
-        if len(changed) + len(stored) < most:
-            return END
-        return stored[-1] + 1 if stored else first
-
-    def _drop_group(self, ino: int, group: int) -> None:
-        self._references.drop(self.group(ino, group), (ino, group * ks.GROUP))
-        changed = self._changed.get(ino, {})
-        value = changed.pop(group, None)
-        if value is not None:
-            self.changed_bytes -= len(value) + GROUP_BYTES
-        self._clean.drop((ino, group))
-        self._unsaved.discard((ino, group))
-        self._items.drop(ks.group_key(ino, group))
 
     def count(self, ino: int) -> int:
         """Return how many chunks have a record, room for one, or a part of a lower layer."""

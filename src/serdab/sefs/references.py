@@ -25,6 +25,8 @@ from serdab.sefs.slots import is_record, is_reserved
 Owner = tuple[int, int]
 """An inode and the number of a chunk of it."""
 _MOST: Final = (1 << 32) - 1
+MOST_OWNERS: Final = 64
+"""So many chunks are given one record: to move it is a step that somebody waits for."""
 
 
 @final
@@ -93,6 +95,26 @@ class References:
         for each in (owner, another) if count == 1 else (another,):
             self._items.put(*_owner_item(pointer, each))
         self._items.put(_shared_key(pointer), ks.dump_shared(count + 1))
+
+    def share_run(self, pointers: bytes, owner: Owner, another: Owner) -> int:
+        """Records of successive chunks are those of others too, whose extents name them next.
+
+        Returns how many are: fewer if one has owners enough.
+        """
+        items, has_shared = self._items, self._any()
+        (ino, chunk), (into, target) = owner, another
+        for index, (segment, offset, stored, number, _) in enumerate(POINTER.iter_unpack(pointers)):
+            key = ks.shared_key(segment, number)
+            value = items.get(key) if has_shared else None
+            count = 1 if value is None else ks.parse_shared(value)
+            if count >= MOST_OWNERS:
+                return index
+            self._has_shared = True
+            for each, at in ((ino, chunk), (into, target)) if count == 1 else ((into, target),):
+                packed = ks.OWNER.pack(each, at + index, offset, stored)
+                items.put(ks.owner_key(segment, number, each, at + index), packed)
+            items.put(key, ks.dump_shared(count + 1))
+        return len(pointers) // POINTER_BYTES
 
     def drop(self, slots: bytes | bytearray, owner: Owner) -> None:
         """These slots, of successive chunks from one on, say something else now."""

@@ -318,7 +318,10 @@ class Volume:
             if is_done:
                 self._journal.touch()
                 return
-            yield from self._removals.piece()
+            # A piece is done; the next one is admitted like any change.
+            self._journal.touch()
+            yield
+            self._journal.admit()
 
     def is_measured(self, inode: Inode) -> bool:
         return self._content.is_measured(inode)
@@ -326,18 +329,21 @@ class Volume:
     def measure(self, inode: Inode) -> Iterator[None]:
         return self._content.measure_steps(inode)
 
-    # Version 2: nothing of this is reached from outside yet -------------------------------
+    def common_chunk(self, source: Inode, into: Inode) -> int:
+        return self._sharing.common_chunk(source, into)
+
+    def share(self, source: Inode, first: int, into: Inode, start: int, count: int) -> int:
+        with self._journal.host_errors:
+            done = self._sharing.share(source, first, into, start, count)
+        self._journal.touch()
+        return done
+
+    # Version 2: nothing of this is reached from outside yet, but by sharing ----------------
 
     def set_record_size(self, inode: Inode, size: int) -> None:
         """See :meth:`Sharing.set_record_size`."""
         self._sharing.set_record_size(inode, size)
         self.put_inode(inode)
-
-    def share(self, source: Inode, first: int, into: Inode, start: int, count: int) -> None:
-        """See :meth:`Sharing.share`; the caller sets the size afterwards."""
-        with self._journal.host_errors:
-            self._sharing.share(source, first, into, start, count)
-        self._journal.touch()
 
     def reserve(self, inode: Inode, first: int, count: int) -> None:
         """See :meth:`Sharing.reserve`."""

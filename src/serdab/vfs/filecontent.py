@@ -25,6 +25,10 @@ NAME_GROWTH: Final = 512
 """About what a new name and its inode take, in bytes."""
 COPY_BYTES: Final = 1 << 20
 """So much is copied by one request, as much as is written by one."""
+SHARED_CHUNKS: Final = 256
+"""So many are shared by one request."""
+_SHARED_GROWTH: Final = 256
+"""About what is noted for each of them, in bytes."""
 STEP_RANGES: Final = 64
 """So many stored ranges are looked at in one step."""
 MAX_SIZE: Final = (1 << 63) - 1
@@ -151,7 +155,8 @@ class FileContent(LiveInodes):
     ) -> int:
         """Copy some of it: a caller asks again for the rest, as after a short write(2).
 
-        Where nothing lies behind it in the target, a hole stays one, and is copied whole.
+        Whole chunks are shared, not copied, where the two files can. Where nothing lies behind it
+        in the target, a hole stays one, and is copied whole.
         """
         source, target = self._inode(ino), self._inode(ino_out)
         length = min(length, max(0, source.size - offset))
@@ -166,11 +171,41 @@ class FileContent(LiveInodes):
                 self._resize(target, offset_out + length)
                 self._changed(target, content=True)
                 return length
+        chunk = self._upper.common_chunk(source, target)
+        if chunk and (offset - offset_out) % chunk == 0:
+            if head := -offset % chunk:
+                length = min(length, head)  # what follows can be shared
+            elif shared := self._share(source, offset, target, offset_out, length, chunk):
+                return shared
         with memoryview(bytearray(min(COPY_BYTES, length))) as view:
             count = self.read_into(ino, offset, view)
             if count:
                 self.write(ino_out, offset_out, view[:count], kill_suidgid=False)
             return count
+
+    def _share(
+        self, source: Inode, offset: int, target: Inode, offset_out: int, length: int, chunk: int
+    ) -> int:
+        """Let the target have whole chunks of the source; return their length, 0 if there are none.
+
+        The last one of the source need not be whole, where nothing is behind it in the target.
+        """
+        end = offset_out + length
+        is_all = offset + length == source.size and end >= target.size
+        count = -(-length // chunk) if is_all else length // chunk
+        if length < chunk or not count or end > MAX_SIZE:
+            return 0
+        count = min(count, SHARED_CHUNKS)
+        self._upper.admit(NAME_GROWTH + count * _SHARED_GROWTH)
+        done = self._upper.share(source, offset // chunk, target, offset_out // chunk, count)
+        if not done:
+            return 0
+        length = min(length, done * chunk)
+        if source.flags & (FLAG_SPARSE | FLAG_LOWER) or offset_out > target.size:
+            target.flags |= FLAG_SPARSE
+        target.size = max(target.size, offset_out + length)
+        self._changed(target, content=True)
+        return length
 
     def _run(self, inode: Inode, offset: int, length: int) -> tuple[int, bool]:
         """Return how much from an offset on is alike, as far as was looked; whether it is data."""

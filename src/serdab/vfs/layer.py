@@ -179,6 +179,24 @@ class WritableLayer(Layer, Protocol):
         """Make a range read as zeros and free what it held, in steps, from its start."""
         ...
 
+    def common_chunk(self, source: Inode, into: Inode) -> int:
+        """Return how long the chunks are that one file may have of another, without a copy.
+
+        0: it can have none.
+        """
+        ...
+
+    def share(self, source: Inode, first: int, into: Inode, start: int, count: int) -> int:
+        """Let chunks of a file, numbered from ``start`` on, be those of another one.
+
+        The caller sets the size of ``into`` afterwards: behind it must be nothing, if the last
+        chunk goes to the end of the source. Returns how many were shared.
+
+        Raises:
+            FsError: ENOSPC, or the host failed.
+        """
+        ...
+
     def ranges(self, inode: Inode, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Like ``data_ranges``, for an inode that this layer has changed."""
         ...

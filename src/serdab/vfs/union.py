@@ -147,7 +147,7 @@ class Union(FileContent):
         inode = self._inode(ino)
         if inode.flags & FLAG_SPARSE:
             self._measured(inode)
-        self._upper.admit()
+        self._admit_set(inode, changes)
         return self._set(inode, changes, time.time_ns())
 
     def setattr_steps(self, ino: int, changes: SetAttr) -> Steps[Inode]:
@@ -161,7 +161,7 @@ class Union(FileContent):
                 raise FsError(errno.EINVAL)
             if not 0 <= size <= MAX_SIZE:
                 raise FsError(errno.EFBIG)
-        self._upper.admit()
+        self._admit_set(inode, changes)
         with self._kept(inode):
             now = time.time_ns()
             if size is not None:
@@ -173,12 +173,14 @@ class Union(FileContent):
                 yield from self._upper.measure(inode)
             return self._set(inode, changes, now)
 
+    def _admit_set(self, inode: Inode, changes: SetAttr) -> None:
+        mode = changes.mode
+        self._upper.admit(0 if mode is None else _growth(self._acls.after_chmod(inode.ino, mode)))
+
     def _set(self, inode: Inode, changes: SetAttr, now: int) -> Inode:
         """Set what setattr(2) changes besides the size."""
         if changes.mode is not None:
-            if plan := self._acls.after_chmod(inode.ino, changes.mode):
-                self._upper.admit(_growth(plan))
-                self._acls.store(inode.ino, plan)
+            self._acls.store(inode.ino, self._acls.after_chmod(inode.ino, changes.mode))
             inode.mode = stat.S_IFMT(inode.mode) | (changes.mode & 0o7777)
         if changes.uid is not None:
             inode.uid = changes.uid
