@@ -39,6 +39,8 @@ _INODES: Final = 256
 """So many changed inodes become items in one step."""
 _LITTLE: Final = 1024
 """So many changed items are no work for a checkpoint."""
+_LITTLE_BYTES: Final = 1 << 20
+"""So many that it moves are none, either."""
 _KEPT: Final = 4096
 """So many may be left to a checkpoint: that no commit has, for the log's sake, or that are new."""
 _ROUNDS: Final = 4
@@ -143,6 +145,10 @@ class Ahead:
         if self._current is None:
             self._begin(for_checkpoint=True)
         return True
+
+    def left_to_move(self) -> int:
+        """Return how much a checkpoint may move that was not moved ahead of it."""
+        return _LITTLE_BYTES if self._is_ready() else 1 << 62
 
     def checkpoint_written(self) -> None:
         """Nothing is changed any more."""

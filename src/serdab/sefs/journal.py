@@ -428,7 +428,8 @@ class Journal:
         content.records.save_owners()
         mark = self._pages.writer.mark()
         try:
-            victims = self._tree_writer.choose_victims(self.reclaim_budget())
+            more = self.ahead.left_to_move()
+            victims = self._tree_writer.choose_victims(self.reclaim_budget(), more)
             self.save_items()
             root = self._tree_writer.write(victims)
             content.writer.sync()
