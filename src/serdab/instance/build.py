@@ -20,6 +20,7 @@ import json
 import os
 import stat
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from serdab.config.boot import (
@@ -47,7 +48,7 @@ from serdab.instance.layout import (
     PROTECTED_CONFIG,
     Instance,
 )
-from serdab.instance.locks import is_in_use, lock_build, settle_switch
+from serdab.instance.locks import is_in_use, lock_build, lock_run, settle_switch
 from serdab.instance.signedrecord import (
     NOTHING_ON_RECORD,
     changes,
@@ -141,7 +142,7 @@ def build(
         ):
             say(line)
         _check_trees(instance)
-        with publish.begin(instance) as staging:
+        with publish.begin(instance, partial(lock_run, instance)) as staging:
             try:
                 return _build(instance, raw_config, request, staging, say, progress)
             finally:
@@ -205,6 +206,7 @@ def _build(
             instance,
             staging,
             old_image=old_image,
+            alone=partial(lock_run, instance),
             is_needed=lambda: (
                 _has_writable_layer(instance, config)
                 or _is_below_others(instance, boot, request, descriptor, old_image)

@@ -51,7 +51,10 @@ UPPER: Final = "run/mount/__ROOT"
 REKEY_BUILD: Final = REKEY_STAGING
 REKEY_ASIDE: Final = REKEY_STAGING + "-old"
 REKEY_VOLUME: Final = "run/.rekey"
-REKEY_PATHS: Final = (REKEY_VOLUME, REKEY_BUILD, REKEY_ASIDE)
+#: Where copies of directories wait that cannot be renamed, and whose they may be (``movable``).
+MOVED_COPIES: Final = REKEY_STAGING + "-copies"
+MOVED_PLACES: Final = (BUILD, BUILD_STAGING, REKEY_STAGING, REKEY_VOLUME)
+REKEY_PATHS: Final = (REKEY_VOLUME, REKEY_BUILD, REKEY_ASIDE, MOVED_COPIES)
 INIT: Final = "bin/init"
 MAX_FILE_BYTES: Final = 1 << 20
 _MAKE_HINT: Final = "`serdab new PATH` makes one; -C names the one to use"

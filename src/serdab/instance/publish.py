@@ -19,9 +19,11 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Final
 
 from serdab.errors import UsageError
+from serdab.instance import movable
 from serdab.instance.layout import BUILD, BUILD_STAGING, IMAGE, PREVIOUS, Instance
 from serdab.libos.caller import current_umask
 from serdab.linux import dirtree
@@ -34,8 +36,10 @@ ASIDE: Final = "-old"
 """Ends the name of what was in use where two directories cannot be exchanged."""
 
 
-def begin(instance: Instance) -> DirFd:
+def begin(instance: Instance, alone: movable.Alone) -> DirFd:
     """Return a fresh, empty staging directory. Caller holds the build lock.
+
+    ``alone`` locks ``run/``, for directories that are not simply renamed.
 
     Raises:
         UsageError: ``build/`` is something else than a directory.
@@ -43,7 +47,7 @@ def begin(instance: Instance) -> DirFd:
     root, aside = instance.root, BUILD_STAGING + ASIDE
     # Killed between the two renames of swap_in: put back what was in use.
     if root.is_directory(aside) and not root.exists(BUILD):
-        root.rename(aside, BUILD)
+        _rename(root, aside, BUILD, alone)
     if root.exists(BUILD) and not root.is_directory(BUILD):
         status = root.status(BUILD)
         raise UsageError(
@@ -54,7 +58,7 @@ def begin(instance: Instance) -> DirFd:
             hint="move it away; `serdab build` makes the directory anew",
         )
     for left in (aside, BUILD_STAGING):
-        _rescue_previous(root, left)
+        _rescue_previous(root, left, alone)
         root.remove(left)
     return take_up_staging(root, BUILD_STAGING)
 
@@ -109,19 +113,19 @@ def copy_sealed(source: DirFd, relative: str, target: DirFd) -> None:
         open(target.open(IMAGE_NAME, flags, mode=0o666), "wb") as writer,
     ):
         status = os.fstat(reader.fileno())
-        left = status.st_size
-        while left > 0:
-            done = os.copy_file_range(reader.fileno(), writer.fileno(), min(left, 1 << 30))
-            if done == 0:
-                break
-            left -= done
+        movable.copy_content(reader.fileno(), writer.fileno())
         # The record of the build knows it (leftimage).
         os.utime(writer.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
         os.fsync(writer.fileno())
 
 
 def swap_in(
-    instance: Instance, staging: DirFd, *, old_image: str | None, is_needed: Callable[[], bool]
+    instance: Instance,
+    staging: DirFd,
+    *,
+    old_image: str | None,
+    is_needed: Callable[[], bool],
+    alone: movable.Alone,
 ) -> bool:
     """Make the staging directory ``build/``; return whether the old image was kept.
 
@@ -134,20 +138,23 @@ def swap_in(
         with root.directory(BUILD) as build:
             build.remove(_NOTE)
             build.write_new(_NOTE, old_image.encode("ascii"))
-    put_in_place(instance, BUILD_STAGING, staging)
+    put_in_place(instance, BUILD_STAGING, staging, alone)
     kept = old_image is not None and is_needed()
     if root.exists(BUILD_STAGING):
         if not kept:
             root.remove(f"{BUILD_STAGING}/{_NOTE}")
-        _rescue_previous(root, BUILD_STAGING)
+        _rescue_previous(root, BUILD_STAGING, alone)
         root.remove(BUILD_STAGING)
     return kept
 
 
-def put_in_place(instance: Instance, name: str, made: DirFd) -> None:
+def put_in_place(
+    instance: Instance, name: str, made: DirFd, alone: movable.Alone = nullcontext
+) -> None:
     """Make the directory ``name`` beside ``build/`` that one, durably.
 
     The name means the old one afterwards. ``made``: what was written to.
+    ``alone``: as in ``begin``.
 
     Raises:
         UsageError: somebody exchanged it for something else; ``build/`` is what it was.
@@ -159,10 +166,10 @@ def put_in_place(instance: Instance, name: str, made: DirFd) -> None:
     os.fchmod(made.fd, 0o755 & ~current_umask())
     os.fsync(made.fd)
     if root.exists(BUILD):
-        _swap(root, name)
+        _swap(root, name, alone)
         if not made.is_at(root, BUILD):
             # The name was exchanged between the look and the swap.
-            _swap(root, name)
+            _swap(root, name, alone)
             raise _exchanged(root, name)
     else:
         root.rename(name, BUILD)
@@ -172,7 +179,28 @@ def put_in_place(instance: Instance, name: str, made: DirFd) -> None:
     root.sync()
 
 
-def _swap(root: DirFd, name: str) -> None:
+def _rename(root: DirFd, old: str, new: str, alone: movable.Alone) -> None:
+    try:
+        root.rename(old, new)
+    except OSError as exc:
+        if exc.errno != errno.EXDEV:
+            raise
+        with alone():
+            movable.rename(root, old, new)
+
+
+def _swap(root: DirFd, name: str, alone: movable.Alone) -> None:
+    try:
+        _exchange(root, name)
+    except OSError as exc:
+        if exc.errno != errno.EXDEV:
+            raise
+        with alone():
+            movable.make_movable(root, BUILD)
+            _exchange(root, name)
+
+
+def _exchange(root: DirFd, name: str) -> None:
     try:
         root.exchange(name, BUILD)
     except OSError as exc:
@@ -185,7 +213,7 @@ def _swap(root: DirFd, name: str) -> None:
         root.rename(aside, name)
 
 
-def _rescue_previous(root: DirFd, old: str) -> None:
+def _rescue_previous(root: DirFd, old: str, alone: movable.Alone) -> None:
     """Move the images that writable layers may refer to from a replaced build to the new one."""
     if not root.is_directory(old):
         return
@@ -198,7 +226,7 @@ def _rescue_previous(root: DirFd, old: str) -> None:
             if not root.is_directory(PREVIOUS):
                 root.remove(PREVIOUS)
             root.make(PREVIOUS).close()
-            root.rename(source, target)
+            _rename(root, source, target, alone)
             root.sync(PREVIOUS)
 
 

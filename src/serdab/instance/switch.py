@@ -28,7 +28,7 @@ What was written here gets its place only as the directory that it was written i
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import hashlib
 import os
 import posixpath
@@ -36,7 +36,7 @@ from typing import Final
 
 from serdab.config.boot import parse_boot_config
 from serdab.errors import Error
-from serdab.instance import publish
+from serdab.instance import movable, publish
 from serdab.instance.layout import (
     BUILD,
     PROTECTED_CONFIG,
@@ -60,6 +60,7 @@ def settle(instance: Instance, *, keep_undecided: bool = False) -> None:
     ``keep_undecided``: leave what is no more than work for who is to go on with it.
     """
     root = instance.root
+    movable.finish(root)
     _put_build_back(root)
     try:
         raw = instance.read(PROTECTED_CONFIG)
@@ -89,6 +90,11 @@ def take_up(instance: Instance, *, with_layer: bool) -> tuple[DirFd, DirFd | Non
         if not root.is_directory(path):
             root.remove(path)
     root.remove(REKEY_ASIDE)
+    # What became a lower layer meanwhile would be in the way of the switch: it is made anew.
+    if root.exists(REKEY_BUILD) and not movable.is_movable(root, REKEY_BUILD, REKEY_ASIDE):
+        root.remove(REKEY_BUILD)
+    for name in root.names(REKEY_VOLUME):
+        _drop_immovable(root, name)
     build = publish.take_up_staging(root, REKEY_BUILD)
     if not with_layer:
         return build, None
@@ -153,7 +159,7 @@ def _waiting(raw_config: bytes) -> str:
 def _put_build_back(root: DirFd) -> None:
     """Where directories cannot be exchanged: undo the first of two renames (``publish``)."""
     if root.is_directory(REKEY_ASIDE) and not root.exists(BUILD):
-        root.rename(REKEY_ASIDE, BUILD)
+        movable.rename(root, REKEY_ASIDE, BUILD)
         root.sync()
 
 
@@ -161,15 +167,27 @@ def _put_layer_back(root: DirFd, layer: str | None) -> None:
     """Nothing waits for the place of the layer that was moved aside: it was its own."""
     if layer is None or root.exists(layer) or not root.is_directory(_MOVED_ASIDE):
         return
-    root.rename(_MOVED_ASIDE, layer)
+    movable.rename(root, _MOVED_ASIDE, layer)
     root.sync(posixpath.dirname(layer))
 
 
+def _drop_immovable(root: DirFd, name: str) -> None:
+    path, spare = f"{REKEY_VOLUME}/{name}", f"{REKEY_VOLUME}/{name}-"
+    if root.is_directory(path) and not movable.is_movable(root, path, spare):
+        root.remove(path)
+
+
 def _move_in(root: DirFd, waiting: str, layer: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
+    try:
         root.rename(layer, _MOVED_ASIDE)
+    except FileNotFoundError:
+        pass
+    except OSError as exc:
+        if exc.errno != errno.EXDEV:
+            raise
+        root.remove(layer)  # of a lower layer (movable); it is decided, so nobody needs it
     above = posixpath.dirname(layer)
     root.make(above, mode=0o700).close()
-    root.rename(waiting, layer)
+    movable.rename(root, waiting, layer)
     root.sync(above)
     root.sync(REKEY_VOLUME)
