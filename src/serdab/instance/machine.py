@@ -12,7 +12,10 @@ import shutil
 from collections.abc import Callable
 from typing import Final
 
-from serdab.libos.idmaps import RANGE_IDS, choose_here
+from serdab.errors import EnvironmentRefused
+from serdab.instance.trial import Step, try_namespaces
+from serdab.libos.idmaps import choose_here
+from serdab.libos.sandbox import refused_proc
 from serdab.structs import frozen
 from serdab.trust import platform
 
@@ -100,8 +103,40 @@ def _user_namespaces() -> Finding:
                     detail=detail,
                     hint=f"sysctl {name}{good}",
                 )
+    refused = try_namespaces()
+    if refused is not None and refused.step is Step.NAMESPACES:
+        return Finding(
+            "user namespaces",
+            present=False,
+            required=True,
+            detail=f"refused: {refused.words}",
+            hint="in a container: a seccomp profile that admits unshare(2) and mount(2) "
+            "(--security-opt seccomp=unconfined), nested namespaces admitted by the engine",
+        )
     return Finding(
         "user namespaces", present=True, required=True, detail=f"up to {limit or 'any number'}"
+    )
+
+
+def _proc() -> Finding:
+    refused = try_namespaces()
+    if refused is None:
+        return Finding("a new /proc", present=True, required=True, detail="can be mounted")
+    if refused.step is Step.NAMESPACES:
+        return Finding(
+            "a new /proc",
+            present=False,
+            required=True,
+            detail="not tried: no namespaces",
+            hint="see user namespaces",
+        )
+    error = refused_proc()
+    return Finding(
+        "a new /proc",
+        present=False,
+        required=True,
+        detail=f"{refused.words}: {error.found}",
+        hint=error.hint,
     )
 
 
@@ -133,14 +168,27 @@ def _seccomp() -> Finding:
 
 
 def _id_maps() -> Finding:
+    # What a run would do, not what is installed: without ranges the tools are of no use.
+    try:
+        ids = choose_here()
+    except EnvironmentRefused as exc:
+        return Finding("id maps", present=False, required=True, detail=exc.found, hint=exc.hint)
+    if not ids.is_single:
+        count = sum(line[2] for line in ids.uids)
+        how = f"{count} ids of this user namespace"
+        if ids.through_newuidmap:
+            how = f"{count} ids through newuidmap"
+        elif ids.uids[0][1] != 0:
+            how = "root maps a subordinate range"
+        return Finding("id maps", present=True, required=False, detail=how)
     if os.geteuid() == 0:
         return Finding(
-            "id maps", present=True, required=False, detail="root maps a subordinate range"
-        )
-    # What a run would do, not what is installed: without ranges the tools are of no use.
-    if not choose_here().is_single:
-        return Finding(
-            "id maps", present=True, required=False, detail=f"{RANGE_IDS} ids through newuidmap"
+            "id maps",
+            present=False,
+            required=False,
+            detail="one id only: this user namespace has no more",
+            hint="give the container a range of ids; without it files of all owners are shown as "
+            "root's inside, and chown and setuid to others fail",
         )
     tools = shutil.which("newuidmap") and shutil.which("newgidmap")
     lacking = "this user has no range in /etc/subuid and /etc/subgid" if tools else "no newuidmap"
@@ -213,6 +261,7 @@ _CHECKS: Final[tuple[Callable[[], Finding], ...]] = (
     _kernel,
     _architecture,
     _user_namespaces,
+    _proc,
     _fuse,
     _seccomp,
     _id_maps,

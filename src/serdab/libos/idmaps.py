@@ -7,7 +7,8 @@ Security: kuid 0 is never mapped. A program that is root inside must not be host
 kernel, or every file that checks for host root alone (core_pattern) would be open to it. Run by
 root, ids inside are a subordinate range, another one for each instance that runs; run by an
 ordinary user, a range from /etc/subuid through the set-id helper newuidmap, else the one id of the
-caller.
+caller. Root of a user namespace that lacks such a range (a container) is served like an ordinary
+user, with the ids that are there; if its 0 is kuid 0, it is refused.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from serdab.errors import EnvironmentRefused
+from serdab.linux import ownids
 from serdab.structs import frozen
 
 RANGE_IDS: Final = 65536
@@ -52,6 +54,18 @@ class IdMap:
         return not self.is_single
 
 
+@frozen
+class Here:
+    """The ids of our own user namespace, and whether its root is the machine's."""
+
+    uids: ownids.Ranges
+    gids: ownids.Ranges
+    has_host_root: bool
+
+
+_EVERYWHERE: Final = Here(ownids.EVERY_ID, ownids.EVERY_ID, has_host_root=True)
+
+
 def subordinate_range(text: str, names: tuple[str, ...]) -> tuple[int, int] | None:
     """Return (first, count) of the first usable line of subuid(5) for one of ``names``."""
     for name in names:
@@ -80,12 +94,19 @@ def choose(
     subgid: str,
     has_helpers: bool,
     take: Take = _first,
+    here: Here = _EVERYWHERE,
 ) -> IdMap:
-    """Return the map for a caller. ``take(count)`` chooses one of root's ranges, as ``idslots``."""
+    """Return the map for a caller. ``take(count)`` chooses one of root's ranges, as ``idslots``.
+
+    Raises:
+        EnvironmentRefused: kuid 0 is the only one that there is.
+    """
     if uid == 0:
         names: tuple[str, ...] = ("serdab", "root", "0")
         uids = subordinate_range(subuid, names) or (_DEFAULT_BASE, _DEFAULT_IDS)
         gids = subordinate_range(subgid, names) or (_DEFAULT_BASE, _DEFAULT_IDS)
+        if not (ownids.holds(here.uids, *uids) and ownids.holds(here.gids, *gids)):
+            return _of_few(here)
         slot, fd = take(min(uids[1], gids[1]) // RANGE_IDS)
         shift = slot * RANGE_IDS
         return IdMap(
@@ -107,12 +128,47 @@ def choose(
     return IdMap(((0, uid, 1),), ((0, gid, 1),), is_single=True)
 
 
+def _of_few(here: Here) -> IdMap:
+    """Return the map for root of a user namespace: itself, then what else there is."""
+    if here.has_host_root:
+        raise EnvironmentRefused(
+            "this user namespace has the machine's root in it, and no range for a sandbox",
+            stage="sandbox",
+            expected=f"{RANGE_IDS} ids from {_DEFAULT_BASE} on, or another root",
+            found="kuid 0 as root",
+            hint="map root of the container to another id, or start it without a user namespace",
+        )
+    uids, gids = _same(here.uids), _same(here.gids)
+    if not _is_plenty(uids) or not _is_plenty(gids):
+        return IdMap(((0, 0, 1),), ((0, 0, 1),), is_single=True)
+    return IdMap(uids, gids)
+
+
+def _same(ranges: ownids.Ranges) -> tuple[tuple[int, int, int], ...]:
+    """Return lines that leave the first 16 bits of ids what they are."""
+    return tuple(
+        (first, first, min(count, RANGE_IDS - first))
+        for first, count in ranges
+        if first < RANGE_IDS
+    )
+
+
+def _is_plenty(lines: tuple[tuple[int, int, int], ...]) -> bool:
+    return sum(count for _, _, count in lines) > 1
+
+
 def _read(path: str) -> str:
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()
     except OSError:
         return ""
+
+
+def look_here() -> Here:
+    """Return the ids of our own user namespace."""
+    root = ownids.host_root()
+    return Here(ownids.mapped("uid_map"), ownids.mapped("gid_map"), root is not None)
 
 
 def choose_here(take: Take = _first) -> IdMap:
@@ -139,6 +195,7 @@ def choose_here(take: Take = _first) -> IdMap:
         subgid=_read(_SUBGID),
         has_helpers=has_helpers,
         take=take,
+        here=look_here() if uid == 0 else _EVERYWHERE,
     )
 
 
@@ -158,8 +215,9 @@ def write(pid: int, ids: IdMap) -> None:
                 raise _refused(tool, done.stderr.strip())
         return
     try:
-        if ids.is_single and os.geteuid() != 0:
-            _put(pid, "setgroups", "deny")  # required before an unprivileged gid_map
+        if ids.is_single:
+            # Required before an unprivileged gid_map; root of a namespace has one group just so.
+            _put(pid, "setgroups", "deny")
         _put(pid, "gid_map", "".join("{} {} {}\n".format(*line) for line in ids.gids))
         _put(pid, "uid_map", "".join("{} {} {}\n".format(*line) for line in ids.uids))
     except OSError as exc:

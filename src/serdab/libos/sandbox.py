@@ -233,6 +233,8 @@ class Sandbox:
             await self._launcher.run_plan(steps.raw, fds)
         except StepFailed as exc:
             what = steps.words[exc.step] if exc.step < len(steps.words) else f"step {exc.step}"
+            if what == "a new proc" and exc.code == errno.EPERM:
+                raise refused_proc() from None
             kind = EnvironmentRefused if exc.code in (errno.EPERM, errno.ENODEV) else Error
             raise kind(
                 f"the tree of mounts cannot be built: {what}",
@@ -432,3 +434,19 @@ def _spawn_error(request: SpawnRequest, code: int, stage: int) -> Error:
             found=found,
         )
     return Error("the program could not be started", stage="app", subject=path, found=found)
+
+
+def refused_proc() -> EnvironmentRefused:
+    """Return the refusal where the kernel admits no /proc of the sandbox's own."""
+    from serdab.linux.mounts import masks_of_proc
+
+    masks = masks_of_proc()
+    return EnvironmentRefused(
+        "/proc is masked here, and the kernel admits no new one" if masks else "no new /proc here",
+        stage="sandbox",
+        subject="/proc",
+        expected="one that nothing is mounted over",
+        found=", ".join(masks) or "the kernel refuses it",
+        hint="podman: --security-opt unmask=ALL; docker: --security-opt systempaths=unconfined; "
+        "Kubernetes: procMount: Unmasked; the outer /proc is no substitute",
+    )

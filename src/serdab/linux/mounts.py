@@ -102,6 +102,16 @@ def mounts_at(target: str) -> list[Mount]:
     return [item for item in _table() if item.target == target]
 
 
+def masks_of_proc() -> tuple[str, ...]:
+    """Return what is mounted over parts of /proc, as engines do to hide or protect them.
+
+    The kernel lets nobody mount a new proc in a user namespace that would show what these hide
+    (user_namespaces(7)). What lies on a directory that is always empty hides nothing.
+    """
+    places = {item.target for item in _table() if item.target.startswith("/proc/")}
+    return tuple(sorted(places - {"/proc/sys/fs/binfmt_misc", "/proc/fs/nfsd"}))
+
+
 def mounts_of(identity: tuple[int, str]) -> list[Mount]:
     """Return where a file system is mounted."""
     return [item for item in _table() if item.identity == identity]

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from serdab.errors import UsageError
+from serdab.errors import EnvironmentRefused, UsageError
 from serdab.libos import hostdirs, hostfiles, idslots
 from serdab.libos.ground import Ground
-from serdab.libos.idmaps import RANGE_IDS, IdMap, choose, subordinate_range
+from serdab.libos.idmaps import RANGE_IDS, Here, IdMap, choose, subordinate_range
 
 
 class TestIdMaps:
@@ -58,6 +58,28 @@ class TestIdMaps:
         assert ids.is_single
         assert ids.uids == ((0, 1000, 1),)
         assert not ids.drop_groups
+
+    def few(self, *ranges: tuple[int, int], has_host_root: bool = False) -> IdMap:
+        return choose(
+            uid=0,
+            gid=0,
+            user="",
+            subuid="root:100000:65536",
+            subgid="root:100000:65536",
+            has_helpers=True,
+            here=Here(ranges, ranges, has_host_root),
+        )
+
+    def test_root_of_a_container_has_what_ids_there_are(self) -> None:
+        assert self.few((0, 1)).is_single
+        ids = self.few((0, 1), (1, 70000))  # podman without root
+        assert ids.uids == ids.gids == ((0, 0, 1), (1, 1, RANGE_IDS - 1))
+        assert self.few((0, 1000)).uids == ((0, 0, 1000),)
+        assert self.few((0, 165536)).uids == ((0, 100000, RANGE_IDS),)  # its own range is there
+
+    def test_host_root_with_few_ids_is_refused(self) -> None:
+        with pytest.raises(EnvironmentRefused, match="machine's root"):
+            self.few((0, 1000), has_host_root=True)
 
     @pytest.mark.parametrize("line", ["anna:x:65536", "anna:1", "anna:0:65536", ":1:65536", ""])
     def test_lines_that_are_of_no_use_are_passed_over(self, line: str) -> None:
