@@ -57,6 +57,7 @@ class Plan:
     files: dict[str, PlannedFile] = field(default_factory=dict)
     owners: dict[str, Owner | None] = field(default_factory=dict)
     libraries: dict[str, str] = field(default_factory=dict)
+    library_links: dict[str, str] = field(default_factory=dict)
     cached: dict[tuple[str, int], str] = field(default_factory=dict)
     musl_paths: dict[str, list[str]] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
