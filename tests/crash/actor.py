@@ -16,7 +16,7 @@ from typing import Any
 
 from serdab.errors import FsError
 from serdab.vfs.api import ROOT_INO, FileSystem
-from tests.property.fsops import apply
+from tests.property.fsops import apply, read
 
 CHUNK = 4096
 Operation = tuple[Any, ...]
@@ -94,15 +94,27 @@ class Actor:
         kinds = {stat.S_IFMT(self.fs.getattr(number).mode) for number in (ino, into)}
         if kinds != {stat.S_IFREG} or ino == into:
             return "not two files"
-        length = min(length, self.fs.getattr(ino).size - offset)
+        rest = self.fs.getattr(ino).size - offset
+        length = min(length, rest)
+        if length <= 0:
+            return 0
+        end = self.fs.getattr(into).size
         # So much as one request does: what stands between two is a state of its own.
         if offset % CHUNK:
             length = min(length, -offset % CHUNK)
-        elif length > CHUNK and self.fs.getattr(into).size > offset + length:
+        elif length > CHUNK and (end > offset + length or length < rest):
             length -= length % CHUNK
-        count = self.fs.copy_file_range(ino, offset, into, offset, length) if length > 0 else 0
-        assert count == max(length, 0)
+        if end <= offset and self._may_have_holes(ino, offset, length):
+            return "in several requests"
+        count = self.fs.copy_file_range(ino, offset, into, offset, length)
+        assert count == length
         return count
+
+    def _may_have_holes(self, ino: int, offset: int, length: int) -> bool:
+        """Return whether any chunk is zeros, as far as it is within a range."""
+        body = read(self.fs, ino, offset, length)
+        starts = (0, *range(CHUNK - offset % CHUNK, length, CHUNK))
+        return any(not body[start : start + CHUNK].strip(b"\0") for start in starts)
 
     def _clone(
         self, path: tuple[bytes, ...], other: tuple[bytes, ...], offset: int, size: int, *_: int

@@ -14,7 +14,7 @@ import subprocess
 import sys
 
 from serdab.fuse.mounting import mount_host, mount_options, open_device
-from serdab.fuse.session import Session, SessionOptions
+from serdab.fuse.session import Session, SessionOptions, spare_collector
 from serdab.vfs.api import ROOT_INO, FileSystem
 from serdab.vfs.memfs import MemFs
 from serdab.vfs.steps import Steps
@@ -55,10 +55,13 @@ def _make(kind: str, source: str) -> FileSystem:
     if kind == "endless":
         return _Endless()
     if kind == "sealed":
-        from serdab.sefs.volume import memory_volume
+        from serdab.keys import Key
+        from serdab.sefs.volume import memory_volume, open_volume
         from serdab.vfs.union import Union
 
-        return Union(memory_volume(None), None)
+        key = Key(b"of a test server")
+        volume = open_volume(source, key=key, create=True) if source else memory_volume(None)
+        return Union(volume, None)
     from serdab.vfs.hostfs import HostFs
 
     return HostFs(source, hidden=[b"private/key"], instance=b".")
@@ -112,6 +115,7 @@ def main() -> None:
         read_only=arguments.read_only,
         allow_other=not arguments.private,
     )
+    spare_collector()
     print("ready", flush=True)
     Session(device, fs, options=SessionOptions()).run()
     os.close(device)

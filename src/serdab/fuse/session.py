@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import itertools
 import math
 import os
@@ -77,6 +78,16 @@ def _log_to_stderr(line: str) -> None:
 
 
 def _nothing() -> None: ...
+
+
+def spare_collector() -> None:
+    """Have the collector look for cycles rarely, in a process that serves until its end.
+
+    What is imported stays: to walk it again and again costs 7 % of a request. To look at all that is
+    held of a large file system holds everybody up.
+    """
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 @frozen

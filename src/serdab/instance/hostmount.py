@@ -20,7 +20,6 @@ thread that unmounts speaks to it through a pipe.
 from __future__ import annotations
 
 import errno
-import gc
 import os
 import signal
 import threading
@@ -31,7 +30,7 @@ from typing import Final
 from serdab.errors import Error
 from serdab.fuse.insteps import InSteps
 from serdab.fuse.mounting import SUBTYPE, mount_host, raise_read_ahead, unmount
-from serdab.fuse.session import Session, SessionOptions
+from serdab.fuse.session import Session, SessionOptions, spare_collector
 from serdab.linux.mounts import mounts_at, mounts_of, syncfs
 from serdab.linux.ownlimits import lift_limits
 from serdab.structs import frozen
@@ -205,9 +204,7 @@ class _HostMount:
 
     def run(self) -> None:
         """Serve until the mount is gone, or the wait for those who use it is over."""
-        # What is imported stays; walking it again and again costs 7 % of a request.
-        gc.freeze()
-        gc.set_threshold(50_000, 20, 100)
+        spare_collector()
         try:
             self._session.run()
         finally:

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import _socket
 import errno
-import gc
 import logging
 import os
 import traceback
@@ -128,11 +127,9 @@ class _Server:
 
     def _serve(self, fd: int, opened: Opened, pid_namespace: int = -1) -> None:
         from serdab.fuse.operations import ServeOptions
-        from serdab.fuse.session import Session, SessionOptions
+        from serdab.fuse.session import Session, SessionOptions, spare_collector
 
-        # What is imported stays; walking it again and again costs 7 % of a request.
-        gc.freeze()
-        gc.set_threshold(50_000, 20, 100)
+        spare_collector()
         options = SessionOptions(
             serve=ServeOptions(shows_trusted=False),
             wake_fd=self._channel.fileno(),

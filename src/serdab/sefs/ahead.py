@@ -39,6 +39,13 @@ _INODES: Final = 256
 """So many changed inodes become items in one step."""
 _LITTLE: Final = 1024
 """So many changed items are no work for a checkpoint."""
+_LITTLE_BYTES: Final = 1 << 20
+"""So many that it moves are none, either."""
+_KEPT: Final = 4096
+"""So many may be left to a checkpoint: that no commit has, for the log's sake, or that are new."""
+_ROUNDS: Final = 4
+"""Others change more meanwhile: so often that is written, too."""
+_DONE: Final = object()
 _LEAST_ITEMS: Final = 32
 _MOST_ITEMS: Final = 1024
 _SHORT_S: Final = 0.004
@@ -104,7 +111,7 @@ class Ahead:
         self._slow = slow
         self._has_garbage = has_garbage
         self._limits = limits
-        self._is_running = False
+        self._current: Iterator[None] | None = None
         #: A checkpoint that was held back comes before more than this is changed, and dirty.
         self._ready = (-1, -1)
         self._begins_at = limits.ahead_items
@@ -116,17 +123,32 @@ class Ahead:
             self._changes.count() >= self._begins_at
             or self._content.dirty_bytes >= self._begins_at_bytes
         )
-        if is_much and self.is_served and not self._is_running:
+        if is_much and self.is_served and self._current is None:
             self._begin(for_checkpoint=False)
 
     def holds_back(self) -> bool:
         """Return whether a checkpoint that is due had better come after some steps; begin them."""
-        if self._is_running or self._slow.is_flushing:
+        if self._current is not None or self._slow.is_flushing:
             return True
+        return self._begin_for_checkpoint()
+
+    def steps(self) -> Iterator[None]:
+        """Do what there is to do before a checkpoint that somebody waits for."""
+        self._begin_for_checkpoint()
+        while self._current is not None:
+            self._step()
+            yield
+
+    def _begin_for_checkpoint(self) -> bool:
         if not self.is_served or self._is_ready() or not self._has_much():
             return False
-        self._begin(for_checkpoint=True)
+        if self._current is None:
+            self._begin(for_checkpoint=True)
         return True
+
+    def left_to_move(self) -> int:
+        """Return how much a checkpoint may move that was not moved ahead of it."""
+        return _LITTLE_BYTES if self._is_ready() else 1 << 62
 
     def checkpoint_written(self) -> None:
         """Nothing is changed any more."""
@@ -138,14 +160,27 @@ class Ahead:
 
     def _has_much(self) -> bool:
         return (
-            self._changes.count() > min(_LITTLE, self._limits.ahead_items)
+            self._has_many()
             or self._content.dirty_bytes > self._limits.beside_bytes
             or self._has_garbage()
         )
 
+    def _has_many(self) -> bool:
+        return self._changes.count() > min(_LITTLE, self._limits.ahead_items)
+
     def _begin(self, *, for_checkpoint: bool) -> None:
-        self._is_running = True
-        self.chores.append(self._steps(for_checkpoint=for_checkpoint))
+        self._current = self._steps(for_checkpoint=for_checkpoint)
+        self.chores.append(self._chore())
+
+    def _chore(self) -> Iterator[None]:
+        while self._current is not None:
+            self._step()
+            yield
+
+    def _step(self) -> None:
+        steps, self._current = self._current, None
+        if steps is not None and next(steps, _DONE) is not _DONE:
+            self._current = steps
 
     def _steps(self, *, for_checkpoint: bool) -> Iterator[None]:
         try:
@@ -154,18 +189,20 @@ class Ahead:
             if for_checkpoint:
                 budget = self._journal.reclaim_budget()
                 yield from self._guarded(self._tree_writer.move_steps(budget))
-            yield from self._inodes_saved()
-            yield from self._written()
+            for _ in range(_ROUNDS if for_checkpoint else 1):
+                yield from self._inodes_saved()
+                yield from self._written(_KEPT if for_checkpoint else None)
+                if not self._has_many():
+                    break
             if for_checkpoint:
                 yield from self._guarded(self._tree_writer.move_page_steps())
             self._slow.flush_beside()
         except FsError:
             pass  # full: the checkpoint has its reserve; or it failed, which was said
         finally:
-            self._is_running = False
             limits, count, dirty = self._limits, self._changes.count(), self._content.dirty_bytes
             if for_checkpoint:
-                self._ready = count + limits.ahead_items // 4, dirty + limits.dirty_bytes // 8
+                self._ready = count + _KEPT, dirty + limits.dirty_bytes // 8
             # Of what is left after an attempt that failed, as much again is another reason.
             self._begins_at = max(limits.ahead_items, count * 2)
             self._begins_at_bytes = max(limits.dirty_bytes // 2, dirty * 2)
@@ -194,11 +231,15 @@ class Ahead:
         self._journal.save_items()
         yield
 
-    def _written(self) -> Iterator[None]:
-        """Write the changed items into the tree, in the order of their keys."""
+    def _written(self, kept: int | None) -> Iterator[None]:
+        """Write the changed items into the tree, in the order of their keys.
+
+        More than ``kept`` that no commit has are written as well, and the log ends; None: half.
+        """
         items, journal = self._items, self._journal
         keys = sorted(items.mem.keys() - items.pending)
-        if len(keys) < len(items.mem) // 2 and not journal.has_failed:
+        most = len(items.mem) // 2 if kept is None else kept
+        if len(items.mem) - len(keys) > most and not journal.has_failed:
             journal.end_log()
             keys = sorted(items.mem)
         start, size = 0, _LEAST_ITEMS * 4

@@ -296,7 +296,15 @@ class Journal:
 
     def commit_steps(self) -> Steps[None]:
         """Like ``commit``: much that is dirty is sealed in steps, and flushed beside the loop."""
-        return self._slow.steps()
+        if self._log is None or self._is_long():
+            yield from self.ahead.steps()
+        yield from self._slow.steps()
+
+    def _is_long(self) -> bool:
+        """Return whether the next commit is about too long for a record of the log."""
+        changes = self._changes
+        uncommitted = len(self.items.pending) + len(self.inodes)
+        return uncommitted * changes.stored_bytes() > changes.count() * self._limits.commit_bytes
 
     def write_checkpoint(self) -> None:
         """Write a checkpoint before a change, which one that finds no room does not stop."""
@@ -420,7 +428,8 @@ class Journal:
         content.records.save_owners()
         mark = self._pages.writer.mark()
         try:
-            victims = self._tree_writer.choose_victims(self.reclaim_budget())
+            more = self.ahead.left_to_move()
+            victims = self._tree_writer.choose_victims(self.reclaim_budget(), more)
             self.save_items()
             root = self._tree_writer.write(victims)
             content.writer.sync()

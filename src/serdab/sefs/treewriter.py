@@ -122,9 +122,12 @@ class TreeWriter:
         except OSError as exc:
             log.warning("%s: what was written in vain stays for now: %s", self._label, exc)
 
-    def choose_victims(self, budget: int) -> set[int]:
-        """Return the segments to be emptied; their live data is moved already."""
-        victims = self._choose(budget)
+    def choose_victims(self, budget: int, more: int) -> set[int]:
+        """Return the segments to be emptied; their live data is moved already.
+
+        ``more``: beyond what was moved in steps, so many bytes at most.
+        """
+        victims = self._choose(min(budget, self._moved_bytes + more))
         self._moved_bytes = 0
         try:
             move_data(self._items, self._content, victims)
