@@ -16,6 +16,7 @@ from serdab.instance.bomplan import Plan, PlannedFile, Say, inside
 from serdab.instance.elf import Program, read_program
 from serdab.instance.intree import Files
 from serdab.instance.libraries import Libraries, Library
+from serdab.instance.loaders import foreign_line, foreign_machine
 from serdab.instance.shebang import Script
 from serdab.linux.outside import MAX_LINKS
 
@@ -40,6 +41,7 @@ class Needs:
         self._image = Libraries(tree)
         self._sources = {item.source: path for path, item in plan.files.items()}
         self._warned: set[str] = set()
+        self._foreign: dict[str, list[str]] = {}
         self._homeless: dict[str, list[str]] = {}
         self._lost: dict[str, dict[str, None]] = {}
         # What a directory brings along itself: its programs load some of it by path, after which
@@ -54,6 +56,8 @@ class Needs:
             if not item.autodep:
                 continue
             try:
+                if self._is_foreign(path, item):
+                    continue
                 program = read_program(item.source)
             except ValueError as exc:
                 self._say(f"warning: {item.source}: {exc}")
@@ -62,10 +66,24 @@ class Needs:
                 self._add_script(program, path, item)
             elif program is not None:
                 self._add_program(program, path, item)
+        for machine, paths in self._foreign.items():
+            self._say(foreign_line(machine, paths))
         for name, users in self._lost.items():
             self._say(f"warning: {name} (wanted by {_first_of(list(users))}) was not found")
         for name, scripts in self._homeless.items():
             self._say(f"warning: {name}, which runs {_first_of(scripts)}, is not in the tree")
+
+    def _is_foreign(self, path: str, item: PlannedFile) -> bool:
+        """Return whether it is for another machine, and note programs: they need nothing here."""
+        file = item.open()
+        if file is None:
+            return False
+        with file:
+            machine = foreign_machine(file.read(64))
+            is_program = os.fstat(file.fileno()).st_mode & 0o111
+        if machine and is_program:
+            self._foreign.setdefault(machine, []).append(path)
+        return bool(machine)
 
     def add_present(self, program: Program) -> None:
         """Extend the plan by a program's loader and those of its libraries that are there."""

@@ -168,6 +168,13 @@ class _Planner:
         if not os.path.isdir(source):
             self._lacks(source, "a directory", name)
             return
+        parts = posixpath.normpath(name).split("/")
+        if len(parts) > 1 and parts[0] not in ("", "..") and not name.endswith("/"):
+            where = inside(self._target.path, posixpath.basename(name))
+            self._say(
+                f"{name} lands at {where}: the last part of its name counts, as for rsync(1); "
+                f"target: {inside(self._target.path, *parts[:-1])} keeps its place"
+            )
         # A trailing slash copies what is in the directory, not the directory itself.
         into = inside(self._target.path, "" if name.endswith("/") else posixpath.basename(name))
         tree = os.path.normpath(source)

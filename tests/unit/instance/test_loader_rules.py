@@ -107,7 +107,9 @@ def _is_dynamic(path: str) -> bool:
         elf = read_program(path)
     except ValueError:
         return False  # files of debuggers, whose tables are empty
-    return isinstance(elf, Program) and elf.machine == "EM_X86_64" and bool(elf.needed)
+    if not isinstance(elf, Program) or not elf.needed:
+        return False
+    return (elf.machine, elf.bits) == ("EM_X86_64", 64)
 
 
 @pytest.mark.sampled
