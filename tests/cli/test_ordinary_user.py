@@ -49,7 +49,14 @@ def test_the_instance_of_another_user_is_said_to_be_one(
     serdab.ok("new", path)
     serdab.ok("-C", path, "build")
     path.chmod(0o755)
-    for words, code in ((["start"], 2), (["run", "/bin/x"], 125), (["reset", "--yes"], 2)):
+    (path / "run").mkdir(mode=0o700, exist_ok=True)
+    (path / "run").chmod(0o700)
+    for words, code in (
+        *(([verb], 2) for verb in ("start", "fsck", "rebind")),
+        (["mount", as_user.home], 2),
+        (["run", "/bin/x"], 125),
+        (["reset", "--yes"], 2),
+    ):
         result = as_user.command.run("-C", path, *words)
         assert result.returncode == code, describe(result)
         assert b"the instance is another user's" in result.stderr, describe(result)
