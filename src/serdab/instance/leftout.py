@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tells what of a tree is not sealed, a line each, and of many the number.
+"""Tells what of a tree is not sealed or copied, a line each, and of many the number.
 
 A root file system from elsewhere has devices below dev/, and perhaps sockets: an instance gets its
 own at boot. Above: ``treesealer``, ``bomplan``.
@@ -7,7 +7,6 @@ own at boot. Above: ``treesealer``, ``bomplan``.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Final, final
 
@@ -23,11 +22,11 @@ class LeftOut:
         self._say = say
         self._count = 0
 
-    def note(self, path: bytes, what: str) -> None:
-        """Note what is left out: its path in the tree, and what it is."""
+    def note(self, path: str, what: str) -> None:
+        """Note what is left out: what messages call it, and what it is."""
         self._count += 1
         if self._count <= _MOST_LINES:
-            self._say(f"{self._tree}/{os.fsdecode(path)} is {what}: left out")
+            self._say(f"{path} is {what}: left out")
 
     def end(self) -> None:
         """Say how many more there were."""

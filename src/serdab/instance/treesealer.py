@@ -101,7 +101,7 @@ class TreeSealer:
         owners = {**self._owners.get(name, {}), **load_owners(root, source)}
         left_out = LeftOut(source, self._say)
         options = ImageOptions(
-            left_out=left_out.note,
+            left_out=lambda path, what: left_out.note(f"{source}/{os.fsdecode(path)}", what),
             clamp_s=source_date_epoch(),
             owner=lambda path: owners.get(os.fsdecode(path), (0, 0)),
             zstd_level=ZSTD_LEVEL if form.is_compressed else 0,

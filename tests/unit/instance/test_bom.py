@@ -100,6 +100,21 @@ class TestCopying:
         assert status.st_mtime == 1
         assert stat.S_IMODE((shop.root / "opt").stat().st_mode) == 0o755
 
+    @pytest.mark.parametrize("when_s", [-5, 1 << 33])
+    def test_times_that_few_expect_are_kept(self, shop: Workshop, when_s: int) -> None:
+        source = shop.source("d/old")
+        os.utime(source, (when_s, when_s))
+        shop.copy("targets: [{target: /, copy: [{dirs: [d/]}]}]")
+        assert (shop.root / "old").stat().st_mtime == source.stat().st_mtime == when_s
+
+    def test_what_cannot_be_copied_is_told_in_few_lines(self, shop: Workshop) -> None:
+        for number in range(20):
+            os.mkfifo(shop.source("d/file").parent / f"fifo{number:02}")
+        shop.copy("targets: [{target: /, copy: [{dirs: [d/]}]}]")
+        assert shop.said[0] == f"{shop.path}/d/fifo00 is a FIFO: left out"
+        assert shop.said[-1] == f"{shop.path}/bom.yaml: 12 more are left out"
+        assert len(shop.said) == 9
+
     def test_holes_stay_holes(self, shop: Workshop) -> None:
         source = shop.source("one", "")
         with open(source, "r+b") as file:
