@@ -105,8 +105,8 @@ def dynamic_files() -> Iterator[str]:
 def _is_dynamic(path: str) -> bool:
     try:
         elf = read_program(path)
-    except ValueError:
-        return False  # files of debuggers, whose tables are empty
+    except (ValueError, PermissionError):
+        return False  # files of debuggers, whose tables are empty; what a user may run, not read
     if not isinstance(elf, Program) or not elf.needed:
         return False
     return (elf.machine, elf.bits) == ("EM_X86_64", 64)
