@@ -42,8 +42,8 @@ verb      path                              link above fifo device directory fil
 build     Occlum.json                       2    -     2    2      2         -    ok
 build     image                             2    -     2    2      -         2    -
 build     image.owners                      2    -     2    2      2         -    ok
-build     image/root                        ok   2     ok   2      -         ok   -
-build     image/root/lower                  ok   ok    ok   2      ok        -    ok
+build     image/root                        ok   2     ok   ok     -         ok   -
+build     image/root/lower                  ok   ok    ok   ok     ok        -    ok
 build     initfs                            2    -     2    2      -         2    -
 build     initfs/bin/init                   ok   2     2    2      2         -    ok
 build     build                             2    -     2    2      -         2    -
