@@ -504,7 +504,7 @@ class TestTheSecondInodeOfTheRoot:
             assert struct.unpack_from("=Q", body)[0] == fs.lookup(1, b"below").ino
             moved = struct.pack("=QII", nodeid, 0, 0) + b"below\0moved\0"
             assert peer.call(Opcode.RENAME2, nodeid, moved)[0] == 0
-            assert fs.lookup(1, b"moved")
+            assert fs.lookup(1, b"moved").mode
 
     def test_a_file_of_that_name_is_what_it_is_for_all_others(self) -> None:
         fs = MemFs()
