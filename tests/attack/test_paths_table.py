@@ -213,10 +213,14 @@ def _put_true(image: Path) -> None:
 
 
 def open_copy(template: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Copy instance and state, as of another machine: it remembers no layer at this path."""
+    """Copy instance and state, as of another machine: it remembers no layer at this path.
+
+    All copies have one cache directory: byte code of what a boot runs, compiled by the first.
+    """
     shutil.copytree(template, base, symlinks=True)
-    for name in ("STATE", "CONFIG", "CACHE"):
+    for name in ("STATE", "CONFIG"):
         monkeypatch.setenv(f"XDG_{name}_HOME", str(base / name.lower()))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(template.parent / "cache"))
     return base
 
 
