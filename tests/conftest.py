@@ -29,6 +29,7 @@ from tests.harness.leftovers import (
     find_processes,
     now_ticks,
 )
+from tests.harness.sampling import WHOLE
 from tests.harness.skips import is_allowed, load_allowed
 from tests.harness.surroundings import make_plain
 
@@ -116,6 +117,10 @@ def _a_failure_stays_alone(
 
 @pytest.fixture(autouse=True)
 def _long_runs_are_no_hangs(request: pytest.FixtureRequest) -> None:
-    """The deadline of a test (``faulthandler_timeout``) is not meant for soak and fuzz runs."""
-    if any(request.node.get_closest_marker(name) for name in ("soak", "fuzz")):
+    """The deadline of a test (``faulthandler_timeout``) is not meant for soak and fuzz runs.
+
+    Nor for a test that takes all of its cases.
+    """
+    long = ("soak", "fuzz", "sampled") if WHOLE else ("soak", "fuzz")
+    if any(request.node.get_closest_marker(name) for name in long):
         faulthandler.cancel_dump_traceback_later()

@@ -74,9 +74,8 @@ class Error(Exception):
         if self.subject and self.subject not in head:
             head = f"{head}: {_shortened(self.subject)}"
         if self.expected or self.found:
-            head = (
-                f"{head} (expected {self.expected or 'nothing'}, found {self.found or 'nothing'})"
-            )
+            expected, found = _shortened(self.expected), _shortened(self.found)
+            head = f"{head} (expected {expected or 'nothing'}, found {found or 'nothing'})"
         return head
 
     def as_dict(self) -> dict[str, str | int]:

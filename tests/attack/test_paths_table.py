@@ -32,18 +32,18 @@ from serdab.instance.rebind import rebind_layers
 from serdab.instance.reset import reset, reset_volume
 from serdab.instance.rootview import View, open_view
 from serdab.instance.sealedroot import verified_chain
-from serdab.trust.signing import load_signer
 from tests.harness.canaries import Canaries
 from tests.harness.command import Command
-from tests.recovery.rekeying import OLD, PEM, do_build, do_rekey, make_place
+from tests.harness.signers import signer
+from tests.recovery.rekeying import OLD, do_build, do_rekey, make_place
 
 TABLE: Final = """
 verb      path                              link above fifo device directory file hard
 build     Occlum.json                       2    -     2    2      2         -    ok
 build     image                             2    -     2    2      -         2    -
 build     image.owners                      2    -     2    2      2         -    ok
-build     image/root                        ok   2     ok   2      -         ok   -
-build     image/root/lower                  ok   ok    ok   2      ok        -    ok
+build     image/root                        ok   2     ok   ok     -         ok   -
+build     image/root/lower                  ok   ok    ok   ok     ok        -    ok
 build     initfs                            2    -     2    2      -         2    -
 build     initfs/bin/init                   ok   2     2    2      2         -    ok
 build     build                             2    -     2    2      -         2    -
@@ -123,7 +123,7 @@ def run_rebind(instance: str) -> None:
 
 
 def run_package(instance: str) -> None:
-    request = PackageRequest(f"{instance}.tar.gz", load_signer(str(PEM)), debug=True, image_key=OLD)
+    request = PackageRequest(f"{instance}.tar.gz", signer(), debug=True, image_key=OLD)
     package(Instance.open_built(instance), request, say=lambda _: None)
 
 
@@ -213,10 +213,14 @@ def _put_true(image: Path) -> None:
 
 
 def open_copy(template: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Copy instance and state, as of another machine: it remembers no layer at this path."""
+    """Copy instance and state, as of another machine: it remembers no layer at this path.
+
+    All copies have one cache directory: byte code of what a boot runs, compiled by the first.
+    """
     shutil.copytree(template, base, symlinks=True)
-    for name in ("STATE", "CONFIG", "CACHE"):
+    for name in ("STATE", "CONFIG"):
         monkeypatch.setenv(f"XDG_{name}_HOME", str(base / name.lower()))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(template.parent / "cache"))
     return base
 
 

@@ -17,6 +17,14 @@ from tests.sandbox.conftest import Box, Place
 pytestmark = [pytest.mark.fuse, pytest.mark.userns]
 
 
+def test_no_mount_is_left_of_the_roots_before(hosted: Box) -> None:
+    table = [line.split() for line in hosted.out("/bin/cat", "/proc/self/mountinfo").splitlines()]
+    assert [fields[4] for fields in table].count("/") == 1
+    types = {fields[fields.index("-") + 1] for fields in table}
+    assert types <= {"fuse.serdab", "proc", "tmpfs", "devtmpfs", "devpts"}
+    assert sum("fuse.serdab" in fields for fields in table) == 2  # the root, /host
+
+
 class TestHostDirectory:
     def test_the_instance_directory_is_shown_without_what_later_verbs_obey(
         self, hosted: Box

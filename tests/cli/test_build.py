@@ -333,7 +333,8 @@ class TestAtomicity:
         build(serdab, instance)
         before = protected(instance)
         (instance / "image/etc/new").write_text("")
-        os.mknod(instance / "image/socket", 0o140644)
+        (instance / "image/host").rmdir()
+        (instance / "image/host").touch()  # a mount point has to be a directory
         result = serdab.run("-C", instance, "build")
         assert result.returncode == 2
         assert protected(instance) == before

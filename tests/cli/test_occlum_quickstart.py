@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
+from serdab.cli.messages import Context
 from tests.harness.command import Command, describe
 from tests.harness.cprogram import CompileC
 
@@ -92,3 +94,25 @@ def test_nobody_hears_of_loaders_that_are_there(occlum: Command, tmp_path: Path)
     done = occlum.run("-C", tmp_path / "x", "build")
     assert done.returncode == 0
     assert b"will not start" not in done.stderr
+
+
+def test_what_scripts_pass_besides_works_or_is_told(occlum: Command, tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    occlum.ok("new", path)
+    shutil.copy("/bin/busybox", path / "image/bin/nproc")
+    occlum.ok("-C", path, "build")
+    context = Context()
+    context.take_occlum_level("TRACE")
+    assert context.log_level == "debug"
+    context.take_occlum_level("")
+    assert context.log_level == "debug"
+    odd = occlum.run("-C", path, "print", "root-mac", env={"OCCLUM_LOG_LEVEL": "loud"})
+    assert (odd.returncode, b"no such level, loud" in odd.stderr) == (0, True)
+    for option in (("--cpus", "1"), ("--cpus=1",)):
+        assert occlum.run("-C", path, "run", *option, "/bin/nproc").stdout == b"1\n"
+    for count in ("0", "-1", "many", str(len(os.sched_getaffinity(0)) + 1), "9" * 9):
+        wrong = occlum.run("-C", path, "run", f"--cpus={count}", "/bin/nproc")
+        assert wrong.returncode == 125, describe(wrong)
+        assert b"not a number of processors" in wrong.stderr
+    debugger = occlum.run("gdb", "/bin/nproc")
+    assert (debugger.returncode, b"serdab run /bin/gdb --args" in debugger.stderr) == (2, True)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pwd
 from pathlib import Path
 
@@ -42,6 +43,27 @@ def test_an_ordinary_user_builds_what_root_builds(
         assert results[0][name] == results[1][name]
 
 
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="setpriv(1) is for root")
+def test_a_user_without_a_name_is_told_what_mount_wants(as_user: OrdinaryUser) -> None:
+    """A container's user often has no entry in passwd(5), which fusermount3 asks for."""
+    home = as_user.home / "nameless"
+    (home / "m").mkdir(parents=True)
+    for path in (home, home / "m"):
+        os.chown(path, 54321, 54321)
+    as_user.home.chmod(0o755)
+    words = [word.replace("--reuid=1", "--reuid=54321") for word in as_user.command.prefix]
+    theirs = as_user.command.env
+    env = {name: value for name, value in theirs.items() if not name.startswith("XDG_")}
+    env["HOME"] = str(home)
+    nameless = Command(env, tuple(words))
+    nameless.ok("new", home / "app")
+    nameless.ok("-C", home / "app", "build")
+    result = nameless.run("-C", home / "app", "mount", home / "m")
+    assert result.returncode == 6, describe(result)
+    assert b"asks for the name of user id 54321" in result.stderr
+
+
 def test_the_instance_of_another_user_is_said_to_be_one(
     as_user: OrdinaryUser, serdab: Command
 ) -> None:
@@ -49,7 +71,16 @@ def test_the_instance_of_another_user_is_said_to_be_one(
     serdab.ok("new", path)
     serdab.ok("-C", path, "build")
     path.chmod(0o755)
-    for words, code in ((["start"], 2), (["run", "/bin/x"], 125), (["reset", "--yes"], 2)):
+    (path / "run").mkdir(mode=0o700, exist_ok=True)
+    (path / "run").chmod(0o700)
+    for words, code in (
+        (["start"], 2),
+        (["fsck"], 2),
+        (["rebind"], 2),
+        (["mount", str(as_user.home)], 2),
+        (["run", "/bin/x"], 125),
+        (["reset", "--yes"], 2),
+    ):
         result = as_user.command.run("-C", path, *words)
         assert result.returncode == code, describe(result)
         assert b"the instance is another user's" in result.stderr, describe(result)

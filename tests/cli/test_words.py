@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,26 @@ def test_a_path_without_end_fits_a_line(serdab: Command, tmp_path: Path) -> None
     assert result.returncode == 2, describe(result)
     assert len(result.stderr) < 1000
     assert b"characters ...]" in result.stderr
+
+
+@pytest.mark.parametrize("size", [0, 3, 8, 100])
+def test_a_cut_image_is_said_to_be_cut(serdab: Command, app: Path, size: int) -> None:
+    serdab.ok("-C", app, "build")
+    os.truncate(app / "build/mount/__ROOT/image.sefs", size)
+    result = serdab.run("-C", app, "fsck")
+    assert result.returncode == 3, describe(result)
+    said = b"found the first %d of its" % size if size else b"found an empty file"
+    assert said in result.stderr
+
+
+def test_a_program_without_end_fits_a_line(serdab: Command, app: Path) -> None:
+    serdab.ok("-C", app, "build")
+    result = serdab.run("-C", app, "run", "/" + "d" * 5000)
+    assert result.returncode == 126, describe(result)
+    assert len(result.stderr) < 1200
+
+
+def test_help_fits_a_narrow_terminal(serdab: Command) -> None:
+    for verb in ("print", "build", "copy-bom", "run", "rekey"):
+        shown = serdab.run(verb, "--help", env={"COLUMNS": "40"}).stdout.decode()
+        assert max(map(len, shown.splitlines())) <= 40, verb

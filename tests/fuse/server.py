@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 from serdab.fuse.mounting import mount_host, mount_options, open_device
 from serdab.fuse.session import Session, SessionOptions, spare_collector
@@ -60,7 +61,7 @@ def _make(kind: str, source: str) -> FileSystem:
         from serdab.vfs.union import Union
 
         key = Key(b"of a test server")
-        volume = open_volume(source, key=key, create=True) if source else memory_volume(None)
+        volume = open_volume(Path(source), key=key, create=True) if source else memory_volume(None)
         return Union(volume, None)
     from serdab.vfs.hostfs import HostFs
 

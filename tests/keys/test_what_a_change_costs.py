@@ -33,9 +33,10 @@ from serdab.sefs.volume import open_volume
 from serdab.trust import platform
 from serdab.trust.signing import load_signer
 from serdab.vfs.union import Union
+from tests.harness.signers import signer
 
 ROOT: Final = Path(__file__).parents[2]
-SIGNER: Final = load_signer(str(ROOT / "tests/vectors/signing-key.pem"))
+SIGNER: Final = signer()
 KEY: Final = Key(bytes(range(16)))
 OTHER_KEY: Final = Key(bytes(range(1, 17)))
 COLUMNS: Final = (

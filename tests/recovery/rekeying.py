@@ -23,12 +23,11 @@ from serdab.keys import Key
 from serdab.sefs.image import open_image
 from serdab.sefs.volume import Volume
 from serdab.trust.freshness import Watch, open_watched
-from serdab.trust.signing import load_signer
 from serdab.vfs.union import Union
 from tests.harness.homes import NamedHome
+from tests.harness.signers import signer
 from tests.property.fsops import picture
 
-PEM = Path(__file__).parents[1] / "vectors" / "signing-key.pem"
 OLD, NEW = Key(b"o" * 16), Key(b"n" * 16)
 Picture = dict[bytes, tuple[Any, ...]]
 
@@ -93,12 +92,12 @@ def change(fs: Union, _: Volume) -> None:
 
 def do_build(instance: Instance, key: Key | None) -> bytes:
     """Build; return the root MAC."""
-    request = BuildRequest(load_signer(str(PEM)), image_key=key)
+    request = BuildRequest(signer(), image_key=key)
     return build(instance, request, say=lambda _: None).root_mac
 
 
 def do_rekey(instance: Instance, old: Key = OLD, new: Key = NEW) -> RekeyResult:
-    request = RekeyRequest(load_signer(str(PEM)), old=old, new=new)
+    request = RekeyRequest(signer(), old=old, new=new)
     return rekey(instance, request, say=lambda _: None)
 
 

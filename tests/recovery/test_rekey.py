@@ -32,12 +32,11 @@ from serdab.keys import Key
 from serdab.linux.dirfd import DirFd
 from serdab.sefs import volumecopy
 from serdab.sefs.volume import Volume
-from serdab.trust.signing import load_signer
 from serdab.vfs.union import Union
+from tests.harness.signers import signer
 from tests.recovery.rekeying import (
     NEW,
     OLD,
-    PEM,
     Place,
     do_rekey,
     make_place,
@@ -243,7 +242,7 @@ def test_a_host_that_becomes_full_in_the_middle_loses_nothing(
                     except OSError:
                         return
 
-    request = RekeyRequest(load_signer(str(PEM)), old=OLD, new=NEW)
+    request = RekeyRequest(signer(), old=OLD, new=NEW)
     with pytest.raises(EnvironmentRefused, match="no room"):
         rekey(place.instance, request, say=lambda _: None, progress=fill)
     assert hog.exists()
@@ -366,7 +365,7 @@ def test_the_copy_of_a_layer_goes_on_where_it_was_cut_off(
             if label == "writable layer" and done > 24 << 20:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        request = RekeyRequest(load_signer(str(PEM)), old=OLD, new=NEW)
+        request = RekeyRequest(signer(), old=OLD, new=NEW)
         rekey(place.instance, request, say=lambda _: None, progress=count)
 
     assert in_child(cut_off, kill_at=-1) is None

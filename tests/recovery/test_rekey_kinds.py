@@ -31,10 +31,11 @@ from serdab.libos.mountrules import derive_named
 from serdab.sefs.volume import Volume
 from serdab.trust import records
 from serdab.trust.freshness import Watch, open_watched
-from serdab.trust.signing import development_signer, load_signer
+from serdab.trust.signing import development_signer
 from serdab.vfs.union import Union
 from tests.harness.homes import NamedHome
-from tests.recovery.rekeying import NEW, OLD, PEM, Place, do_build, do_rekey, make_place, use
+from tests.harness.signers import signer
+from tests.recovery.rekeying import NEW, OLD, Place, do_build, do_rekey, make_place, use
 
 THIRD = Key(b"t" * 16)
 
@@ -136,7 +137,7 @@ def test_a_root_mac_that_the_sources_require_is_told_of(place: Place) -> None:
 
     configure(place.instance, require)
     said: list[str] = []
-    rekey(place.instance, RekeyRequest(load_signer(str(PEM)), old=OLD, new=NEW), say=said.append)
+    rekey(place.instance, RekeyRequest(signer(), old=OLD, new=NEW), say=said.append)
     assert any(mac in line for line in said)
 
 
@@ -147,7 +148,7 @@ def test_a_failure_after_the_switch_says_which_key_counts(
         raise OSError(errno.EIO, "the state directory failed")
 
     said: list[str] = []
-    request = RekeyRequest(load_signer(str(PEM)), old=OLD, new=NEW)
+    request = RekeyRequest(signer(), old=OLD, new=NEW)
     with monkeypatch.context() as patch:
         patch.setattr(records, "store_record", fail)
         with pytest.raises(OSError, match="the state directory failed"):
@@ -253,7 +254,7 @@ def test_a_volume_under_a_key_that_comes_from_the_image_key_is_refused(
     assert error.subject == str(volume)
     shutil.rmtree(volume)
     said: list[str] = []
-    rekey(place.instance, RekeyRequest(load_signer(str(PEM)), old=OLD, new=NEW), say=said.append)
+    rekey(place.instance, RekeyRequest(signer(), old=OLD, new=NEW), say=said.append)
     assert any("data" in line and "will not open" in line for line in said)
 
 

@@ -24,6 +24,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="put the image key in clear into the init FS: it is public then",
     )
+    parser.add_argument(
+        "--owners",
+        metavar="tree|FILE",
+        default="",
+        help="who owns what is in image/: as on the host, or as in a tar archive or mtree list",
+    )
     parser.add_argument("-f", "--force", action="store_true", help="seal again what is unchanged")
     parser.add_argument(
         "--check",
@@ -46,7 +52,11 @@ def main(args: argparse.Namespace, context: Context) -> int:
     signer = signer_of(args) or development_signer()
     key = None if args.image_key is None else read_key(args.image_key, context.say)
     request = BuildRequest(
-        signer, image_key=key, builtin_key=args.buildin_image_key, force=args.force
+        signer,
+        image_key=key,
+        builtin_key=args.buildin_image_key,
+        force=args.force,
+        owners=args.owners,
     )
     with shown_progress(context) as show:
         progress = None if show is None else partial(show, "sealing")
@@ -89,6 +99,7 @@ def _check(args: argparse.Namespace, context: Context) -> int:
         image_key=key,
         builtin_key=args.buildin_image_key,
         say=context.say,
+        owners=args.owners,
     )
     shown = lines or ("nothing changed since the last signed build",)
     context.result({"changes": list(lines)}, *shown)

@@ -112,6 +112,8 @@ def _run(words: list[str], instance: str, *, is_occlum: bool) -> int:
     call = Call()
 
     def work() -> int:
+        if is_occlum:
+            context.take_occlum_level(os.environ.get("OCCLUM_LOG_LEVEL", ""))
         call.verb = _take_globals(words, context)
         if call.verb is None:
             return _help(None if instance == "." else _PACKAGED)
@@ -285,6 +287,12 @@ def _unknown_verb(verb: str) -> Exception:
 
     from serdab.errors import UsageError
 
+    if verb == "gdb":  # Occlum has it
+        return UsageError(
+            "there is no verb gdb: programs are ordinary processes",
+            hint="pack gdb and `serdab run /bin/gdb --args PROGRAM`, or, from outside, `gdb -p PID "
+            "image/PROGRAM` (docs/occlum.md)",
+        )
     near = difflib.get_close_matches(verb, VERBS, n=1)
     return UsageError(
         f"unknown verb {verb}",

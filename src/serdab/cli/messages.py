@@ -63,6 +63,13 @@ class Context:
             case "--verbose":
                 self.verbose = True
 
+    def take_occlum_level(self, text: str) -> None:
+        """Take the log level that scripts written for Occlum set in the environment."""
+        if text.lower() in LOG_LEVELS:
+            self.log_level = LOG_LEVELS[text.lower()]
+        elif text:
+            self.say(f"OCCLUM_LOG_LEVEL: no such level, {text}; known: {', '.join(LOG_LEVELS)}")
+
     def enter(self) -> None:
         """Take the directory that ``-C`` names for the instance.
 

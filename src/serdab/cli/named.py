@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import argparse
     from typing import Final
 
-_FILES: Final = ("sign_key", "image_key", "new_image_key", "pin_file")
+_FILES: Final = ("sign_key", "image_key", "new_image_key", "pin_file", "owners")
 _PROGRAMS: Final = ("sign_tool", "pin_command")
 
 
@@ -28,6 +28,8 @@ def require_out_of_reach(args: argparse.Namespace, context: Context) -> None:
         UsageError: one does.
     """
     given = {name: getattr(args, name, None) for name in (*_FILES, *_PROGRAMS)}
+    if given["owners"] == "tree":
+        given["owners"] = None  # a word, no file
     if not any(given.values()):
         return
     if not _is_instance_at(context.instance):

@@ -84,8 +84,33 @@ def add_boot(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="boot the image that the writable layer belongs to, not the one built since",
     )
+    parser.add_argument(
+        "--cpus", metavar="N", help="run on N processors only, of those that we may run on"
+    )
     add_freshness(parser)
     add_occlum(parser, "--config-id", "--config-svn")
+
+
+def take_cpus(args: argparse.Namespace) -> None:
+    """Confine this process, and all that it starts from here on, to as many processors as asked.
+
+    Raises:
+        UsageError: that is no number, or there are fewer.
+    """
+    if args.cpus is None:
+        return
+    ours = sorted(os.sched_getaffinity(0))
+    text = args.cpus
+    count = int(text) if text.isascii() and text.isdigit() and len(text) < 6 else 0
+    if not 1 <= count <= len(ours):
+        raise UsageError(
+            "not a number of processors",
+            subject="--cpus",
+            expected=f"1 to {len(ours)}, the processors that we may run on (sched_setaffinity(2))",
+            found=text,
+            hint="without the option all of them are used",
+        )
+    os.sched_setaffinity(0, ours[:count])
 
 
 def add_freshness(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     from serdab.instance.measurements import NAMES
 
-    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("name", choices=NAMES, metavar="NAME", help="which: " + ", ".join(NAMES))
 
 
 def main(args: argparse.Namespace, context: Context) -> int:

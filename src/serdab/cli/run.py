@@ -12,6 +12,7 @@ from serdab.cli.parsing import (
     program_of,
     read_key,
     say_occlum,
+    take_cpus,
 )
 from serdab.errors import BusyError
 
@@ -34,6 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace, context: Context) -> int:
     """Run it; the exit code is the program's."""
     say_occlum(args, context)
+    take_cpus(args)
     command = program_of(args, "run [--image-key FILE|-] [--expect-signer HEX]")
     from serdab.instance.layout import Instance
 

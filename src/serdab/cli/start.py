@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 
 from serdab.cli.messages import Context
-from serdab.cli.parsing import add_boot, freshness_of, read_key, say_occlum
+from serdab.cli.parsing import add_boot, freshness_of, read_key, say_occlum, take_cpus
 
 TYPE_CHECKING = False  # what type checkers read as true; typing is not to be imported yet
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace, context: Context) -> int:
     """Boot; return when the instance is ready, or, in the foreground, when it is down."""
     say_occlum(args, context)
+    take_cpus(args)
     from serdab.instance.layout import Instance
 
     instance = Instance.open_built(context.instance).path

@@ -22,6 +22,15 @@ MINOR_MIN: Final = 31
 MINOR_SAYS_KILL: Final = 38
 #: The kernel passes names of up to 1024 bytes on; Linux has no file system that takes more.
 NAME_MAX: Final = 255
+#: The kernel keeps no ACL of the root of a mount, not even that it has none: that inode is older
+#: than the answer to INIT which says that there are ACLs (fuse_init_inode(), fs/fuse/inode.c). So
+#: each path of a program that does not own the root would ask for it. The root therefore has a
+#: second inode, under a name that it has for the first who looks it up; that is mounted.
+ROOT_ALIAS: Final = b"root"
+ROOT_ALIAS_NODEID: Final = 1 << 63 | 1
+#: No inode number has that bit.
+NODEID_MASK: Final = (1 << 63) - 1
+NODEID: Final = Struct("=Q")
 
 
 @final

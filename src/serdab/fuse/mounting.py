@@ -24,6 +24,10 @@ from serdab.linux.mounts import MountFlag, UmountFlag, mount, umount
 SUBTYPE: Final = "serdab"
 _READ_AHEAD_KB: Final = 1024
 _DEVICE: Final = "/dev/fuse"
+_HINT_OF_NAME: Final = (
+    "it asks for the name of user id {}, which the password database (passwd(5)) does not have: "
+    "give it one; `serdab run` and `start` need none"
+)
 _SETTINGS: Final = "/etc/fuse.conf"  # fusermount3's own, see mount.fuse(8)
 
 
@@ -160,7 +164,9 @@ def _mount_by_fusermount(target: str, *, fsname: str, read_only: bool, allow_oth
         subject=target,
         expected="a mount",
         found=message,
-        hint="the mount point must be a directory of yours, and /dev/fuse open to you",
+        hint=_HINT_OF_NAME.format(os.geteuid())
+        if "username" in message
+        else "the mount point must be a directory of yours, and /dev/fuse open to you",
     )
 
 

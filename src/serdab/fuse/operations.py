@@ -41,7 +41,7 @@ from serdab.fuse.parked import Parked, Reply
 from serdab.fuse.unwritten import Question, Unwritten
 from serdab.structs import frozen
 from serdab.vfs.acl import ACL_NAMES
-from serdab.vfs.api import DirEntry, FileSystem, HasAcls, Inode, SetAttr
+from serdab.vfs.api import ROOT_INO, DirEntry, FileSystem, HasAcls, Inode, SetAttr
 from serdab.vfs.steps import Steps, Unfinished
 
 T = TypeVar("T")
@@ -100,6 +100,8 @@ class ServeOptions:
     Of the caller's capabilities the request says nothing. To be shown (listxattr(2)) and to read
     them takes CAP_SYS_ADMIN in the initial user namespace, and in a sandbox nobody has that.
     """
+    is_root: bool = False
+    """Whether the root is to be mounted by its second inode: see :data:`abi.ROOT_ALIAS`."""
 
 
 def _first_step(steps: Steps[T], answer: Callable[[T], Reply]) -> Reply:
@@ -186,6 +188,8 @@ class Operations:
             Opcode.DESTROY: self._ok,
             Opcode.NOTIFY_REPLY: self._retrieved,
         }
+        if options.is_root:
+            table[Opcode.LOOKUP] = self._lookup_root
         if not self._endless:
             table[Opcode.OPEN] = self._open
             table[Opcode.OPENDIR] = self._open
@@ -238,6 +242,14 @@ class Operations:
                 return wire.dump_no_entry(unique, self._valid_s)
             raise
         return wire.dump_entry(unique, inode, self._valid_s, self._block_size)
+
+    def _lookup_root(self, unique: int, nodeid: int, uid: int, gid: int, size: int) -> Reply:
+        """The first name that is looked up is that of the root's second inode."""
+        self.table[int(Opcode.LOOKUP)] = self._lookup
+        if nodeid != ROOT_INO or wire.parse_name(self.view, size) != abi.ROOT_ALIAS:
+            return self._lookup(unique, nodeid, uid, gid, size)
+        inode = self._fs.getattr(ROOT_INO)
+        return wire.dump_root_entry(unique, inode, self._valid_s, self._block_size)
 
     def _entry(self, unique: int, inode: Inode) -> bytes:
         return wire.dump_entry(unique, inode, self._valid_s, self._block_size)

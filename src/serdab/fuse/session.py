@@ -83,8 +83,8 @@ def _nothing() -> None: ...
 def spare_collector() -> None:
     """Have the collector look for cycles rarely, in a process that serves until its end.
 
-    What is imported stays: to walk it again and again costs 7 % of a request. To look at all that is
-    held of a large file system holds everybody up.
+    What is imported stays: to walk it again and again costs 7 % of a request. To look at all that
+    is held of a large file system holds everybody up.
     """
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)

@@ -57,7 +57,7 @@ def parse_header(view: memoryview, size: int) -> tuple[int, int, int, int, int]:
         raise MalformedRequest(
             "request length does not match", expected=f"{length} bytes", found=f"{size} bytes"
         )
-    return opcode, unique, nodeid, uid, gid
+    return opcode, unique, nodeid & abi.NODEID_MASK, uid, gid
 
 
 def parse_name(view: memoryview, size: int, start: int = 40) -> bytes:
@@ -206,7 +206,7 @@ def parse_rename(view: memoryview, size: int) -> tuple[int, bytes, bytes]:
     """Return (nodeid of the new directory, old name, new name)."""
     if size < 48:
         raise _short("RENAME", 48, size)
-    new_parent = abi.RENAME_IN.unpack_from(view, 40)[0]
+    new_parent = abi.RENAME_IN.unpack_from(view, 40)[0] & abi.NODEID_MASK
     old, new = parse_two_names(view, size, 48)
     return new_parent, old, new
 
@@ -217,7 +217,7 @@ def parse_rename2(view: memoryview, size: int) -> tuple[int, int, bytes, bytes]:
         raise _short("RENAME2", 56, size)
     new_parent, flags, _ = abi.RENAME2_IN.unpack_from(view, 40)
     old, new = parse_two_names(view, size, 56)
-    return new_parent, flags, old, new
+    return new_parent & abi.NODEID_MASK, flags, old, new
 
 
 def parse_read(view: memoryview, size: int) -> tuple[int, int]:
@@ -389,6 +389,13 @@ def dump_entry(unique: int, inode: Inode, valid_s: int, block_size: int) -> byte
         atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns,
         inode.mode, inode.nlink, inode.uid, inode.gid, inode.rdev, block_size, 0,
     )  # fmt: skip
+
+
+def dump_root_entry(unique: int, inode: Inode, valid_s: int, block_size: int) -> bytes:
+    """Return the reply that gives a name the second inode of the root (see ROOT_ALIAS)."""
+    reply = bytearray(dump_entry(unique, inode, valid_s, block_size))
+    abi.NODEID.pack_into(reply, 16, abi.ROOT_ALIAS_NODEID)
+    return bytes(reply)
 
 
 def dump_no_entry(unique: int, valid_s: int) -> bytes:

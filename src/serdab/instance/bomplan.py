@@ -15,7 +15,9 @@ from io import BufferedReader
 from serdab.errors import UsageError
 from serdab.instance.bomfile import Bom, Copy, Target
 from serdab.instance.intree import open_host_file, require_way
+from serdab.instance.leftout import LeftOut
 from serdab.instance.owners import Owner
+from serdab.linux.dirfd import word_for
 from serdab.structs import field, frozen, mutable
 
 Say = Callable[[str], None]
@@ -57,6 +59,7 @@ class Plan:
     files: dict[str, PlannedFile] = field(default_factory=dict)
     owners: dict[str, Owner | None] = field(default_factory=dict)
     libraries: dict[str, str] = field(default_factory=dict)
+    library_links: dict[str, str] = field(default_factory=dict)
     cached: dict[tuple[str, int], str] = field(default_factory=dict)
     musl_paths: dict[str, list[str]] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
@@ -70,7 +73,9 @@ def inside(*parts: str) -> str:
 
 def plan_bom(plan: Plan, bom: Bom, root: str, say: Say) -> None:
     """Extend the plan by one BOM: directories, links, copied directories, then files."""
-    planners = [_Planner(plan, bom, target, os.path.dirname(root), say) for target in bom.targets]
+    left_out = LeftOut(bom.path, say)
+    base = os.path.dirname(root)
+    planners = [_Planner(plan, bom, target, base, say, left_out) for target in bom.targets]
     for planner in planners:
         planner.directories()
     for planner in planners:
@@ -79,6 +84,7 @@ def plan_bom(plan: Plan, bom: Bom, root: str, say: Say) -> None:
         planner.copied_directories()
     for planner in planners:
         planner.files()
+    left_out.end()
 
 
 def require_sources(plan: Plan) -> None:
@@ -103,12 +109,15 @@ def require_sources(plan: Plan) -> None:
 class _Planner:
     """Plans one target of a BOM."""
 
-    def __init__(self, plan: Plan, bom: Bom, target: Target, base: str, say: Say) -> None:
+    def __init__(
+        self, plan: Plan, bom: Bom, target: Target, base: str, say: Say, left_out: LeftOut
+    ) -> None:
         self._plan = plan
         self._bom = bom
         self._target = target
         self._base = base
         self._say = say
+        self._left_out = left_out
         self._within: list[str] = []
 
     def directories(self) -> None:
@@ -167,6 +176,13 @@ class _Planner:
         if not os.path.isdir(source):
             self._lacks(source, "a directory", name)
             return
+        parts = posixpath.normpath(name).split("/")
+        if len(parts) > 1 and parts[0] not in ("", "..") and not name.endswith("/"):
+            where = inside(self._target.path, posixpath.basename(name))
+            self._say(
+                f"{name} lands at {where}: the last part of its name counts, as for rsync(1); "
+                f"target: {inside(self._target.path, *parts[:-1])} keeps its place"
+            )
         # A trailing slash copies what is in the directory, not the directory itself.
         into = inside(self._target.path, "" if name.endswith("/") else posixpath.basename(name))
         tree = os.path.normpath(source)
@@ -202,7 +218,7 @@ class _Planner:
             elif stat.S_ISREG(mode):
                 self._file(target, PlannedFile(entry.path, tree=tree))
             else:
-                self._say(f"warning: {entry.path} is neither file, directory nor link; left out")
+                self._left_out.note(entry.path, word_for(mode))
 
     def _found_link(self, tree: str, path: str, host: str, target: str) -> None:
         link = os.readlink(host)

@@ -69,6 +69,8 @@ class Steps:
 
     def do_libraries(self, plan: Plan) -> None:
         """Copy what was found for programs and extend the loaders' configuration."""
+        for path, target in plan.library_links.items():
+            self._step(f"link {path} -> {target}", partial(_link, path=path, target=target))
         for path, source in plan.libraries.items():
             self._step(
                 f"library {path} from {source}",

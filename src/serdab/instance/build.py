@@ -49,6 +49,8 @@ from serdab.instance.layout import (
     Instance,
 )
 from serdab.instance.locks import is_in_use, lock_build, lock_run, settle_switch
+from serdab.instance.owners import Owner
+from serdab.instance.ownersfrom import TREE, owners_of_file, owners_of_tree
 from serdab.instance.signedrecord import (
     NOTHING_ON_RECORD,
     changes,
@@ -77,12 +79,16 @@ _HOST_FILES: Final = (b"etc/resolv.conf", b"etc/hosts", b"etc/hostname")
 
 @frozen
 class BuildRequest:
-    """What to build with. ``builtin_key`` needs ``image_key``."""
+    """What to build with. ``builtin_key`` needs ``image_key``.
+
+    ``owners`` is where the owners of image/ stand: ``tree``, or a file (see ``ownersfrom``).
+    """
 
     signer: Signer
     image_key: Key | None = None
     builtin_key: bool = False
     force: bool = False
+    owners: str = ""
 
 
 @frozen
@@ -160,7 +166,8 @@ def _build(
     config = parse(raw_config)
     image_type = INTEGRITY_ONLY if request.image_key is None else ENCRYPTED
     record = {} if request.force else load_record(instance.path)
-    sealer = TreeSealer(instance, staging, record, progress, say)
+    owners = _owners(instance, request.owners)
+    sealer = TreeSealer(instance, staging, record, progress, say, owners)
     builtin = _builtin(request.image_key, wanted=request.builtin_key)
     init_mac = sealer.seal(
         "initfs", INITFS_SOURCE, INITFS, None, _initfs_additions(image_type, builtin)
@@ -244,6 +251,7 @@ def check(
     image_key: Key | None,
     builtin_key: bool,
     say: Say,
+    owners: str = "",
 ) -> tuple[str, ...]:
     """Return what differs from what this user signed last, a line each; nothing is written.
 
@@ -263,7 +271,8 @@ def check(
             say(line)
         _check_trees(instance)
         before = load_signed(instance.path)
-        sealer = TreeSealer(instance, None, load_record(instance.path), None, say)
+        record = load_record(instance.path)
+        sealer = TreeSealer(instance, None, record, None, say, _owners(instance, owners))
         image_type = INTEGRITY_ONLY if image_key is None else ENCRYPTED
         initfs = _initfs_additions(image_type, _builtin(image_key, wanted=builtin_key))
         init_mac = sealer.seal("initfs", INITFS_SOURCE, INITFS, None, initfs)
@@ -287,6 +296,16 @@ def check(
         if before is None:
             return (NOTHING_ON_RECORD,)
         return tuple(changes(before, sealer.to_be_signed(raw_config)))
+
+
+def _owners(instance: Instance, named: str) -> dict[str, dict[str, Owner]]:
+    """Return the owners of a tree by its name, where the caller says where they stand."""
+    if not named:
+        return {}
+    if named != TREE:
+        return {"image": owners_of_file(named)}
+    with instance.root.directory(IMAGE_SOURCE) as tree:
+        return {"image": owners_of_tree(tree)}
 
 
 def _say_lacking(instance: Instance, say: Say) -> None:

@@ -7,7 +7,7 @@ with the tree as its root: component by component by openat(2) with O_NOFOLLOW, 
 walked from where it stands, ``..`` back to a descriptor that is held, and no further than the top.
 That is openat2(2)'s RESOLVE_IN_ROOT, which cannot make what is missing on the way.
 
-Above: ``bom``, ``elf``. Below: ``linux.dirfd``.
+Above: ``bom``, ``elf``, ``libraries``. Below: ``linux.dirfd``.
 """
 
 from __future__ import annotations
@@ -43,6 +43,10 @@ class Files(Protocol):
         """Open a regular file for reading, links followed; None if there is none."""
         ...
 
+    def real(self, path: str) -> str:
+        """Return where ``path`` leads, without links; itself if nothing is there."""
+        ...
+
 
 @final
 class HostFiles:
@@ -55,6 +59,10 @@ class HostFiles:
     def open(self, path: str) -> BufferedReader | None:
         """See :class:`Files`."""
         return open_host_file(path)
+
+    def real(self, path: str) -> str:
+        """See :class:`Files`."""
+        return os.path.realpath(path)
 
 
 def require_way(path: str) -> None:
@@ -105,6 +113,10 @@ class NoFiles:
     def open(self, path: str) -> BufferedReader | None:
         """See :class:`Files`."""
         return None
+
+    def real(self, path: str) -> str:
+        """See :class:`Files`."""
+        return path
 
 
 @final
@@ -169,6 +181,11 @@ class Tree:
         """See :class:`Files`."""
         with self.find(path) as spot:
             return None if spot is None else spot.open()
+
+    def real(self, path: str) -> str:
+        """See :class:`Files`."""
+        with self.find(path) as spot:
+            return path if spot is None else f"/{spot.path}"
 
     @contextmanager
     def find(self, path: str) -> Iterator[Spot | None]:

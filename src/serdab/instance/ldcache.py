@@ -15,22 +15,40 @@ import functools
 import struct
 from typing import Final
 
+from serdab.structs import frozen
+
 _MAGIC: Final = b"glibc-ld.so.cache1.1"
 _OLD_MAGIC: Final = b"ld.so-1.7.0"
 _HEADER: Final = struct.Struct("<20sIIB3xI12x")
 _ENTRY: Final = struct.Struct("<iIIIQ")
 _LITTLE_ENDIAN: Final = 2
+# The upper half of an entry's hwcap when the lower is the number of a glibc-hwcaps directory.
+_HWCAPS_EXTENSION: Final = 1 << 30
 _MAX_LIBRARIES: Final = 1 << 20
 # ELF libraries of the sixth libc, by machine (FLAG_ELF_LIBC6 and the FLAG_* of ldconfig.h).
 FLAGS: Final = {"EM_X86_64": 0x0303, "EM_AARCH64": 0x0A03, "EM_386": 0x0003}
 
 
+@frozen
+class Entry:
+    """One library: its name, where it is, which kind; ``is_variant``: for some processors only."""
+
+    name: str
+    path: str
+    flags: int
+    is_variant: bool = False
+
+
 def parse(raw: bytes) -> list[tuple[str, str, int]]:
     """Return (name, path, flags) of every entry for all processors.
 
-    Entries for special processors (hwcaps) are left out: an image should run everywhere. A file
-    that is no cache gives an empty list, as it does to the loader.
+    A file that is no cache gives an empty list, as it does to the loader.
     """
+    return [(one.name, one.path, one.flags) for one in entries(raw) if not one.is_variant]
+
+
+def entries(raw: bytes) -> list[Entry]:
+    """Return every entry, but those for processors that loaders before 2.37 told apart."""
     start = 0
     if raw.startswith(_OLD_MAGIC):
         start = raw.find(_MAGIC)
@@ -43,8 +61,9 @@ def parse(raw: bytes) -> list[tuple[str, str, int]]:
         if position + _ENTRY.size > len(raw):
             break
         flags, key, value, _, hwcap = _ENTRY.unpack_from(raw, position)
-        if hwcap == 0:
-            out.append((_string(raw, start + key), _string(raw, start + value), flags))
+        if hwcap == 0 or hwcap >> 32 == _HWCAPS_EXTENSION:
+            name, path = _string(raw, start + key), _string(raw, start + value)
+            out.append(Entry(name, path, flags, is_variant=hwcap != 0))
     return out
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Says which programs of a tree cannot start, since their loader is not in it.
+"""Says which programs of a tree cannot start: their loader is not in it, or the machine is another.
 
-The kernel answers such a start with ENOENT, which reads as if the program were missing
-(execve(2)). Seen once the tree is sealed anew, so the cost is one short read of each executable.
+The kernel answers such a start with ENOENT, which reads as if the program were missing, or with
+ENOEXEC (execve(2)). Seen once the tree is sealed anew, so the cost is one short read of each
+executable. A tree without any file is told, too: it was not filled yet.
 
 Above: ``build``. Below: ``intree``, ``linux.dirtree``.
 """
@@ -32,16 +33,64 @@ _MOST_SEGMENTS: Final = 64
 _MAX_BYTES: Final = 4096  # PATH_MAX: the kernel takes no longer loader
 
 
+#: e_machine of elf(5) by what uname(2) says, of the machines that we run on.
+_OURS: Final = {"x86_64": 62, "aarch64": 183}
+_MACHINES: Final = {
+    3: "32-bit x86",
+    20: "PowerPC",
+    21: "64-bit PowerPC",
+    22: "s390",
+    40: "32-bit ARM",
+    62: "x86-64",
+    183: "64-bit ARM",
+    243: "RISC-V",
+    258: "LoongArch",
+}
+
+
+def foreign_machine(head: bytes) -> str:
+    """Return what machine an ELF file is for; empty if it is this one, or no such file.
+
+    ``head``: its first bytes, 20 at least.
+    """
+    if len(head) < 20 or not head.startswith(b"\x7fELF"):
+        return ""
+    is_64, is_little = head[4] == 2, head[5] == 1
+    number = int.from_bytes(head[18:20], "little" if is_little else "big")
+    if is_64 and number == _OURS.get(os.uname().machine):
+        return ""
+    name = _MACHINES.get(number, f"machine {number} of elf(5)")
+    return "x32" if number == _OURS["x86_64"] and not is_64 else name
+
+
+def foreign_line(machine: str, paths: list[str]) -> str:
+    """Return the warning of programs that no loader of this machine starts."""
+    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    return (
+        f"warning: {paths[0]}{more} will not start: for {machine}, and this is {os.uname().machine}"
+    )
+
+
 def lines_about(top: DirFd) -> Iterator[str]:
     """Yield a warning for each loader that programs of a tree want and that it lacks.
+
+    And for each other machine that programs are for, and of a tree without files.
 
     Raises:
         OSError: a directory or a file cannot be read.
     """
     lacking: dict[str, list[str]] = {}
+    foreign: dict[str, list[str]] = {}
     tree = Tree(top)
     is_there: dict[str, bool] = {}
-    for path, loader in _loaders(top):
+    is_empty = True
+    for path, machine, loader in _programs(top):
+        is_empty = False
+        if machine:
+            foreign.setdefault(machine, []).append(path)
+            continue
+        if not loader:
+            continue
         if loader not in is_there:
             is_there[loader] = tree.exists(loader)
         if not is_there[loader]:
@@ -52,33 +101,44 @@ def lines_about(top: DirFd) -> Iterator[str]:
             f"warning: {first}{more} will not start: {loader}, its loader, is not in the tree; "
             "`serdab copy-bom` brings what listed programs need"
         )
+    for machine, paths in foreign.items():
+        yield foreign_line(machine, paths)
+    if is_empty:
+        yield (
+            f"warning: {top.path} holds no file: nothing will run in it but what is mounted; "
+            "`serdab copy-bom -f FILE --root image` fills it"
+        )
 
 
-def _loaders(top: DirFd) -> Iterator[tuple[str, str]]:
+def _programs(top: DirFd) -> Iterator[tuple[str, str, str]]:
+    """Yield (path, foreign machine, loader) of each file; of what is no program only the path."""
     here = top.real()
     for fd, entries in dirtree.walk(top):
         place = os.readlink(f"/proc/self/fd/{fd}").removeprefix(here)
         for entry in entries:
             if not entry.is_file(follow_symlinks=False):
                 continue
+            machine = loader = ""
             if entry.stat(follow_symlinks=False).st_mode & 0o111:
-                loader = _loader_of(fd, entry.name)
-                if loader:
-                    yield posixpath.join("/", place, entry.name), loader
+                machine, loader = _nature_of(fd, entry.name)
+            yield posixpath.join("/", place, entry.name), machine, loader
 
 
-def _loader_of(directory: int, name: str) -> str:
-    """Return the loader that a program names, or nothing."""
+def _nature_of(directory: int, name: str) -> tuple[str, str]:
+    """Return the machine that a program is for, if it is another, else the loader that it names."""
     fd = os.open(name, _READ, dir_fd=directory)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return ""
+            return "", ""
+        machine = foreign_machine(os.pread(fd, _HEADER.size, 0))
+        if machine:
+            return machine, ""
         for kind, offset, size in _segments(fd):
             if kind == _INTERP and size <= _MAX_BYTES and offset < 1 << 63:
-                return os.fsdecode(os.pread(fd, size, offset).split(b"\0")[0])
+                return "", os.fsdecode(os.pread(fd, size, offset).split(b"\0")[0])
     finally:
         os.close(fd)
-    return ""
+    return "", ""
 
 
 def _segments(fd: int) -> Iterator[tuple[int, int, int]]:

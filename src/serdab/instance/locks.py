@@ -179,8 +179,15 @@ def is_in_use(instance: Instance) -> bool:
 
 
 def is_switch_cut_off(instance: Instance) -> bool:
-    """Return whether something of a change of the key lies about."""
-    return any(map(instance.root.exists, REKEY_PATHS))
+    """Return whether something of a change of the key lies about.
+
+    Raises:
+        UsageError: this user may not look there.
+    """
+    try:
+        return any(map(instance.root.exists, REKEY_PATHS))
+    except PermissionError as exc:
+        raise _not_yours(instance.at(RUN), exc) from exc
 
 
 def settle_switch(instance: Instance) -> None:

@@ -18,6 +18,7 @@ from serdab.instance.epoch import source_date_epoch
 from serdab.instance.fingerprint import Sealed, fingerprint
 from serdab.instance.layout import Instance
 from serdab.instance.leftimage import deviation_of
+from serdab.instance.leftout import LeftOut
 from serdab.instance.owners import Owner, load_owners
 from serdab.instance.signedrecord import Files, Signed, SignedTree, stamps
 from serdab.keys import Key
@@ -34,7 +35,8 @@ _BUILD_PREFIX: Final = "build/"
 class TreeSealer:
     """Seals trees into the staging directory, or takes over what did not change.
 
-    Without a staging directory it only looks.
+    Without a staging directory it only looks. ``owners``: of paths in a tree, by the tree's name,
+    where ``<tree>.owners`` beside it says nothing.
     """
 
     def __init__(
@@ -44,9 +46,11 @@ class TreeSealer:
         record: dict[str, Sealed],
         progress: Callable[[int], None] | None,
         say: Callable[[str], None],
+        owners: Mapping[str, Mapping[str, Owner]] | None = None,
     ) -> None:
         self._instance = instance
         self._say = say
+        self._owners = owners or {}
         self._staging = staging
         self._record = record
         self._progress = progress
@@ -93,8 +97,11 @@ class TreeSealer:
         form: ImageForm,
     ) -> bytes:
         root = self._instance.root
-        owners = load_owners(root, source)
+        # What a BOM declares is about this image; what came with the tree is of elsewhere.
+        owners = {**self._owners.get(name, {}), **load_owners(root, source)}
+        left_out = LeftOut(source, self._say)
         options = ImageOptions(
+            left_out=lambda path, what: left_out.note(f"{source}/{os.fsdecode(path)}", what),
             clamp_s=source_date_epoch(),
             owner=lambda path: owners.get(os.fsdecode(path), (0, 0)),
             zstd_level=ZSTD_LEVEL if form.is_compressed else 0,
@@ -126,6 +133,7 @@ class TreeSealer:
                     progress=self._progress,
                 )
                 written_ns = os.stat(IMAGE_NAME, dir_fd=out.fd).st_mtime_ns
+        left_out.end()
         self.outcome[name] = None if found is None else Sealed(found, info.root_mac, written_ns)
         self.sealed.append(name)
         return info.root_mac

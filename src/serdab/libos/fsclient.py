@@ -107,16 +107,17 @@ class FsServer:
     def _death(self) -> Error:
         return Error("an fs server ended unexpectedly", stage=self.name, subject="fs server")
 
-    def serve(self, fuse_fd: int, pid_namespace: int = -1) -> None:
+    def serve(self, fuse_fd: int, pid_namespace: int = -1, *, is_root: bool = False) -> None:
         """Hand over the mount. The descriptor is closed here: the server is its only holder.
 
         ``pid_namespace``: a descriptor of the one that was mounted from, if that is another than
-        the server's; it stays the caller's too.
+        the server's; it stays the caller's too. ``is_root``: it is mounted as ``tree`` mounts the
+        root of an instance.
         """
         try:
             self.is_serving = True
             also = () if pid_namespace < 0 else (pid_namespace,)
-            self._send({"op": "serve"}, (fuse_fd, *also))
+            self._send({"op": "serve", "is_root": is_root}, (fuse_fd, *also))
         finally:
             os.close(fuse_fd)
 

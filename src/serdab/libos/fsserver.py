@@ -87,7 +87,8 @@ class _Server:
                     finally:
                         orders.close()  # what it opened holds descriptors of its own
                 case "serve" if self._opened is not None and len(fds) in (1, 2):
-                    self._serve(fds[0], self._opened, *fds[1:])
+                    is_root = record.get("is_root") is True
+                    self._serve(fds[0], self._opened, *fds[1:], is_root=is_root)
                     return
                 case "quit":
                     close_all(fds)
@@ -125,13 +126,13 @@ class _Server:
                 },
             )
 
-    def _serve(self, fd: int, opened: Opened, pid_namespace: int = -1) -> None:
+    def _serve(self, fd: int, opened: Opened, pid_namespace: int = -1, *, is_root: bool) -> None:
         from serdab.fuse.operations import ServeOptions
         from serdab.fuse.session import Session, SessionOptions, spare_collector
 
         spare_collector()
         options = SessionOptions(
-            serve=ServeOptions(shows_trusted=False),
+            serve=ServeOptions(shows_trusted=False, is_root=is_root),
             wake_fd=self._channel.fileno(),
             pid_namespace=pid_namespace,
             on_wake=self._spoken_to,

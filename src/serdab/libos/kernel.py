@@ -178,7 +178,8 @@ class Kernel:
         if server is None:
             os.close(fd)
             return
-        server.serve(fd, self._sandbox.pid_namespace)
+        is_root = server in (self._init_server, self._root_server)
+        server.serve(fd, self._sandbox.pid_namespace, is_root=is_root)
         _raise_read_ahead(device)
 
     def _new_mount_server(self, name: str) -> FsServer:

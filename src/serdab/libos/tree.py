@@ -13,10 +13,12 @@ Security:
 
 from __future__ import annotations
 
+import os
 import struct
 from enum import IntEnum
 from typing import Final
 
+from serdab.fuse.abi import ROOT_ALIAS
 from serdab.libos.shares import tmpfs_options
 from serdab.structs import frozen
 
@@ -190,7 +192,13 @@ def plan(tree: Tree) -> Plan:
     """Return the steps that build ``tree`` and make it the root."""
     b = _Builder()
     read_only = RDONLY if tree.read_only else 0
-    b.fuse(_ROOT, tree.root_fuse, NOSUID | NODEV | read_only)
+    # Not the root of that mount, but what its server shows there under a name that it gives once:
+    # see ROOT_ALIAS. Only of what is mounted somewhere a part can be taken. That mount must not lie
+    # over /: pivot_root(2) would leave it, and the old root below it. It goes with the old root.
+    b.fuse(_SCRATCH, tree.root_fuse, NOSUID | NODEV | read_only)
+    b.step(_Op.ATTACH, "attaching the file system", src=_SCRATCH, dst=_OWN_ROOT, a="/proc")
+    b.clone(_ROOT, _SCRATCH, os.fsdecode(ROOT_ALIAS), NOSUID | NODEV | read_only)
+    b.step(_Op.CLOSE, "after the file system", src=_SCRATCH)
     b.step(_Op.ATTACH, "attaching the root", src=_ROOT, dst=_OWN_ROOT, a="/")
     _proc(b)
     _dev(b, tree)

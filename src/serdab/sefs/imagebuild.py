@@ -23,7 +23,7 @@ from serdab.sefs.imageformat import FLAG_ZSTD, HEADER_BYTES, IMAGE_NAME, SLOT_BY
 from serdab.sefs.imagekeys import ImageKeys
 from serdab.sefs.imagepages import PageWriter, Parameters
 from serdab.sefs.imagesource import ImageSource
-from serdab.sefs.imagewalk import Additions, Source, SourceEntry, Walk
+from serdab.sefs.imagewalk import Additions, LeftOut, Source, SourceEntry, Walk
 from serdab.sefs.inflate import FRAME, PLAIN
 from serdab.sefs.packwriter import PackWriter, Sealer, compress
 from serdab.sefs.page import Item
@@ -54,6 +54,8 @@ class ImageOptions:
     """Latest mtime, seconds since the epoch (SOURCE_DATE_EPOCH)."""
     owner: Callable[[bytes], tuple[int, int]] = _root_owner
     """(uid, gid) of a path relative to the root."""
+    left_out: LeftOut | None = None
+    """Is told of devices and sockets, which are left out then; without it they are refused."""
 
 
 @frozen
@@ -93,7 +95,13 @@ def build_image(
     """
     options = options or ImageOptions()
     with _source_tree(source) as tree:
-        walk = Walk(tree, additions or Additions(), clamp_s=options.clamp_s, owner=options.owner)
+        walk = Walk(
+            tree,
+            additions or Additions(),
+            clamp_s=options.clamp_s,
+            owner=options.owner,
+            left_out=options.left_out,
+        )
     try:
         return _write_image(walk, out, key, options, progress)
     finally:

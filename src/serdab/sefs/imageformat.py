@@ -187,6 +187,15 @@ def is_padding(size: int) -> bool:
     return MIN_UNIT <= size <= MAX_PADDING and size & (size - 1) == 0
 
 
+def _found_instead(raw: bytes) -> str:
+    """Return what there is where a header should be."""
+    if not raw:
+        return "an empty file"
+    if len(raw) < HEADER_BYTES and raw[:8] == MAGIC[: len(raw)]:
+        return f"the first {len(raw)} of its {HEADER_BYTES} bytes: the file was cut"
+    return repr(raw[:8])
+
+
 def parse_header(raw: bytes) -> Header:
     """Return the header, strictly checked.
 
@@ -197,7 +206,7 @@ def parse_header(raw: bytes) -> Header:
         raise FormatError(
             "not a sealed image",
             expected="a SEFSIMG header",
-            found=repr(raw[:8]) if raw else "an empty file",
+            found=_found_instead(raw),
         )
     (
         _,

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final, Protocol
 
 from serdab.errors import UsageError
-from serdab.linux.dirfd import DirFd
+from serdab.linux.dirfd import DirFd, word_for
 from serdab.linux.dirtree import Descent, listing
 from serdab.linux.files import next_data
 from serdab.linux.identity import identity, identity_of
@@ -119,21 +119,31 @@ def in_order(
 
 
 Owner = Callable[[bytes], tuple[int, int]]
+#: Is told of what cannot be sealed: its path, and what it is.
+LeftOut = Callable[[bytes, str], None]
 
 
 class Walk:
     """Produces entries and names. ``clamp_s`` is the latest mtime in seconds, or None.
 
-    ``close`` it: it holds a descriptor of the directory where it is.
+    Without ``left_out`` a device or a socket is an error. ``close`` it: it holds a descriptor of
+    the directory where it is.
     """
 
     def __init__(
-        self, source: DirFd, additions: Additions, *, clamp_s: int | None, owner: Owner
+        self,
+        source: DirFd,
+        additions: Additions,
+        *,
+        clamp_s: int | None,
+        owner: Owner,
+        left_out: LeftOut | None = None,
     ) -> None:
         self._here = Descent(source)
         self._additions = additions
         self._clamp_s = clamp_s
         self._owner = owner
+        self._left_out = left_out
         self._next_ino = ROOT_INO
         self._seen: dict[tuple[int, int], SourceEntry] = {}
         self.names: list[Name] = []
@@ -236,7 +246,10 @@ class Walk:
         added = self._additions.below(parent.path)
         for name in sorted({*found, *added}):
             path = parent.path + b"/" + name if parent.path else name
-            entry, fresh = self._child(path, found.get(name))
+            child = self._child(path, found.get(name))
+            if child is None:
+                continue
+            entry, fresh = child
             self.names.append(
                 Name(parent.inode.ino, name, entry.inode.ino, entry.inode.mode >> _DTYPE_SHIFT)
             )
@@ -247,7 +260,10 @@ class Walk:
             if fresh:
                 yield entry
 
-    def _child(self, path: bytes, found: os.DirEntry[str] | None) -> tuple[SourceEntry, bool]:
+    def _child(
+        self, path: bytes, found: os.DirEntry[str] | None
+    ) -> tuple[SourceEntry, bool] | None:
+        """Return an entry and whether it is new; None of what is left out."""
         content = self._additions.files.get(path)
         if content is not None:
             entry = self._new(path, None, stat.S_IFREG | 0o644, 0)
@@ -260,18 +276,21 @@ class Walk:
         # Of the name as it is in the open directory; what it means later is compared with this.
         status = os.stat(found.name, dir_fd=self._here.fd, follow_symlinks=False)
         kind = stat.S_IFMT(status.st_mode)
-        if kind not in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO):
-            raise UsageError(
-                "cannot be sealed: neither file, directory, symlink nor FIFO",
-                stage="build",
-                subject=self._here.label(found.name),
-                hint="remove it from the tree; devices and sockets are made at run time",
-            )
         if path in self._additions.directories and kind != stat.S_IFDIR:
             raise UsageError(
                 "a mount point must be a directory",
                 stage="build",
                 subject=self._here.label(found.name),
+            )
+        if kind not in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO):
+            if self._left_out is not None:
+                self._left_out(path, word_for(status.st_mode))
+                return None
+            raise UsageError(
+                "cannot be sealed: neither file, directory, symlink nor FIFO",
+                stage="build",
+                subject=self._here.label(found.name),
+                hint="remove it from the tree; devices and sockets are made at run time",
             )
         host = identity_of(status)
         is_linked = status.st_nlink > 1 and kind != stat.S_IFDIR

@@ -15,7 +15,7 @@ from itertools import pairwise
 import pytest
 
 from serdab.errors import AuthenticationError, FsError
-from serdab.fuse.abi import MINOR, InitFlag, Opcode
+from serdab.fuse.abi import MINOR, ROOT_ALIAS, ROOT_ALIAS_NODEID, InitFlag, Opcode
 from serdab.fuse.operations import ServeOptions
 from serdab.fuse.session import Session, SessionOptions
 from serdab.vfs.api import DirEntry, Inode
@@ -484,3 +484,33 @@ class TestStopping:
             os.close(write_end)
             peer.socket.close()
             peer._device.close()
+
+
+class TestTheSecondInodeOfTheRoot:
+    """The root of an instance is mounted by it, see :data:`abi.ROOT_ALIAS`."""
+
+    OPTIONS = SessionOptions(serve=ServeOptions(is_root=True))
+
+    def test_the_first_who_asks_gets_it_and_it_is_the_root(self) -> None:
+        fs = MemFs()
+        fs.mkdir(1, b"below", 0o755, 0, 0)
+        with Peer(fs, self.OPTIONS) as peer:
+            error, body = peer.call(Opcode.LOOKUP, 1, ROOT_ALIAS + b"\0")
+            assert error == 0
+            (nodeid,) = struct.unpack_from("=Q", body)
+            assert nodeid == ROOT_ALIAS_NODEID
+            error, body = peer.call(Opcode.LOOKUP, nodeid, b"below\0")
+            assert error == 0
+            assert struct.unpack_from("=Q", body)[0] == fs.lookup(1, b"below").ino
+            moved = struct.pack("=QII", nodeid, 0, 0) + b"below\0moved\0"
+            assert peer.call(Opcode.RENAME2, nodeid, moved)[0] == 0
+            assert fs.lookup(1, b"moved").mode
+
+    def test_a_file_of_that_name_is_what_it_is_for_all_others(self) -> None:
+        fs = MemFs()
+        ino = fs.mkdir(1, ROOT_ALIAS, 0o755, 0, 0).ino
+        for options, first in ((self.OPTIONS, ROOT_ALIAS_NODEID), (SessionOptions(), ino)):
+            with Peer(fs, options) as peer:
+                for expected in (first, ino):
+                    error, body = peer.call(Opcode.LOOKUP, 1, ROOT_ALIAS + b"\0")
+                    assert (error, *struct.unpack_from("=Q", body)) == (0, expected)

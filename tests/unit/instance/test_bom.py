@@ -100,6 +100,21 @@ class TestCopying:
         assert status.st_mtime == 1
         assert stat.S_IMODE((shop.root / "opt").stat().st_mode) == 0o755
 
+    @pytest.mark.parametrize("when_s", [-5, 1 << 33])
+    def test_times_that_few_expect_are_kept(self, shop: Workshop, when_s: int) -> None:
+        source = shop.source("d/old")
+        os.utime(source, (when_s, when_s))
+        shop.copy("targets: [{target: /, copy: [{dirs: [d/]}]}]")
+        assert (shop.root / "old").stat().st_mtime == source.stat().st_mtime == when_s
+
+    def test_what_cannot_be_copied_is_told_in_few_lines(self, shop: Workshop) -> None:
+        for number in range(20):
+            os.mkfifo(shop.source("d/file").parent / f"fifo{number:02}")
+        shop.copy("targets: [{target: /, copy: [{dirs: [d/]}]}]")
+        assert shop.said[0] == f"{shop.path}/d/fifo00 is a FIFO: left out"
+        assert shop.said[-1] == f"{shop.path}/bom.yaml: 12 more are left out"
+        assert len(shop.said) == 9
+
     def test_holes_stay_holes(self, shop: Workshop) -> None:
         source = shop.source("one", "")
         with open(source, "r+b") as file:
@@ -473,6 +488,14 @@ class TestLibraries:
         assert (shop.root / path.lstrip("/")).read_text() == "mine"
 
 
+def run_with_proc(shop: Workshop, program: str) -> int:
+    """Run a program of the tree with a /proc, without which no loader knows $ORIGIN."""
+    (shop.root / "proc").mkdir(exist_ok=True)
+    script = 'mount --rbind /proc "$1/proc" && exec chroot "$1" "$2"'
+    command = ["unshare", "--mount", "sh", "-c", script, "sh", str(shop.root), program]
+    return subprocess.run(command, check=False).returncode
+
+
 class TestScripts:
     def test_the_interpreter_comes_along_with_its_libraries(self, shop: Workshop) -> None:
         shop.source("script", "#!/bin/bash\n", 0o755)
@@ -492,3 +515,55 @@ class TestScripts:
         shop.source("script", "#!/usr/bin/env bash\n", 0o755)
         shop.copy("targets:\n- target: /opt\n  copy:\n  - files: [script]\n")
         assert {"usr/bin/env"} < set(shop.names())
+
+    @pytest.mark.root
+    @pytest.mark.skipif(os.geteuid() != 0, reason="chroot(2) is for root")
+    def test_one_behind_links_keeps_its_place_and_its_libraries(self, shop: Workshop) -> None:
+        """A JVM, say: /usr/bin/java is a link to a link, and the libraries lie beside the file."""
+        shop.source("a.c", "int answer(void) { return 42; }\n")
+        shop.source("m.c", "int answer(void); int main(void) { return answer(); }\n")
+        library, real = shop.path / "jre/lib/liba.so", shop.path / "jre/bin/tool"
+        for path in (library, real):
+            path.parent.mkdir(parents=True)
+        shared = ["-shared", "-fPIC", "-Wl,-soname,$ORIGIN/../lib/liba.so"]
+        compile_(shop, "gcc", *shared, "-o", str(library), "a.c")
+        compile_(shop, "gcc", "-o", str(real), "m.c", str(library))
+        (shop.path / "middle").symlink_to("jre/bin/tool")
+        first = shop.path / "tool"
+        first.symlink_to(shop.path / "middle")
+        shop.source("script", f"#!{first}\n", 0o755)
+        shop.copy("targets: [{target: /bin, copy: [{files: [script]}]}]")
+        inside = shop.root / str(first)[1:]
+        assert os.readlink(inside) == str(shop.path / "middle")
+        assert os.readlink(inside.parent / "middle") == "jre/bin/tool"
+        assert run_with_proc(shop, str(first)) == 42
+
+    @pytest.mark.root
+    @pytest.mark.skipif(os.geteuid() != 0, reason="chroot(2) is for root")
+    def test_a_library_asked_for_by_its_place_lies_beside_the_program(self, shop: Workshop) -> None:
+        shop.source("a.c", "int answer(void) { return 42; }\n")
+        shop.source("m.c", "int answer(void); int main(void) { return answer(); }\n")
+        library = shop.path / "liba.so"
+        compile_(
+            shop,
+            "gcc",
+            "-shared",
+            "-fPIC",
+            "-Wl,-soname,$ORIGIN/liba.so",
+            "-o",
+            str(library),
+            "a.c",
+        )
+        compile_(shop, "gcc", "-o", "main", "m.c", str(library))
+        shop.copy("targets: [{target: /opt/x, copy: [{files: [main]}]}]")
+        assert (shop.root / "opt/x/liba.so").exists()
+        assert run_with_proc(shop, "/opt/x/main") == 42
+
+    def test_a_script_may_be_run_by_a_script_even_by_itself(self, shop: Workshop) -> None:
+        inner = shop.source("inner", "#!/bin/cat\n", 0o755)
+        itself = shop.path / "itself"
+        shop.source("itself", f"#!{itself}\n", 0o755)
+        shop.source("outer", f"#!{inner}\n", 0o755)
+        shop.source("other", f"#!{itself}\n", 0o755)
+        shop.copy("targets: [{target: /, copy: [{files: [outer, other]}]}]")
+        assert {"bin/cat", str(inner)[1:], str(itself)[1:]} <= set(shop.names())

@@ -15,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serdab.instance import ldcache
-from serdab.instance.elf import Libraries, Program, Script, read_program
+from serdab.instance.elf import Program, read_program
+from serdab.instance.libraries import Libraries
+from serdab.instance.shebang import Script
 
 SOURCE = "int answer(void); int main(void) { return answer(); }\n"
 LIBRARY = "int answer(void) { return 42; }\n"
@@ -55,6 +57,15 @@ class TestReading:
             (b"#! /usr/bin/python3 -I\nx", "/usr/bin/python3", ""),
             (b"#!/usr/bin/env python3\n", "/usr/bin/env", "python3"),
             (b"#!/usr/bin/env -S A=1 python3 -I\n", "/usr/bin/env", "python3"),
+            (b"#!/usr/bin/env -vS -u A -i python3 -I\n", "/usr/bin/env", "python3"),
+            (
+                b"#!/usr/bin/env --split-string=--chdir=/x -C / 'my prog' x\n",
+                "/usr/bin/env",
+                "my prog",
+            ),
+            (b"#!/usr/bin/env -S -a name -- A=1 'B=1 2' -x\n", "/usr/bin/env", "-x"),
+            (b"#!/usr/bin/env -S ${SHELL} -x\n", "/usr/bin/env", ""),
+            (b"#!/usr/bin/env python3 -I\n", "/usr/bin/env", "python3"),
         ],
     )
     def test_scripts_name_their_interpreter(
@@ -63,6 +74,13 @@ class TestReading:
         path = tmp_path / "script"
         path.write_bytes(line)
         assert read_program(str(path)) == Script(str(path), interpreter, command)
+
+    def test_a_line_of_env_may_say_where_to_look(self, tmp_path: Path) -> None:
+        path = tmp_path / "script"
+        path.write_bytes(b"#!/bin/env -S PATH=/opt/x/bin:rel:/bin tool\n")
+        assert read_program(str(path)) == Script(
+            str(path), "/bin/env", "tool", ("/opt/x/bin", "/bin")
+        )
 
     @pytest.mark.parametrize("content", [b"", b"#", b"#!", b"#!  \n", b"text", b"\x7fEL"])
     def test_other_files_are_neither(self, tmp_path: Path, content: bytes) -> None:

@@ -17,8 +17,8 @@ from serdab.instance.sealedroot import layer_keys, prove_owner, verified_chain
 from serdab.keys import Key
 from serdab.trust.descriptor import parse_and_verify
 from serdab.trust.signing import load_signer
+from tests.harness.signers import SIGNING_KEY, signer
 
-KEY = Path(__file__).parents[2] / "vectors" / "signing-key.pem"
 IMAGE_KEY = Key(bytes(range(16)))
 
 
@@ -27,7 +27,7 @@ def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Instance:
     for name in ("STATE", "CONFIG", "CACHE"):
         monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / name.lower()))
     made = new_instance(str(tmp_path / "instance"))
-    build(made, BuildRequest(load_signer(str(KEY)), image_key=IMAGE_KEY), say=lambda _: None)
+    build(made, BuildRequest(signer(), image_key=IMAGE_KEY), say=lambda _: None)
     return made
 
 
@@ -38,12 +38,12 @@ def tool(path: Path, command: str) -> str:
 
 
 def test_the_signer_of_the_build_is_the_owner(instance: Instance) -> None:
-    prove_owner(verified_chain(instance), load_signer(str(KEY)))
+    prove_owner(verified_chain(instance), signer())
 
 
 def test_a_tool_that_signs_with_the_key_is_the_owner(instance: Instance, tmp_path: Path) -> None:
     exe = tool(tmp_path / "tool", 'exec openssl dgst -sha256 -sign "$3"')
-    prove_owner(verified_chain(instance), load_signer(str(KEY), exe))
+    prove_owner(verified_chain(instance), load_signer(str(SIGNING_KEY), exe))
 
 
 def test_another_key_is_named_with_both_signers(instance: Instance, tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_another_key_is_named_with_both_signers(instance: Instance, tmp_path: Pa
 def test_another_tool_is_what_differs(instance: Instance, tmp_path: Path, command: str) -> None:
     exe = tool(tmp_path / "tool", command)
     with pytest.raises(VerificationError, match="the sign tool is not"):
-        prove_owner(verified_chain(instance), load_signer(str(KEY), exe))
+        prove_owner(verified_chain(instance), load_signer(str(SIGNING_KEY), exe))
 
 
 def test_no_key_at_all_is_no_owner(instance: Instance) -> None:
@@ -75,9 +75,9 @@ def test_what_is_signed_for_a_proof_is_never_a_descriptor(
     seen = tmp_path / "seen"
     exe = tool(tmp_path / "tool", f'tee -a {seen} | openssl dgst -sha256 -sign "$3"')
     chain = verified_chain(instance)
-    prove_owner(chain, load_signer(str(KEY), exe))
+    prove_owner(chain, load_signer(str(SIGNING_KEY), exe))
     first = seen.read_bytes()
-    prove_owner(chain, load_signer(str(KEY), exe))
+    prove_owner(chain, load_signer(str(SIGNING_KEY), exe))
     assert seen.read_bytes() != first * 2, "a proof must be fresh"
     assert not first.startswith(chain.descriptor.dump()[:1])
 
@@ -106,7 +106,7 @@ def test_an_encrypted_image_wants_a_key(instance: Instance) -> None:
 
 
 def test_an_integrity_only_image_wants_none(instance: Instance) -> None:
-    build(instance, BuildRequest(load_signer(str(KEY))), say=lambda _: None)
+    build(instance, BuildRequest(signer()), say=lambda _: None)
     chain = verified_chain(instance)
     with pytest.raises(WrongKeyError):
         layer_keys(chain, IMAGE_KEY)
@@ -117,7 +117,7 @@ def test_an_integrity_only_image_wants_none(instance: Instance) -> None:
 
 def test_nothing_is_recorded_on_the_way(instance: Instance, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    prove_owner(verified_chain(instance), load_signer(str(KEY)))
+    prove_owner(verified_chain(instance), signer())
     after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert after == before
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -23,9 +22,9 @@ from serdab.structs import replace
 from serdab.trust.chain import BootChain, State
 from serdab.trust.descriptor import Descriptor, sign
 from serdab.trust.measurement import Digest
-from serdab.trust.signing import load_signer
+from tests.harness.signers import signer
 
-SIGNER = load_signer(str(Path(__file__).parents[2] / "vectors" / "signing-key.pem"))
+SIGNER = signer()
 CODE = Digest.of(b"code")
 INIT_MAC, ROOT_MAC, OTHER_MAC = b"\1" * 32, b"\2" * 32, b"\3" * 32
 CONFIG = BootConfig("encrypted", INIT_MAC, ROOT_MAC)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,13 +15,12 @@ from serdab.errors import Error, FormatError, VerificationError
 from serdab.structs import replace
 from serdab.trust.descriptor import Descriptor, parse_and_verify, sign
 from serdab.trust.measurement import Digest
-from serdab.trust.signing import load_signer
+from tests.harness.signers import signer
 
-KEY = Path(__file__).parents[2] / "vectors" / "signing-key.pem"
 DESCRIPTOR = Descriptor(
     "0.1.0", Digest.of(b"code"), Digest.of(b"config"), 1, 2, False, "simulation"
 )
-SIGNER = load_signer(str(KEY))
+SIGNER = signer()
 RAW = sign(DESCRIPTOR, SIGNER)
 
 

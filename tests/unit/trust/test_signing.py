@@ -29,8 +29,9 @@ from hypothesis import strategies as st
 from serdab.errors import UsageError, VerificationError
 from serdab.trust import signing
 from serdab.trust.signing import MODULUS_BYTES, PublicKey, Signer, load_signer
+from tests.harness.signers import SIGNING_KEY as KEY
+from tests.harness.signers import signer
 
-KEY = Path(__file__).parents[2] / "vectors" / "signing-key.pem"
 MRSIGNER = "607deafd927f0671ee0531ad6455fb59ace829b464740e428525accf77d0ccc6"
 SIGNATURE_SHA256 = "9b2548bee486af3cf3836a743634e1efefdb8aa8bda99fa4693b7b299bf98bb5"
 
@@ -38,8 +39,8 @@ SIGNATURE_SHA256 = "9b2548bee486af3cf3836a743634e1efefdb8aa8bda99fa4693b7b299bf9
 @functools.cache
 def _signed() -> tuple[Signer, bytes]:
     """A signer, and its signature of "one": both take long, and are the same for each example."""
-    signer = load_signer(str(KEY))
-    return signer, signer.sign(b"one")
+    one = signer()
+    return one, one.sign(b"one")
 
 
 @pytest.fixture
@@ -55,20 +56,19 @@ class TestVectors:
         assert str(load_signer(str(KEY)).public.mrsigner()) == MRSIGNER
 
     def test_mrsigner_is_over_the_little_endian_modulus(self) -> None:
-        public = load_signer(str(KEY)).public
+        public = signer().public
         modulus = public.modulus.to_bytes(384, "little")
         assert public.mrsigner().value == hashlib.sha256(modulus).digest()
         assert public.exponent == 3
 
     def test_the_signature_is_the_one_openssl_makes(self) -> None:
-        signature = load_signer(str(KEY)).sign(b"serdab")
+        signature = signer().sign(b"serdab")
         assert hashlib.sha256(signature).hexdigest() == SIGNATURE_SHA256
 
 
 class TestVerification:
     def test_accepts_its_own_and_refuses_any_other_message(self) -> None:
-        signer = load_signer(str(KEY))
-        signature = signer.sign(b"one")
+        signer, signature = _signed()
         signer.public.verify(b"one", signature)
         with pytest.raises(VerificationError, match="does not verify"):
             signer.public.verify(b"two", signature)
@@ -83,8 +83,7 @@ class TestVerification:
             signer.public.verify(b"one", bytes(signature))
 
     def test_refuses_other_lengths_and_the_same_number_plus_the_modulus(self) -> None:
-        signer = load_signer(str(KEY))
-        signature = signer.sign(b"one")
+        signer, signature = _signed()
         number = int.from_bytes(signature, "big")
         others = [b"", signature[:-1], signature + b"\0", b"\0" + signature]
         if number + signer.public.modulus < 1 << MODULUS_BYTES * 8:
@@ -96,7 +95,7 @@ class TestVerification:
     def test_a_cube_root_forgery_is_refused(self) -> None:
         # Exponent 3: a cube whose top bytes look right fools verifiers that parse the padding and
         # do not look at what follows the digest (Bleichenbacher, 2006; CVE-2006-4339).
-        public = load_signer(str(KEY)).public
+        public = signer().public
         prefix = b"\0\1" + b"\xff" * 8 + b"\0" + signing._DIGEST_INFO
         wanted = prefix + hashlib.sha256(b"forged").digest()
         block = int.from_bytes(wanted + b"\xff" * (MODULUS_BYTES - len(wanted)), "big")
@@ -108,7 +107,7 @@ class TestVerification:
 
     @pytest.mark.parametrize("forged", [0, 1])
     def test_fixed_points_of_rsa_are_no_signatures(self, forged: int) -> None:
-        public = load_signer(str(KEY)).public
+        public = signer().public
         with pytest.raises(VerificationError):
             public.verify(b"", forged.to_bytes(MODULUS_BYTES, "big"))
 
@@ -288,5 +287,5 @@ def test_verification_agrees_with_the_cryptography_package() -> None:
     key = load_pem_public_key(public_pem())
     assert isinstance(key, rsa.RSAPublicKey)
     assert key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    signature = load_signer(str(KEY)).sign(b"both")
+    signature = signer().sign(b"both")
     key.verify(signature, b"both", PKCS1v15(), SHA256())
