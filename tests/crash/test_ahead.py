@@ -108,6 +108,45 @@ def test_what_a_commit_has_is_written_while_the_log_goes_on(seen: Seen) -> None:
     assert seen.beside_a_log > 20
 
 
+def _in_steps(steps: list[Step]) -> list[Step]:
+    """Return the operations, with syncs in steps, and one operation within each."""
+    out: list[Step] = []
+    for count, step in enumerate(step for step in steps if isinstance(step, tuple)):
+        out += ["fsync begins", step, "fsync ends"] if count % 6 == 5 else [step]
+    return out
+
+
+def _sync_in_steps(seed: int, tally: Tally) -> None:
+    """Sync in steps where a record of the log holds little: most commits are checkpoints."""
+    limits = replace(LIMITS, commit_bytes=100, beside_bytes=1 << 10)
+    ground = _served(bare_ground(SETUP, version=either_version(seed)), limits)
+    steps = _in_steps(random_workload(seed, 100))
+    storm(run(ground, steps), tally, per_point=3, again_every=60, seed=seed)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_sync_in_steps_that_becomes_a_checkpoint(
+    seen: Seen, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ahead, "_KEPT", 1)
+    tally = Tally()
+    _sync_in_steps(seed, tally)
+    assert tally.states > 50
+    assert seen.at_all > 5
+
+
+@pytest.mark.soak
+def test_many_seeds(seen: Seen) -> None:
+    tally = Tally()
+    for seed in range(1000, 1150):
+        _sync_in_steps(seed, tally)
+        ground = _served(bare_ground(SETUP, version=either_version(seed)))
+        steps = _with_pauses(random_workload(seed, 120))
+        storm(run(ground, steps), tally, per_point=4, again_every=100, seed=seed)
+    assert tally.states > 10_000
+    assert seen.beside_a_log > 100
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_what_was_never_synced_is_never_shown(seen: Seen, seed: int) -> None:
     limits = replace(

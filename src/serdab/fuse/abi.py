@@ -25,7 +25,7 @@ NAME_MAX: Final = 255
 #: The kernel keeps no ACL of the root of a mount, not even that it has none: that inode is older
 #: than the answer to INIT which says that there are ACLs (fuse_init_inode(), fs/fuse/inode.c). So
 #: each path of a program that does not own the root would ask for it. The root therefore has a
-#: second inode, under a name that it has for the first who looks it up; that is mounted.
+#: second inode, under a name that it has for the first who looks it up; that is mounted (ADR 22).
 ROOT_ALIAS: Final = b"root"
 ROOT_ALIAS_NODEID: Final = 1 << 63 | 1
 #: No inode number has that bit.
