@@ -87,7 +87,7 @@ def finish(root: DirFd) -> None:
     for note in root.names(COPIES):
         name = note.removesuffix(_WHOLE)
         path = unquote(name)
-        if name == note or not path.startswith(MOVED_PLACES):
+        if name == note or not path.startswith(MOVED_PLACES) or ".." in path.split("/"):
             continue
         copy = f"{COPIES}/{name}"
         if root.is_directory(copy):

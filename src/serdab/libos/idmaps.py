@@ -56,14 +56,14 @@ class IdMap:
 
 @frozen
 class Here:
-    """The ids of our own user namespace, and whether its root is the machine's."""
+    """The ids of our own user namespace; ``host_root`` is which of them is kuid 0, if any."""
 
     uids: ownids.Ranges
     gids: ownids.Ranges
-    has_host_root: bool
+    host_root: int | None
 
 
-_EVERYWHERE: Final = Here(ownids.EVERY_ID, ownids.EVERY_ID, has_host_root=True)
+_EVERYWHERE: Final = Here(ownids.EVERY_ID, ownids.EVERY_ID, host_root=0)
 
 
 def subordinate_range(text: str, names: tuple[str, ...]) -> tuple[int, int] | None:
@@ -130,7 +130,7 @@ def choose(
 
 def _of_few(here: Here) -> IdMap:
     """Return the map for root of a user namespace: itself, then what else there is."""
-    if here.has_host_root:
+    if here.host_root == 0:
         raise EnvironmentRefused(
             "this user namespace has the machine's root in it, and no range for a sandbox",
             stage="sandbox",
@@ -138,7 +138,7 @@ def _of_few(here: Here) -> IdMap:
             found="kuid 0 as root",
             hint="map root of the container to another id, or start it without a user namespace",
         )
-    uids, gids = _same(here.uids), _same(here.gids)
+    uids, gids = _same(ownids.without(here.uids, here.host_root)), _same(here.gids)
     if not _is_plenty(uids) or not _is_plenty(gids):
         return IdMap(((0, 0, 1),), ((0, 0, 1),), is_single=True)
     return IdMap(uids, gids)
@@ -167,8 +167,7 @@ def _read(path: str) -> str:
 
 def look_here() -> Here:
     """Return the ids of our own user namespace."""
-    root = ownids.host_root()
-    return Here(ownids.mapped("uid_map"), ownids.mapped("gid_map"), root is not None)
+    return Here(ownids.mapped("uid_map"), ownids.mapped("gid_map"), ownids.host_root())
 
 
 def choose_here(take: Take = _first) -> IdMap:

@@ -59,7 +59,7 @@ class TestIdMaps:
         assert ids.uids == ((0, 1000, 1),)
         assert not ids.drop_groups
 
-    def few(self, *ranges: tuple[int, int], has_host_root: bool = False) -> IdMap:
+    def few(self, *ranges: tuple[int, int], host_root: int | None = None) -> IdMap:
         return choose(
             uid=0,
             gid=0,
@@ -67,7 +67,7 @@ class TestIdMaps:
             subuid="root:100000:65536",
             subgid="root:100000:65536",
             has_helpers=True,
-            here=Here(ranges, ranges, has_host_root),
+            here=Here(ranges, ranges, host_root),
         )
 
     def test_root_of_a_container_has_what_ids_there_are(self) -> None:
@@ -79,7 +79,11 @@ class TestIdMaps:
 
     def test_host_root_with_few_ids_is_refused(self) -> None:
         with pytest.raises(EnvironmentRefused, match="machine's root"):
-            self.few((0, 1000), has_host_root=True)
+            self.few((0, 1000), host_root=0)
+
+    def test_host_root_by_another_number_is_left_out(self) -> None:
+        assert self.few((0, 1000), host_root=5).uids == ((0, 0, 5), (6, 6, 994))
+        assert self.few((0, 1), (1, 9), host_root=1).uids == ((0, 0, 1), (2, 2, 8))
 
     @pytest.mark.parametrize("line", ["anna:x:65536", "anna:1", "anna:0:65536", ":1:65536", ""])
     def test_lines_that_are_of_no_use_are_passed_over(self, line: str) -> None:
