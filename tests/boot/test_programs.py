@@ -272,6 +272,21 @@ class TestTerminal:
         assert os.waitstatus_to_exitcode(wait_status(pid, master)) == 3
         os.close(master)
 
+    def test_a_caller_that_hears_ctrl_c_after_the_program_ended_does_not_die_of_it(
+        self, hosted: Box
+    ) -> None:
+        script = "trap 'echo caught; exit 3' INT; echo ready; while :; do sleep 0.05; done"
+        pid, master = self.run_on_pty(hosted, "/bin/sh", "-c", script)
+        self.read_until(master, b"ready\r\n")
+        inside = find_family(pid, hosted.path).inside
+        os.kill(pid, signal.SIGSTOP)
+        os.write(master, b"\x03")
+        self.read_until(master, b"caught\r\n")
+        wait_until(lambda: not any(member.is_alive() for member in inside), "the program's end")
+        os.kill(pid, signal.SIGCONT)
+        assert os.waitstatus_to_exitcode(wait_status(pid, master)) == 3
+        os.close(master)
+
     def test_ctrl_c_kills_a_program_that_does_not_care(self, hosted: Box) -> None:
         pid, master = self.run_on_pty(hosted, "/bin/sh", "-c", "echo ready; exec sleep 60")
         self.read_until(master, b"ready\r\n")

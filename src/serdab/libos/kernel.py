@@ -422,7 +422,7 @@ class Kernel:
             self._sandbox.kill(sent, program, group=is_for_all)
         elif sent == signal.SIGTSTP:
             self._jobs.stop_caller(sent)
-        elif sent in KEYBOARD:
+        elif sent in KEYBOARD and not is_for_all:  # else the programs had it when there were any
             self._jobs.unheard = sent
 
     # Going down -----------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def run_foreground(
             state.program_is(None)
             # The program has ended, or never was: nothing inside is worth waiting for.
             pal.destroy(patience_s=0)
-            state.dies_of(pal.unheard)
+            state.is_over(pal.unheard)
     except (Error, InternalError):
         restore_foreground(_JOB_ENDS_S if state.has_begun() else 0.0)
         forwarding.end()
@@ -114,7 +114,7 @@ class _Foreground:
         self._is_booting = True
         # A program may run, and say so, before we hear of it: what comes meanwhile waits for that.
         self._is_known = threading.Event()
-        self._has_ended = False
+        self._has_ended = self._is_over = False
         self.ended_by = 0
         #: The signal that a shell is to see us die of, or 0.
         self.died_of = 0
@@ -133,13 +133,21 @@ class _Foreground:
         self._has_ended = process is None
         self._is_known.set()
 
+    def is_over(self, unheard: int) -> None:
+        """The instance has ended; ``unheard`` came when there was no program, or is 0."""
+        self._is_over = True
+        self.dies_of(unheard)
+
     def dies_of(self, number: int) -> None:
         self.died_of = self.died_of or number
 
     def on_ending(self, number: int, *, is_of_terminal: bool) -> bool:
         if self._has_ended and number in KEYBOARD:
-            # Nothing is left for it to end, but whoever waits for us is to hear of it.
-            self.dies_of(number)
+            # Nothing is left for it to end, but whoever waits for us is to hear of it. What the
+            # terminal sent may have come before the end, and we hear it late: the kernel process,
+            # which heard it as well, tells at its own end whether a program was there.
+            if self._is_over or not is_of_terminal:
+                self.dies_of(number)
             return True
         if not self._is_booting:
             return False
