@@ -43,6 +43,19 @@ def test_what_keys_send_after_the_program_is_died_of(*, is_of_terminal: bool) ->
     state = _Foreground()
     state.program_follows()
     state.program_is(None)
+    if is_of_terminal:
+        # It may have been sent before: the kernel process tells at its end, and tells no more.
+        assert state.on_ending(signal.SIGINT, is_of_terminal=True)
+        assert state.died_of == 0
+        state.is_over(0)
     assert state.on_ending(signal.SIGINT, is_of_terminal=is_of_terminal)
     assert not state.on_ending(signal.SIGTERM, is_of_terminal=False)
     assert (state.ended_by, state.died_of) == (0, signal.SIGINT)
+
+
+def test_what_the_kernel_process_heard_after_the_program_is_died_of() -> None:
+    state = _Foreground()
+    state.program_follows()
+    state.program_is(None)
+    state.is_over(signal.SIGINT)
+    assert state.died_of == signal.SIGINT
