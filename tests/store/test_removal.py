@@ -88,13 +88,13 @@ def test_it_is_freed_between_requests_and_little_of_it_is_in_memory() -> None:
     before = live(volume)
     fs.unlink(ROOT_INO, b"large")
     fs.forget(ino, 1)
-    turns = most = 0
+    turns, most = 1, 0  # the first piece goes with the last use
     assert is_pending(volume)
     while is_pending(volume):
         turns += 1
         step(volume)
         most = max(most, len(volume.current_items.mem))
-    assert turns >= GROUPS // 16
+    assert turns > GROUPS // 16
     assert most < 60 + 2 * 16 + 20
     for _ in range(3):
         volume.checkpoint()
